@@ -1,0 +1,113 @@
+package cow
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
+)
+
+// copyChunk bounds one copy_file_range call, so that a kill or an unmount is never waited for long.
+const copyChunk = 64 << 20
+
+// CopyData makes the first size bytes of dst, an empty file, equal to those of src: by reflink where the file system
+// shares extents, else range by range, so that holes stay holes (cf. overlayfs copy_up.c ovl_copy_up_file). It returns
+// the number of bytes that were written or shared. It blocks for as long as the data takes and is called with no lock
+// held.
+func CopyData(m *sys.Mutator, dst, src int, size int64) (copied int64, err error) {
+	if size == 0 {
+		return 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(src, &st); err != nil {
+		return 0, err
+	}
+	// A reflink shares whole files; a truncated prefix is copied.
+	if st.Size == size && m.Clone(dst, src) == nil {
+		return size, nil
+	}
+	off := int64(0)
+	for off < size {
+		start, end := nextData(src, off, size)
+		if start >= size {
+			break
+		}
+		n, err := copySpan(m, dst, src, start, end)
+		copied += n
+		if err != nil {
+			return copied, err
+		}
+		off = end
+	}
+	return copied, m.Truncate(dst, size)
+}
+
+// nextData is the next span of data in [off, size); start is size when only a hole is left. A file system without
+// SEEK_DATA is all data.
+func nextData(fd int, off, size int64) (start, end int64) {
+	start, err := unix.Seek(fd, off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return size, size
+	}
+	if err != nil {
+		return off, size
+	}
+	end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+	if err != nil || end > size {
+		end = size
+	}
+	return start, end
+}
+
+func copySpan(m *sys.Mutator, dst, src int, off, end int64) (copied int64, err error) {
+	for off < end {
+		n, err := m.CopyRange(src, off, dst, off, int(min(end-off, copyChunk)))
+		if n > 0 {
+			off += int64(n)
+			copied += int64(n)
+			continue
+		}
+		if err == nil { // the file is shorter than it was
+			return copied, nil
+		}
+		if !copyRangeUnsupported(err) {
+			return copied, err
+		}
+		n64, err := copyBuffered(m, dst, src, off, end)
+		return copied + n64, err
+	}
+	return copied, nil
+}
+
+func copyRangeUnsupported(err error) bool {
+	for _, e := range []unix.Errno{unix.EXDEV, unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, unix.EBADF, unix.EPERM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func copyBuffered(m *sys.Mutator, dst, src int, off, end int64) (copied int64, err error) {
+	buf := make([]byte, min(end-off, 1<<20))
+	for off < end {
+		n, err := unix.Pread(src, buf[:min(end-off, int64(len(buf)))], off)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return copied, err
+		}
+		for w := 0; w < n; {
+			k, err := m.Pwrite(dst, buf[w:n], off+int64(w))
+			if err != nil {
+				return copied, err
+			}
+			w += k
+		}
+		off += int64(n)
+		copied += int64(n)
+	}
+	return copied, nil
+}

@@ -1,0 +1,176 @@
+package layer
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// Layer is a directory tree that takes part in a union.
+//
+// A Layer is immutable after Open and may be used by any number of goroutines. Close ends it.
+type Layer struct {
+	// Path is where the layer was opened; for messages only, never resolved again.
+	Path string
+	// Dev is the device number of the layer's root; FSType its statfs magic.
+	Dev    uint64
+	Ino    uint64
+	FSType int64
+	// UUID identifies the file system in origin handles; zero where the kernel does not tell.
+	UUID [16]byte
+
+	fd int
+	// handles says that inode numbers can be read out of this file system's file handles.
+	handles bool
+	// override is the attribute that holds owner and mode of the layer's objects, "" for none.
+	override string
+}
+
+// Open opens the directory path as a layer. Symlinks in path are followed once, here; the layer stays the directory that
+// path named at this moment. The error names the path; it wraps ENOENT, ENOTDIR or EACCES.
+func Open(path string) (*Layer, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.EACCES { //nolint:errorlint // raw errno
+		fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", path, err)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		abs = path
+	}
+	l := &Layer{Path: abs, fd: fd}
+	if err := l.describe(); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("layer %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func (l *Layer) describe() error {
+	var st unix.Statx_t
+	if err := sys.Statx(l.fd, "", &st); err != nil {
+		return err
+	}
+	l.Dev, l.Ino = sys.Dev(&st), st.Ino
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(l.fd, &fs); err != nil {
+		return err
+	}
+	l.FSType = int64(fs.Type)
+	l.UUID, _ = sys.FSUUID(l.fd)
+	if h, err := sys.Handle(l.fd, ""); err == nil {
+		o := ovl.Origin{UUID: l.UUID, FileHandle: h}
+		ino, ok := o.Inode()
+		l.handles = ok && ino == l.Ino && o.Fits()
+	}
+	for _, name := range ovl.OverrideNames() {
+		var buf [256]byte
+		if n, err := sys.Getxattrat(l.fd, ".", name, buf[:]); err == nil && n > 0 {
+			l.override = name
+			break
+		}
+	}
+	return nil
+}
+
+// FD is the layer's root directory. It belongs to the layer.
+func (l *Layer) FD() int { return l.fd }
+
+// Close releases the descriptor.
+func (l *Layer) Close() error {
+	if l.fd < 0 {
+		return nil
+	}
+	fd := l.fd
+	l.fd = -1
+	return unix.Close(fd)
+}
+
+// SetOverride makes the layer keep owner and mode in the given attribute from now on ("" for in the inode). It is called
+// before the layer is shared.
+func (l *Layer) SetOverride(attr string) { l.override = attr }
+
+// Override is the attribute that holds owner and mode, "" for none.
+func (l *Layer) Override() string { return l.override }
+
+// Handles says whether origins of this layer's inodes can be written and read back to inode numbers.
+func (l *Layer) Handles() bool { return l.handles }
+
+// maxWalk bounds one openat2 argument; a longer path is walked in pieces.
+const maxWalk = 4000
+
+// OpenDir opens the directory path, relative to the layer's root, following no symlink. The caller owns the descriptor,
+// which can be used for *at calls and, where permissions allow, for listing.
+func (l *Layer) OpenDir(path string) (int, error) {
+	return OpenDirAt(l.fd, path)
+}
+
+// OpenDirAt is OpenDir relative to any directory descriptor.
+func OpenDirAt(dirfd int, path string) (int, error) {
+	at := dirfd
+	for len(path) > maxWalk {
+		cut := strings.LastIndexByte(path[:maxWalk], '/')
+		if cut <= 0 {
+			return -1, unix.ENAMETOOLONG
+		}
+		fd, err := sys.OpenBeneath(at, path[:cut], unix.O_PATH|unix.O_DIRECTORY)
+		if at != dirfd {
+			unix.Close(at)
+		}
+		if err != nil {
+			return -1, err
+		}
+		at, path = fd, path[cut+1:]
+	}
+	fd, err := sys.OpenBeneath(at, path, unix.O_PATH|unix.O_DIRECTORY)
+	if at != dirfd {
+		unix.Close(at)
+	}
+	return fd, err
+}
+
+// Stat fills st with the attributes of name below dirfd ("." or "" for dirfd itself), as kept by this layer: with
+// xattr_permissions, owner, mode, type and device number come from the attribute.
+func (l *Layer) Stat(dirfd int, name string, st *unix.Statx_t) error {
+	if err := sys.Statx(dirfd, name, st); err != nil {
+		return err
+	}
+	if l.override == "" {
+		return nil
+	}
+	return l.applyOverride(dirfd, name, st)
+}
+
+func (l *Layer) applyOverride(dirfd int, name string, st *unix.Statx_t) error {
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil
+	}
+	var buf [256]byte
+	n, err := sys.Getxattrat(dirfd, name, l.override, buf[:])
+	if err != nil {
+		return nil //nolint:nilerr // an object without the attribute is described by its inode
+	}
+	o, err := ovl.ParseOverride(buf[:n])
+	if err != nil {
+		return fmt.Errorf("%s in %s: %w: %w", name, l.Path, err, unix.EIO)
+	}
+	st.Uid, st.Gid = o.UID, o.GID
+	st.Mode = uint16(uint32(st.Mode)&unix.S_IFMT | o.Mode&0o7777)
+	if o.HasType {
+		st.Mode = uint16(o.Mode)
+		st.Rdev_major, st.Rdev_minor = unix.Major(o.Rdev), unix.Minor(o.Rdev)
+	}
+	return nil
+}
+
+// IsWhiteoutDevice says whether st is the kernel's form of a whiteout, a 0:0 character device.
+func IsWhiteoutDevice(st *unix.Statx_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev_major == 0 && st.Rdev_minor == 0
+}

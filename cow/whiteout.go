@@ -1,0 +1,90 @@
+package cow
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// Whiteout stages a whiteout of the kernel's form and returns its name in the staging directory. Whiteouts are links to
+// one inode where the file system's link limit allows (cf. overlayfs dir.c ovl_whiteout).
+//
+// Precondition: Features.MknodWhiteout.
+func (w *Work) Whiteout() (string, error) {
+	name := w.TempName()
+	return name, w.WhiteoutAt(w.stage, name)
+}
+
+// WhiteoutAt makes a whiteout of the kernel's form named name below dirfd; EEXIST if the name is taken.
+func (w *Work) WhiteoutAt(dirfd int, name string) error {
+	err := w.m.Link(w.stage, sharedWhiteout, dirfd, name)
+	switch {
+	case err == nil || errors.Is(err, unix.EEXIST):
+		return err
+	case errors.Is(err, unix.EMLINK):
+		// The shared inode is full: begin a new one.
+		_ = w.m.Unlink(w.stage, sharedWhiteout)
+	case !errors.Is(err, unix.ENOENT):
+		// The file system links no device nodes (or none of this process): one inode each.
+		return w.m.Mknod(dirfd, name, unix.S_IFCHR, 0)
+	}
+	if err := w.m.Mknod(w.stage, sharedWhiteout, unix.S_IFCHR, 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return w.m.Link(w.stage, sharedWhiteout, dirfd, name)
+}
+
+// RemoveDir takes the directory name below dirfd, which holds nothing but whiteouts, out of the way by one rename and
+// then removes it. With whiteout set, a whiteout of the kernel's form is in its place from the same moment on.
+func (w *Work) RemoveDir(dirfd int, name string, whiteout bool) error {
+	tmp := w.TempName()
+	var err error
+	if whiteout {
+		if err = w.WhiteoutAt(w.stage, tmp); err != nil {
+			return err
+		}
+		err = w.m.Rename(w.stage, tmp, dirfd, name, unix.RENAME_EXCHANGE)
+	} else {
+		err = w.m.Rename(dirfd, name, w.stage, tmp, unix.RENAME_NOREPLACE)
+	}
+	w.Discard(tmp)
+	return err
+}
+
+// RemoveFile removes the non-directory name below dirfd and leaves a whiteout of the kernel's form in its place, in one
+// step.
+func (w *Work) RemoveFile(dirfd int, name string) error {
+	tmp, err := w.Whiteout()
+	if err != nil {
+		return err
+	}
+	if err := w.m.Rename(w.stage, tmp, dirfd, name, 0); err != nil {
+		w.Discard(tmp)
+		return err
+	}
+	return nil
+}
+
+// MakeOpaque makes the directory behind dirfd hide the layers below, in the attribute form or, where no attribute can be
+// written or aufs is set, by the AUFS sentinel.
+func (w *Work) MakeOpaque(dirfd int, name string, aufs bool) error {
+	if w.Names != nil && !aufs {
+		return w.m.Setxattr(dirfd, name, w.Names.Opaque, ovl.OpaqueValue(), 0)
+	}
+	fd, err := sys.Openat(dirfd, name, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	f, err := w.m.Create(fd, ovl.AUFSOpaque, unix.O_WRONLY, 0)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Close(f)
+}

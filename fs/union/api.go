@@ -1,0 +1,169 @@
+package union
+
+import (
+	"log/slog"
+
+	"plyfs/cow/layer"
+	"plyfs/internal/sys"
+)
+
+// Caller is the process on whose behalf an operation runs, in the identifiers that the mount presents (before the
+// mount's uid and gid maps are applied).
+type Caller struct {
+	UID, GID uint32
+	PID      uint32
+	// Groups are supplementary groups where the transport knows them; used only to decide whether a set-gid bit
+	// survives creation.
+	Groups []uint32
+	// Umask is applied to the mode of a new object unless the parent directory carries a default ACL.
+	Umask uint32
+}
+
+// Attr is what stat(2) and statx(2) report of a node, after id maps, squashing and stable inode numbers.
+type Attr struct {
+	Ino     uint64
+	Size    uint64
+	Blocks  uint64 // units of 512 bytes
+	Atime   sys.Time
+	Mtime   sys.Time
+	Ctime   sys.Time
+	Btime   sys.Time // zero when the backing file system has none
+	Mode    uint32   // type and permission bits
+	Nlink   uint32
+	UID     uint32
+	GID     uint32
+	Rdev    uint64 // as makedev(3)
+	Blksize uint32
+}
+
+// SetMask says which fields of a SetAttrIn are to be applied.
+type SetMask uint32
+
+// The fields of SetAttrIn.
+const (
+	SetMode SetMask = 1 << iota
+	SetUID
+	SetGID
+	SetSize
+	SetAtime
+	SetMtime
+	SetAtimeNow
+	SetMtimeNow
+	// SetKillPriv asks that a size or owner change clear set-id bits and file capabilities
+	// (FATTR_KILL_SUIDGID).
+	SetKillPriv
+)
+
+// SetAttrIn is one setattr request: any of chmod, chown, truncate, utimens.
+type SetAttrIn struct {
+	Valid SetMask
+	Mode  uint32
+	UID   uint32
+	GID   uint32
+	Size  uint64
+	Atime sys.Time
+	Mtime sys.Time
+}
+
+// Dirent is one entry of a merged directory.
+type Dirent struct {
+	Name string
+	Ino  uint64
+	// Type is the file type bits of a mode (S_IFMT), never zero.
+	Type uint32
+	// Next is the offset from which a later ReadDir continues behind this entry. Offsets are stable: an entry
+	// that exists during a whole scan is returned exactly once, whatever is created or removed meanwhile.
+	Next uint64
+}
+
+// Statfs is the answer to statfs(2), of the upper's file system or, without an upper, the topmost layer's.
+type Statfs struct {
+	Blocks, Bfree, Bavail uint64
+	Files, Ffree          uint64
+	Bsize, Frsize         uint32
+	Namelen               uint32
+}
+
+// IDRange maps Len identifiers: Disk on the layers' file systems is shown as Mount, Disk+1 as Mount+1, and so on.
+type IDRange struct {
+	Disk, Mount, Len uint32
+}
+
+// WhiteoutForm selects how deletions are written. All forms are always read.
+type WhiteoutForm int
+
+const (
+	// WhiteoutAuto writes the kernel's form (a 0:0 character device) where mknod is allowed, else the AUFS form.
+	WhiteoutAuto WhiteoutForm = iota
+	// WhiteoutKernel writes 0:0 character devices and fails to mount where they cannot be made.
+	WhiteoutKernel
+	// WhiteoutAUFS writes empty .wh.NAME files and .wh..wh..opq sentinels.
+	WhiteoutAUFS
+)
+
+// XattrPermissions is fuse-overlayfs's xattr_permissions: where owner, mode and type of new objects are kept.
+type XattrPermissions int
+
+const (
+	// XattrPermissionsOff keeps them in the inode.
+	XattrPermissionsOff XattrPermissions = 0
+	// XattrPermissionsPrivileged keeps them in security.fuseoverlayfs.override_stat.
+	XattrPermissionsPrivileged XattrPermissions = 1
+	// XattrPermissionsUser keeps them in user.containers.override_stat (or user.fuseoverlayfs.override_stat).
+	XattrPermissionsUser XattrPermissions = 2
+)
+
+// RedirectDir says what renaming a directory of a lower layer does.
+type RedirectDir int
+
+const (
+	// RedirectOn renames in O(1) and records the origin in overlay.redirect.
+	RedirectOn RedirectDir = iota
+	// RedirectFollow reads redirects but makes none: EXDEV.
+	RedirectFollow
+	// RedirectOff neither reads nor makes them: EXDEV, as the kernel's redirect_dir=off on an upper without any.
+	RedirectOff
+)
+
+// Options describe one union. The zero value plus Lowers is a read-only union with every feature on.
+type Options struct {
+	// Lowers are the read-only layers, topmost first. The union takes ownership.
+	Lowers []*layer.Layer
+	// Upper is the writable layer, nil for none; Work is its work directory, on the same file system.
+	Upper *layer.Layer
+	Work  *layer.Layer
+	// ReadOnly serves Upper without ever changing it (a second mount of a live container's upper).
+	ReadOnly bool
+
+	UIDMap, GIDMap []IDRange
+	// SquashUID and SquashGID, when not nil, are reported as every object's owner and group; chown is accepted
+	// and forgotten. SquashRoot is both at 0.
+	SquashUID, SquashGID *uint32
+
+	Whiteout         WhiteoutForm
+	XattrPermissions XattrPermissions
+	RedirectDir      RedirectDir
+	NoMetacopy       bool
+	NoIndex          bool // hard links are broken by copy-up on disk, as the kernel's index=off
+	NoACL            bool
+	NoXattrs         bool // no extended attribute of an application is read or written
+	StaticNlink      bool // report directories with a link count of 1 always
+	UserXattr        bool // write user.overlay.* even where trusted.overlay.* would be allowed
+	Volatile         bool // no sync at all; sticky EIO after a failed writeback
+	NoFsync          bool // fsync=0: fsync of an application is answered without doing it
+
+	// MaxOpenFiles bounds the descriptors that the union keeps open; 0 derives it from RLIMIT_NOFILE.
+	MaxOpenFiles int
+
+	// Mutator makes every system call that changes a layer; nil means direct. Tests inject failures through it.
+	Mutator *sys.Mutator
+	Logger  *slog.Logger
+	// Observer is told of changes that the kernel does not know of; nil for none.
+	Observer Observer
+}
+
+// Observer is implemented by a front end that lets the kernel cache. Calls come with no lock of the union held.
+type Observer interface {
+	// CopiedUp says that the data of n moved from a lower file to an upper one.
+	CopiedUp(n *Node)
+}

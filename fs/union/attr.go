@@ -1,0 +1,251 @@
+package union
+
+import (
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
+)
+
+// toAttr converts what a layer says of n's object to what the mount shows.
+func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
+	a := Attr{
+		Ino: n.ino, Size: st.Size, Blocks: st.Blocks,
+		Atime: sys.TimeOf(st.Atime), Mtime: sys.TimeOf(st.Mtime), Ctime: sys.TimeOf(st.Ctime),
+		Mode: n.mode | uint32(st.Mode)&0o7777, Nlink: st.Nlink, Blksize: st.Blksize, Rdev: sys.Rdev(st),
+	}
+	a.UID, a.GID = u.showOwner(st.Uid, st.Gid)
+	if st.Mask&unix.STATX_BTIME != 0 {
+		a.Btime = sys.TimeOf(st.Btime)
+	}
+	switch {
+	case n.dir != nil:
+		// A merged directory's subdirectories are not counted: like the kernel's, its link count is 1, which
+		// tools take for unknown.
+		if u.opt.StaticNlink || n.dir.merges(n.has(flagUpper)) {
+			a.Nlink = 1
+		}
+	case n.has(flagSpecial):
+		a.Rdev = 0
+	}
+	return a
+}
+
+// merges says whether more than one layer may take part in the directory.
+func (d *dirState) merges(upper bool) bool {
+	k := len(d.candidates)
+	if d.resolved.Load() {
+		k = len(d.lowers)
+	}
+	if upper {
+		k++
+	}
+	return k > 1
+}
+
+// GetAttr returns the attributes of n, from the layers.
+func (u *Union) GetAttr(n *Node) (Attr, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	return u.attr(n)
+}
+
+// attr is GetAttr under renameMu.
+func (u *Union) attr(n *Node) (Attr, error) {
+	var st unix.Statx_t
+	l, err := u.attrLoc(n)
+	if err != nil {
+		return Attr{}, err
+	}
+	err = l.layer.Stat(l.fd(), l.name, &st)
+	l.close()
+	if err != nil {
+		return Attr{}, err
+	}
+	a := u.toAttr(n, &st)
+	if n.dir != nil {
+		if n.has(flagUnlinked) {
+			a.Nlink = 0
+		}
+		return a, nil
+	}
+	if n.has(flagUnlinked) {
+		a.Nlink = 0
+	} else if n.hard != nil {
+		n.copyMu.Lock()
+		if n.hard.index != "" {
+			a.Nlink = uint32(max(int(st.Nlink)+n.hard.delta, 0))
+		}
+		n.copyMu.Unlock()
+	}
+	if n.has(flagMetacopy) {
+		if ll, err := u.lowerLoc(n); err == nil {
+			var lst unix.Statx_t
+			if ll.layer.Stat(ll.fd(), ll.name, &lst) == nil {
+				a.Blocks = lst.Blocks
+			}
+			ll.close()
+		}
+	}
+	return a, nil
+}
+
+// SetAttr applies chmod, chown, truncate and utimens, in that order of precedence of their side effects, and returns the
+// attributes afterwards. A lower object is copied up first, without its data unless the size changes; a truncation
+// copies only what remains. It blocks for the copying.
+func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
+	if in.Valid&SetSize != 0 && n.IsDir() {
+		return Attr{}, unix.EISDIR
+	}
+	uid, gid := int64(-1), int64(-1)
+	if in.Valid&SetUID != 0 {
+		uid = int64(in.UID)
+	}
+	if in.Valid&SetGID != 0 {
+		gid = int64(in.GID)
+	}
+	duid, dgid, err := u.diskOwner(uid, gid)
+	if err != nil {
+		return Attr{}, err
+	}
+	want := copyMeta
+	limit := int64(-1)
+	if in.Valid&SetSize != 0 {
+		want, limit = copyData, int64(in.Size)
+	}
+	if err := u.copyUp(n, want, limit); err != nil {
+		return Attr{}, err
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	if in.Valid&SetSize != 0 {
+		if err := u.truncate(n, in); err != nil {
+			return Attr{}, err
+		}
+	}
+	l, err := u.upperLoc(n)
+	if err != nil {
+		return Attr{}, err
+	}
+	defer l.close()
+	if err := u.setOwnerMode(n, l, in, duid, dgid); err != nil {
+		return Attr{}, err
+	}
+	if err := u.setTimes(l, in); err != nil {
+		return Attr{}, err
+	}
+	if n.IsDir() {
+		n.dir.mu.Lock()
+		n.dir.hint = createHint{}
+		n.dir.mu.Unlock()
+	}
+	return u.attr(n)
+}
+
+func (u *Union) truncate(n *Node, in *SetAttrIn) error {
+	f, err := u.dataFile(n, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := u.sticky(u.m.Truncate(f.FD(), int64(in.Size))); err != nil {
+		return err
+	}
+	if in.Valid&SetKillPriv != 0 {
+		return u.killSetID(f.FD())
+	}
+	return nil
+}
+
+// setOwnerMode applies chown and chmod. The backing kernel clears set-id bits and capabilities on chown by its rules,
+// and rewrites the mask of an ACL on chmod.
+func (u *Union) setOwnerMode(n *Node, l loc, in *SetAttrIn, uid, gid int) error {
+	if in.Valid&(SetMode|SetUID|SetGID) == 0 {
+		return nil
+	}
+	if l.layer.Override() != "" && n.mode != unix.S_IFLNK {
+		return u.setOverride(n, l, in, uid, gid)
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := u.m.Chown(l.fd(), l.name, uid, gid); err != nil {
+			return err
+		}
+	}
+	if in.Valid&SetMode != 0 {
+		return u.m.Chmod(l.fd(), l.name, in.Mode&0o7777)
+	}
+	return nil
+}
+
+func (u *Union) setTimes(l loc, in *SetAttrIn) error {
+	if in.Valid&(SetAtime|SetMtime|SetAtimeNow|SetMtimeNow) == 0 {
+		return nil
+	}
+	at, mt := sys.OmitTime(), sys.OmitTime()
+	switch {
+	case in.Valid&SetAtimeNow != 0:
+		at = sys.NowTime()
+	case in.Valid&SetAtime != 0:
+		at = in.Atime.Timespec()
+	}
+	switch {
+	case in.Valid&SetMtimeNow != 0:
+		mt = sys.NowTime()
+	case in.Valid&SetMtime != 0:
+		mt = in.Mtime.Timespec()
+	}
+	return u.m.Utimes(l.fd(), l.name, at, mt)
+}
+
+// killSetID clears the set-id bits of an open upper file as a write by a process without CAP_FSETID does (cf. attr.c
+// setattr_should_drop_suidgid). File capabilities went with the write itself.
+func (u *Union) killSetID(fd int) error {
+	var st unix.Statx_t
+	if err := sys.Statx(fd, "", &st); err != nil {
+		return err
+	}
+	mode := uint32(st.Mode) & 0o7777
+	kept := mode &^ unix.S_ISUID
+	if mode&unix.S_IXGRP != 0 {
+		kept &^= unix.S_ISGID
+	}
+	if kept == mode {
+		return nil
+	}
+	return u.m.Chmod(fd, "", kept)
+}
+
+// Statfs describes the upper's file system, or the topmost lower's.
+func (u *Union) Statfs() (Statfs, error) {
+	l := u.upper
+	if l == nil {
+		l = u.lowers[0]
+	}
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(l.FD(), &s); err != nil {
+		return Statfs{}, err
+	}
+	return Statfs{
+		Blocks: s.Blocks, Bfree: s.Bfree, Bavail: s.Bavail, Files: s.Files, Ffree: s.Ffree,
+		Bsize: uint32(s.Bsize), Frsize: uint32(s.Frsize), Namelen: uint32(s.Namelen),
+	}, nil
+}
+
+// Readlink returns the target of a symlink.
+func (u *Union) Readlink(n *Node) (string, error) {
+	if n.mode != unix.S_IFLNK {
+		return "", unix.EINVAL
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	l, err := u.attrLoc(n)
+	if err != nil {
+		return "", err
+	}
+	defer l.close()
+	if l.layer.Override() != "" {
+		if t, ok := placeholderTarget(l); ok {
+			return t, nil
+		}
+	}
+	return sys.Readlinkat(l.fd(), l.name)
+}

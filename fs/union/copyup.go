@@ -1,0 +1,566 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// copyWant is how much of a lower object must be in the upper.
+type copyWant int
+
+const (
+	// copyMeta: its attributes.
+	copyMeta copyWant = iota
+	// copyData: its data too.
+	copyData
+)
+
+// copyUp makes n, and its ancestors, upper objects. With copyData and a limit of 0 or more, only the first limit bytes of
+// the data are wanted: the caller truncates. It blocks for the copying; others that want the same node wait, nobody else
+// does (cf. overlayfs copy_up.c ovl_copy_up_flags, ovl_copy_up_start).
+//
+// Precondition: no lock is held.
+func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
+	if n.copied(want) {
+		if u.opt.ReadOnly {
+			return unix.EROFS
+		}
+		return nil
+	}
+	if u.work == nil {
+		return unix.EROFS
+	}
+	if p := u.firstLink(n).parent; p != nil {
+		if err := u.copyUp(p, copyMeta, -1); err != nil {
+			return err
+		}
+	}
+	for {
+		n.copyMu.Lock()
+		if n.copied(want) {
+			n.copyMu.Unlock()
+			return nil
+		}
+		if running := n.inflight; running != nil {
+			n.copyMu.Unlock()
+			<-running
+			continue
+		}
+		done := make(chan struct{})
+		n.inflight = done
+		n.copyMu.Unlock()
+
+		err := u.copyUpOne(n, want, limit)
+
+		n.copyMu.Lock()
+		n.inflight = nil
+		n.copyMu.Unlock()
+		close(done)
+		if errors.Is(err, errMoved) {
+			return u.copyUp(n, want, limit)
+		}
+		if err != nil {
+			return fmt.Errorf("copy-up of %s: %w", u.pathOf(n), err)
+		}
+		u.copyUps.Add(1)
+		if u.opt.Observer != nil && n.mode == unix.S_IFREG {
+			u.opt.Observer.CopiedUp(n)
+		}
+		return nil
+	}
+}
+
+func (n *Node) copied(want copyWant) bool {
+	f := n.flags.Load()
+	return f&flagUpper != 0 && (want == copyMeta || f&flagMetacopy == 0)
+}
+
+// errMoved says that the name under which an object was to be published is no longer its first.
+var errMoved = errors.New("first name changed during copy-up")
+
+// copyUpOne copies one object whose parent is in the upper already.
+func (u *Union) copyUpOne(n *Node, want copyWant, limit int64) error {
+	if n.has(flagUpper) {
+		return u.copyUpData(n, limit)
+	}
+	c := &copyUp{u: u, n: n, limit: limit, tmp: -1}
+	c.data = want == copyData || u.opt.NoMetacopy || u.names == nil || u.upper.Override() != ""
+	defer c.close()
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	if err := c.stage(); err != nil {
+		return err
+	}
+	return c.publish()
+}
+
+// copyUp is one running copy-up: prepared, staged and published in this order (cf. overlayfs copy_up.c struct
+// ovl_copy_up_ctx).
+type copyUp struct {
+	u     *Union
+	n     *Node
+	data  bool
+	limit int64
+
+	from   loc
+	st     unix.Statx_t
+	origin *ovl.Origin
+
+	name   string // in the staging directory, "" for an unnamed file
+	tmp    int    // descriptor of the staged object, -1 for none
+	marked bool   // the staged file carries the unsynced mark
+	meta   bool   // the staged file has no data
+	done   bool
+}
+
+// prepare looks at the lower object.
+func (c *copyUp) prepare() (err error) {
+	u := c.u
+	u.renameMu.RLock()
+	c.from, err = u.attrLoc(c.n)
+	u.renameMu.RUnlock()
+	if err != nil {
+		return err
+	}
+	if err := c.from.layer.Stat(c.from.fd(), c.from.name, &c.st); err != nil {
+		return err
+	}
+	if c.from.layer.Handles() && u.names != nil {
+		h, err := sys.Handle(c.from.fd(), c.from.name)
+		o := ovl.Origin{UUID: c.from.layer.UUID, FileHandle: h}
+		if err == nil && o.Fits() {
+			c.origin = &o
+		}
+	}
+	c.meta = c.n.mode == unix.S_IFREG && !c.data && c.st.Size > 0 && !c.n.has(flagSpecial)
+	return nil
+}
+
+// stage makes the object, complete with attributes, in the work directory. No lock is held.
+func (c *copyUp) stage() error {
+	if err := c.stageObject(); err != nil {
+		return err
+	}
+	if c.n.mode == unix.S_IFREG || c.n.has(flagSpecial) {
+		if err := c.stageData(); err != nil {
+			return err
+		}
+	}
+	return c.stageAttrs()
+}
+
+// stageObject makes the bare object, inaccessible to others until its mode is set at the end.
+func (c *copyUp) stageObject() (err error) {
+	u, n := c.u, c.n
+	w := u.work
+	placeholder := u.upper.Override() != "" && n.mode != unix.S_IFDIR && n.mode != unix.S_IFLNK
+	switch {
+	case n.mode == unix.S_IFREG || n.has(flagSpecial) || placeholder:
+		if w.Tmpfile {
+			c.tmp, err = u.m.Tmpfile(w.StageFD(), unix.O_RDWR, 0o600)
+			return err
+		}
+		c.name = w.TempName()
+		c.tmp, err = u.m.Create(w.StageFD(), c.name, unix.O_RDWR, 0o600)
+		return err
+	case n.mode == unix.S_IFDIR:
+		c.name = w.TempName()
+		return u.m.Mkdir(w.StageFD(), c.name, 0o700)
+	case n.mode == unix.S_IFLNK:
+		target, err := c.target()
+		if err != nil {
+			return err
+		}
+		c.name = w.TempName()
+		return u.m.Symlink(target, w.StageFD(), c.name)
+	}
+	c.name = w.TempName()
+	return u.m.Mknod(w.StageFD(), c.name, n.mode|0o600, sys.Rdev(&c.st))
+}
+
+func (c *copyUp) target() (string, error) {
+	if c.from.layer.Override() != "" {
+		if t, ok := placeholderTarget(c.from); ok {
+			return t, nil
+		}
+	}
+	return sys.Readlinkat(c.from.fd(), c.from.name)
+}
+
+// at is where the staged object is, for calls on its attributes.
+func (c *copyUp) at() (dirfd int, name string) {
+	if c.name == "" {
+		return c.tmp, ""
+	}
+	return c.u.work.StageFD(), c.name
+}
+
+// stageData copies the data, or gives a metadata-only copy its size. Data comes before attributes: writing would drop
+// capabilities and set-id bits.
+func (c *copyUp) stageData() error {
+	u := c.u
+	size := int64(c.st.Size)
+	if c.limit >= 0 {
+		size = min(size, c.limit)
+	}
+	if c.meta {
+		return u.m.Truncate(c.tmp, int64(c.st.Size))
+	}
+	if size == 0 || c.n.mode != unix.S_IFREG {
+		return nil
+	}
+	src, err := u.lowerData(c.n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	if u.marks {
+		dirfd, name := c.at()
+		if err := u.markUnsynced(c.n, dirfd, name); err != nil {
+			return err
+		}
+		c.marked = true
+	}
+	copied, err := cow.CopyData(u.m, c.tmp, src, size)
+	u.copyUpBytes.Add(uint64(copied))
+	return err
+}
+
+// lowerData opens the data of n's lower for a copy-up. The caller owns the descriptor.
+func (u *Union) lowerData(n *Node) (int, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	return u.openLowerFD(n)
+}
+
+// stageAttrs gives the staged object the lower's attributes: extended ones, owner, the union's own, mode, times, in the
+// order in which none undoes another.
+func (c *copyUp) stageAttrs() error {
+	u := c.u
+	dirfd, name := c.at()
+	override := u.upper.Override()
+	skip := func(attr string) bool { return u.opt.NoACL && isACL(attr) }
+	if err := cow.CopyXattrs(u.m, c.from.fd(), c.from.name, dirfd, name, skip); err != nil {
+		return err
+	}
+	if err := c.stageOwnXattrs(dirfd, name); err != nil {
+		return err
+	}
+	mode := u.copiedMode(&c.st)
+	if override != "" && c.n.mode != unix.S_IFLNK {
+		o := ovl.OverrideStat{UID: c.st.Uid, GID: c.st.Gid, Mode: c.n.mode | mode, Rdev: sys.Rdev(&c.st)}
+		if err := u.m.Setxattr(dirfd, name, override, o.Encode(), 0); err != nil {
+			return err
+		}
+		mode = overrideMode
+	} else if err := u.m.Chown(dirfd, name, int(c.st.Uid), int(c.st.Gid)); err != nil {
+		return err
+	}
+	if c.n.mode != unix.S_IFLNK {
+		if err := u.m.Chmod(dirfd, name, mode); err != nil {
+			return err
+		}
+	}
+	return u.m.Utimes(dirfd, name, sys.TimeOf(c.st.Atime).Timespec(), sys.TimeOf(c.st.Mtime).Timespec())
+}
+
+// stageOwnXattrs writes the union's own attributes. A symlink or device takes none of the user namespace: it goes
+// without an origin then, which costs it its inode number at the next mount.
+func (c *copyUp) stageOwnXattrs(dirfd int, name string) error {
+	u := c.u
+	if u.names == nil {
+		return nil
+	}
+	set := func(attr string, v []byte) error {
+		err := u.m.Setxattr(dirfd, name, attr, v, 0)
+		if errors.Is(err, unix.EPERM) && c.n.mode != unix.S_IFREG && c.n.mode != unix.S_IFDIR {
+			return nil
+		}
+		return err
+	}
+	if c.origin != nil && (c.st.Nlink == 1 || c.indexed() || c.n.IsDir()) {
+		if err := set(u.names.Origin, c.origin.Encode()); err != nil {
+			return err
+		}
+	}
+	if c.indexed() {
+		if err := set(u.names.Nlink, ovl.NlinkDelta{OfLower: true}.Encode()); err != nil {
+			return err
+		}
+	}
+	if c.meta {
+		if err := set(u.names.Metacopy, ovl.MetacopyValue()); err != nil {
+			return err
+		}
+	}
+	if c.n.has(flagSpecial) {
+		return set(u.names.Special, ovl.OverrideStat{Mode: unix.S_IFCHR}.Encode())
+	}
+	return nil
+}
+
+// indexed says whether the object has several names in its layer, which stay linked through the index.
+func (c *copyUp) indexed() bool {
+	return !c.n.IsDir() && c.st.Nlink > 1 && c.origin != nil && !c.u.opt.NoIndex
+}
+
+// copiedMode is the mode that a copy gets. Set-id bits of an owner that has no mapping here were inert and stay so
+// (CVE-2023-0386).
+func (u *Union) copiedMode(st *unix.Statx_t) uint32 {
+	mode := uint32(st.Mode) & 0o7777
+	if u.userNS && (st.Uid == overflowID || st.Gid == overflowID) {
+		mode &^= unix.S_ISUID | unix.S_ISGID
+	}
+	return mode
+}
+
+// publish gives the staged object its name in the upper, under the locks, unless the node lost its last name meanwhile.
+func (c *copyUp) publish() error {
+	u, n := c.u, c.n
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	l := u.firstLink(n)
+	if l.parent == nil {
+		return c.publishUnlinked()
+	}
+	l.parent.dir.mu.Lock()
+	defer l.parent.dir.mu.Unlock()
+	if now := u.firstLink(n); now.parent != l.parent || now.name != l.name {
+		if now.parent == nil {
+			return c.publishUnlinked()
+		}
+		return errMoved
+	}
+	pf, err := u.dirUpper(l.parent)
+	if err != nil {
+		return err
+	}
+	defer pf.Close()
+	var pst unix.Statx_t
+	if err := sys.Statx(pf.FD(), "", &pst); err != nil {
+		return err
+	}
+	if c.origin != nil {
+		u.markImpure(l.parent, pf)
+	}
+	index, err := c.publishIndex()
+	if err != nil {
+		return err
+	}
+	if index != "" {
+		idx, _ := u.work.IndexFD(false)
+		err = u.m.Link(idx, index, pf.FD(), l.name)
+	} else {
+		err = c.publishName(pf.FD(), l.name)
+	}
+	if err != nil {
+		return err
+	}
+	// Best effort: a copy-up is no change of the directory that anybody should see.
+	_ = u.m.Utimes(pf.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
+	c.settle(func() {
+		u.treeMu.Lock()
+		n.setLinkUpperLocked(l.parent, l.name)
+		u.treeMu.Unlock()
+		if index != "" {
+			n.hard.index = index
+			n.hard.delta = int(c.st.Nlink) - 2
+		}
+	})
+	if index != "" {
+		u.storeDelta(n)
+	}
+	return nil
+}
+
+func (c *copyUp) publishName(dirfd int, name string) error {
+	if c.name == "" {
+		return c.u.m.LinkFD(c.tmp, dirfd, name)
+	}
+	return c.u.m.Rename(c.u.work.StageFD(), c.name, dirfd, name, unix.RENAME_NOREPLACE)
+}
+
+// publishIndex puts a hard-linked object into the index first, so that its other names follow (cf. copy_up.c
+// ovl_copy_up_workdir, c->indexed). It returns the entry's name, "" if the object is not indexed.
+func (c *copyUp) publishIndex() (string, error) {
+	if !c.indexed() {
+		return "", nil
+	}
+	u := c.u
+	u.indexMu.Lock()
+	idx, err := u.work.IndexFD(true)
+	u.indexMu.Unlock()
+	if err != nil {
+		return "", err
+	}
+	key := c.origin.IndexName()
+	if len(key) > unix.NAME_MAX {
+		return "", unix.ENAMETOOLONG
+	}
+	err = c.publishName(idx, key)
+	if errors.Is(err, unix.EEXIST) {
+		// A copy-up that failed after this step left it; a lookup would have found one in use.
+		if err = u.m.Unlink(idx, key); err == nil {
+			err = c.publishName(idx, key)
+		}
+	}
+	return key, err
+}
+
+// publishUnlinked keeps the copy of an object that has no name any more, for those who have it open.
+func (c *copyUp) publishUnlinked() error {
+	u, n := c.u, c.n
+	if c.tmp < 0 {
+		fd, err := sys.Openat(u.work.StageFD(), c.name, unix.O_PATH)
+		if err != nil {
+			return err
+		}
+		c.tmp = fd
+	}
+	if c.name != "" {
+		u.work.Discard(c.name)
+	}
+	c.marked = false
+	if n.IsDir() {
+		u.dirs.Put(&n.dir.upper, c.tmp, false).Close()
+		u.dirs.Pin(&n.dir.upper)
+		c.tmp = -1
+	}
+	c.settle(func() { n.set(flagUnlinked) })
+	u.files.Pin(&n.data)
+	return nil
+}
+
+// settle switches the node to its new upper object.
+func (c *copyUp) settle(more func()) {
+	u, n := c.u, c.n
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	u.files.Drop(&n.data)
+	if c.tmp >= 0 && !c.meta && !n.IsDir() {
+		u.files.Put(&n.data, c.tmp, readable(c.tmp)).Close()
+		c.tmp = -1
+	} else if c.tmp >= 0 && n.mode == unix.S_IFREG && u.firstLink(n).parent == nil {
+		u.files.Put(&n.data, c.tmp, true).Close()
+		c.tmp = -1
+	}
+	if c.meta {
+		n.set(flagMetacopy)
+	}
+	if c.marked {
+		n.set(flagUnsynced)
+	}
+	more()
+	n.set(flagUpper)
+	c.done = true
+	if c.marked {
+		u.noteUnsynced(n)
+	}
+}
+
+func (c *copyUp) close() {
+	if c.from.dir != nil {
+		c.from.close()
+	}
+	if c.tmp >= 0 {
+		unix.Close(c.tmp)
+	}
+	if !c.done && c.name != "" {
+		c.u.work.Discard(c.name)
+	}
+}
+
+// markImpure notes on the upper directory dir that it holds objects with an origin, so that the kernel's readdir looks
+// for their inode numbers (cf. util.c ovl_set_impure). It is best effort, as there.
+func (u *Union) markImpure(dir *Node, f *layer.File) {
+	if dir.has(flagImpure) || u.names == nil {
+		return
+	}
+	if u.m.Setxattr(f.FD(), ".", u.names.Impure, ovl.OpaqueValue(), 0) == nil {
+		dir.set(flagImpure)
+	}
+}
+
+// copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts (cf.
+// copy_up.c ovl_copy_up_meta_inode_data).
+func (u *Union) copyUpData(n *Node, limit int64) error {
+	src, err := u.lowerData(n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	f, err := u.metacopyFile(n)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &st); err != nil {
+		return err
+	}
+	size := int64(st.Size)
+	marked := false
+	if limit >= 0 && limit < size {
+		size = limit
+		if err := u.m.Truncate(f.FD(), size); err != nil {
+			return err
+		}
+	}
+	if u.marks && size > 0 && !n.has(flagUnlinked) {
+		if err := u.markUnsynced(n, f.FD(), ""); err != nil {
+			return err
+		}
+		marked = true
+	}
+	copied, err := cow.CopyData(u.m, f.FD(), src, size)
+	u.copyUpBytes.Add(uint64(copied))
+	if err != nil {
+		return err
+	}
+	if err := u.m.Utimes(f.FD(), "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
+		return err
+	}
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	if err := u.m.Removexattr(f.FD(), "", u.names.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
+		return err
+	}
+	if !n.has(flagUnlinked) {
+		u.files.Drop(&n.data)
+	}
+	n.clear(flagMetacopy)
+	if marked {
+		n.set(flagUnsynced)
+		u.noteUnsynced(n)
+	}
+	return nil
+}
+
+// metacopyFile opens the upper object of a metadata-only copy for writing.
+func (u *Union) metacopyFile(n *Node) (*layer.File, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	l, err := u.upperLoc(n)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	var fd int
+	if l.name == "" {
+		fd, err = sys.Reopen(l.fd(), unix.O_RDWR)
+	} else {
+		fd, err = u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, unix.O_RDWR) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	return layer.Own(fd), nil
+}

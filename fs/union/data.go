@@ -1,0 +1,194 @@
+package union
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/internal/sys"
+)
+
+// file returns n's data for reading, or for writing with its data in the upper. The caller closes it.
+func (u *Union) file(n *Node, write bool) (*layer.File, error) {
+	if n.mode != unix.S_IFREG {
+		if n.IsDir() {
+			return nil, unix.EISDIR
+		}
+		return nil, unix.EINVAL
+	}
+	if f := u.files.Get(&n.data); f != nil {
+		if f.Writable && !n.has(flagUnlinked) || !write && !n.has(flagUnlinked) {
+			return f, nil
+		}
+		f.Close()
+	}
+	if write {
+		if err := u.copyUp(n, copyData, -1); err != nil {
+			return nil, err
+		}
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	return u.dataFile(n, write)
+}
+
+// Read reads from n at off into p and returns how much it got: less than len(p) only at the end of the file.
+func (u *Union) Read(n *Node, p []byte, off int64) (int, error) {
+	f, err := u.file(n, false)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	got := 0
+	for got < len(p) {
+		k, err := unix.Pread(f.FD(), p[got:], off+int64(got))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return got, err
+		}
+		if k == 0 {
+			break
+		}
+		got += k
+	}
+	return got, nil
+}
+
+// Write writes p to n at off, copying its data up first. With killPriv, set-id bits are cleared as by a write of a
+// process without CAP_FSETID. It returns how much was written.
+func (u *Union) Write(n *Node, p []byte, off int64, killPriv bool) (int, error) {
+	f, err := u.file(n, true)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	done := 0
+	for done < len(p) {
+		k, err := u.m.Pwrite(f.FD(), p[done:], off+int64(done))
+		if err != nil {
+			if done > 0 {
+				break
+			}
+			return 0, u.sticky(err)
+		}
+		done += k
+	}
+	if killPriv {
+		if err := u.killSetID(f.FD()); err != nil {
+			return 0, err
+		}
+	}
+	return done, nil
+}
+
+// Fallocate is fallocate(2) on n, with every mode that the upper's file system has.
+func (u *Union) Fallocate(n *Node, mode uint32, off, length int64, killPriv bool) error {
+	f, err := u.file(n, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := u.m.Fallocate(f.FD(), mode, off, length); err != nil {
+		return err
+	}
+	if killPriv {
+		return u.killSetID(f.FD())
+	}
+	return nil
+}
+
+// Seek finds data or holes (SEEK_DATA, SEEK_HOLE); ENXIO beyond the end.
+func (u *Union) Seek(n *Node, off int64, whence int) (int64, error) {
+	f, err := u.file(n, false)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return unix.Seek(f.FD(), off, whence)
+}
+
+// CopyRange copies length bytes between two files of the union, by reflink where the layers allow it. It returns how
+// much was copied; 0 at the end of src.
+func (u *Union) CopyRange(src *Node, soff int64, dst *Node, doff, length int64) (int, error) {
+	out, err := u.file(dst, true)
+	if err != nil {
+		return 0, err
+	}
+	defer out.Close()
+	in, err := u.file(src, false)
+	if err != nil {
+		return 0, err
+	}
+	defer in.Close()
+	return u.m.CopyRange(in.FD(), soff, out.FD(), doff, int(min(length, 1<<30)))
+}
+
+// GetFlags returns the inode flags of n (chattr(1)).
+func (u *Union) GetFlags(n *Node) (uint32, error) {
+	f, err := u.openForFlags(n)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return sys.GetFlags(f.FD())
+}
+
+// SetFlags sets the inode flags of n. Immutable and append-only are refused with EPERM where the backing file system
+// refuses them.
+func (u *Union) SetFlags(n *Node, flags uint32) error {
+	if n.mode == unix.S_IFREG {
+		if err := u.copyUp(n, copyData, -1); err != nil {
+			return err
+		}
+	} else if err := u.copyUp(n, copyMeta, -1); err != nil {
+		return err
+	}
+	f, err := u.openForFlags(n)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return u.m.SetFlags(f.FD(), flags)
+}
+
+func (u *Union) openForFlags(n *Node) (*layer.File, error) {
+	if n.mode == unix.S_IFREG {
+		return u.file(n, false)
+	}
+	if !n.IsDir() {
+		return nil, unix.ENOTTY
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	l, err := u.attrLoc(n)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	fd, err := sys.Openat(l.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return layer.Own(fd), nil
+}
+
+// Backing returns the descriptor that a front end may let the kernel read and write directly, and whether it is the
+// upper's. With write, the data is copied up. The caller closes it.
+func (u *Union) Backing(n *Node, write bool) (f *layer.File, upper bool, err error) {
+	if n.mode != unix.S_IFREG {
+		return nil, false, unix.EINVAL
+	}
+	if write {
+		if err := u.copyUp(n, copyData, -1); err != nil {
+			return nil, false, err
+		}
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	upper = n.has(flagUpper) && !n.has(flagMetacopy)
+	f, err = u.dataFile(n, write)
+	return f, upper, err
+}

@@ -1,0 +1,254 @@
+package union
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// Link gives n a further name, and returns its attributes then. A file made by Tmpfile gets its first. The new name comes
+// with a reference to n.
+func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
+	if err := checkName(name); err != nil {
+		return Attr{}, err
+	}
+	switch {
+	case dir.dir == nil:
+		return Attr{}, unix.ENOTDIR
+	case n.IsDir():
+		return Attr{}, unix.EPERM
+	case u.work == nil:
+		return Attr{}, unix.EROFS
+	}
+	if err := u.copyUp(dir, copyMeta, -1); err != nil {
+		return Attr{}, err
+	}
+	if err := u.copyUp(n, copyMeta, -1); err != nil {
+		return Attr{}, err
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	if n.has(flagMetacopy) {
+		if err := u.redirectMetacopy(n); err != nil {
+			return Attr{}, err
+		}
+	}
+	dir.dir.mu.Lock()
+	err := u.linkLocked(n, dir, name)
+	dir.dir.mu.Unlock()
+	if err != nil {
+		return Attr{}, err
+	}
+	a, err := u.attr(n)
+	if err != nil {
+		u.Forget(n, 1)
+	}
+	return a, err
+}
+
+// linkLocked adds the upper name (dir, name) to n. Precondition: renameMu and dir.dir.mu are held.
+func (u *Union) linkLocked(n, dir *Node, name string) error {
+	p, err := u.placeLocked(dir, name)
+	if err != nil {
+		return err
+	}
+	defer p.dir.Close()
+	if !p.below {
+		if err := u.examine(dir, &p); err != nil {
+			return err
+		}
+	}
+	from, err := u.upperLoc(n)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	if err := u.markMoved(n, dir, p.dir, name, from); err != nil {
+		return err
+	}
+	if err := u.linkInto(from, p); err != nil {
+		return err
+	}
+	var st unix.Statx_t
+	err = u.upper.Stat(p.dir.FD(), name, &st)
+	u.treeMu.Lock()
+	n.refs++
+	if err == nil {
+		u.addKeyLocked(n, inodeKey{sys.Dev(&st), st.Ino})
+	} else if n.hard == nil {
+		n.hard = &hardlink{}
+	}
+	u.attachLocked(n, dir, name, true)
+	u.treeMu.Unlock()
+	n.clear(flagUnlinked)
+	dir.dir.listAddedLocked()
+	return nil
+}
+
+// linkInto gives the upper object at from the name p, replacing a whiteout.
+func (u *Union) linkInto(from loc, p place) error {
+	link := func(dirfd int, name string) error {
+		if from.name == "" {
+			return u.m.LinkFD(from.fd(), dirfd, name)
+		}
+		return u.m.Link(from.fd(), from.name, dirfd, name)
+	}
+	if !p.whiteout {
+		if err := link(p.dir.FD(), p.name); err != nil {
+			return err
+		}
+		if p.aufs {
+			return ignoreNotExist(u.m.Unlink(p.dir.FD(), ovl.AUFSWhiteout(p.name)))
+		}
+		return nil
+	}
+	tmp := u.work.TempName()
+	if err := link(u.work.StageFD(), tmp); err != nil {
+		return err
+	}
+	if err := u.m.Rename(u.work.StageFD(), tmp, p.dir.FD(), p.name, 0); err != nil {
+		u.work.Discard(tmp)
+		return err
+	}
+	return nil
+}
+
+// markMoved leaves the marks that an object needs in a directory that it was not made in, before it arrives there.
+func (u *Union) markMoved(n, dir *Node, f *layer.File, name string, at loc) error {
+	if n.has(flagSpecial) {
+		if err := u.markSpecials(dir, f.FD()); err != nil {
+			return err
+		}
+	}
+	if n.mode == unix.S_IFREG && ovl.IsAUFSName(name) {
+		if u.names == nil {
+			return unix.EINVAL
+		}
+		if err := u.m.Setxattr(at.fd(), at.name, u.names.Literal, ovl.OpaqueValue(), 0); err != nil {
+			return err
+		}
+	}
+	if u.names == nil || dir.has(flagImpure) {
+		return nil
+	}
+	if _, err := sys.Getxattrat(at.fd(), at.name, u.names.Origin, nil); err == nil {
+		u.markImpure(dir, f)
+	}
+	return nil
+}
+
+// redirectMetacopy records where the data of a metadata-only copy lies before it gets another name (cf. overlayfs dir.c
+// ovl_set_link_redirect). Precondition: renameMu is held.
+func (u *Union) redirectMetacopy(n *Node) error {
+	l, err := u.upperLoc(n)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	return u.setRedirect(l, n.lower.path())
+}
+
+// setRedirect records path, relative to the lowers' roots, as the origin of the object at l.
+func (u *Union) setRedirect(l loc, path string) error {
+	v := ovl.Redirect{Path: path, Absolute: true}.Value()
+	return u.m.Setxattr(l.fd(), l.name, u.names.Redirect, v, 0)
+}
+
+// linkUp gives an indexed object its upper name (dir, name), which so far was its lower's (cf. overlayfs copy_up.c
+// ovl_link_up).
+func (u *Union) linkUp(n, dir *Node, name string) error {
+	if n.hard == nil || u.linkIsUpper(n, dir, name) {
+		return nil
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	dir.dir.mu.Lock()
+	defer dir.dir.mu.Unlock()
+	n.copyMu.Lock()
+	index := n.hard.index
+	n.copyMu.Unlock()
+	if index == "" || u.linkIsUpper(n, dir, name) {
+		return nil
+	}
+	f, err := u.dirUpper(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var pst unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &pst); err != nil {
+		return err
+	}
+	idx, err := u.work.IndexFD(false)
+	if err != nil {
+		return err
+	}
+	u.markImpure(dir, f)
+	if n.has(flagMetacopy) {
+		if err := u.setRedirect(loc{dir: layer.Borrow(idx), name: index}, n.lower.path()); err != nil {
+			return err
+		}
+	}
+	if err := u.deltaOfLower(n, idx, index); err != nil {
+		return err
+	}
+	if err := u.m.Link(idx, index, f.FD(), name); err != nil {
+		return err
+	}
+	_ = u.m.Utimes(f.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
+	u.treeMu.Lock()
+	n.setLinkUpperLocked(dir, name)
+	u.treeMu.Unlock()
+	n.copyMu.Lock()
+	n.hard.delta--
+	n.copyMu.Unlock()
+	u.storeDelta(n)
+	return nil
+}
+
+// deltaOfLower writes the link count relative to the lower's before the upper's is changed by a name that the union has
+// already, so that a crash in between leaves it right.
+func (u *Union) deltaOfLower(n *Node, idx int, index string) error {
+	l, err := u.lowerOrigin(n)
+	if err != nil {
+		return nil //nolint:nilerr // the lower is not known any more: the count is corrected right after
+	}
+	defer l.close()
+	var lst, ust unix.Statx_t
+	if err := sys.Statx(l.fd(), l.name, &lst); err != nil {
+		return err
+	}
+	if err := sys.Statx(idx, index, &ust); err != nil {
+		return err
+	}
+	n.copyMu.Lock()
+	d := ovl.NlinkDelta{OfLower: true, Delta: int(ust.Nlink) + n.hard.delta - int(lst.Nlink)}
+	n.copyMu.Unlock()
+	return u.m.Setxattr(idx, index, u.names.Nlink, d.Encode(), 0)
+}
+
+func (u *Union) lowerOrigin(n *Node) (loc, error) {
+	if n.lower.layer < 0 {
+		return loc{}, unix.ENOENT
+	}
+	return u.refLoc(n.lower)
+}
+
+// storeDelta writes the link count relative to the upper's, which link and unlink of upper names keep right by
+// themselves. It is best effort: the form that it replaces is right too.
+func (u *Union) storeDelta(n *Node) {
+	idx, err := u.work.IndexFD(false)
+	if err != nil || idx < 0 {
+		return
+	}
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	v := ovl.NlinkDelta{Delta: n.hard.delta}.Encode()
+	if err := u.m.Setxattr(idx, n.hard.index, u.names.Nlink, v, 0); err != nil && !errors.Is(err, unix.EPERM) {
+		u.log.Warn("cannot store link count", "entry", n.hard.index, "err", err)
+	}
+}

@@ -1,0 +1,287 @@
+package union
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/internal/sys"
+)
+
+// loc is where an object of a layer is: name below dir, or dir itself when name is empty or ".".
+type loc struct {
+	dir   *layer.File
+	name  string
+	layer *layer.Layer
+}
+
+func (l loc) fd() int { return l.dir.FD() }
+func (l loc) close()  { l.dir.Close() }
+
+// retryFiles runs an open and, when the process has no descriptor left, closes idle ones and tries once more.
+func (u *Union) retryFiles(open func() (int, error)) (int, error) {
+	fd, err := open()
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		u.dirs.Shrink()
+		u.files.Shrink()
+		fd, err = open()
+	}
+	return fd, err
+}
+
+// dirUpper returns the upper directory of n. Precondition: renameMu is held, n has an upper.
+func (u *Union) dirUpper(n *Node) (*layer.File, error) {
+	if n == u.root {
+		return layer.Borrow(u.upper.FD()), nil
+	}
+	if f := u.dirs.Get(&n.dir.upper); f != nil {
+		return f, nil
+	}
+	l := u.firstLink(n)
+	if l.parent == nil {
+		return nil, unix.ESTALE
+	}
+	pf, err := u.dirUpper(l.parent)
+	if err != nil {
+		return nil, err
+	}
+	defer pf.Close()
+	fd, err := u.retryFiles(func() (int, error) {
+		return sys.Openat(pf.FD(), l.name, unix.O_PATH|unix.O_DIRECTORY)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return u.dirs.Put(&n.dir.upper, fd, false), nil
+}
+
+// dirLower returns the i-th lower directory of n. Precondition: n is resolved or n.dir.mu is held.
+func (u *Union) dirLower(n *Node, i int) (*layer.File, error) {
+	return u.openLower(&n.dir.lowers[i])
+}
+
+func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
+	l := u.lowers[d.layer]
+	if d.path == "" {
+		return layer.Borrow(l.FD()), nil
+	}
+	if f := u.dirs.Get(&d.slot); f != nil {
+		return f, nil
+	}
+	fd, err := u.retryFiles(func() (int, error) { return l.OpenDir(d.path) })
+	if err != nil {
+		return nil, err
+	}
+	return u.dirs.Put(&d.slot, fd, false), nil
+}
+
+// lowerLoc is the place of a non-directory's lower object.
+func (u *Union) lowerLoc(n *Node) (loc, error) {
+	r := n.lower
+	if r.layer < 0 {
+		return loc{}, unix.ESTALE
+	}
+	l := u.lowers[r.layer]
+	if p := u.firstLink(n).parent; p != nil {
+		for i := range p.dir.lowers {
+			if d := &p.dir.lowers[i]; d.layer == r.layer && d.path == r.dir {
+				f, err := u.openLower(d)
+				return loc{f, r.name, l}, err
+			}
+		}
+	}
+	return u.refLoc(r)
+}
+
+func (u *Union) refLoc(r lowerRef) (loc, error) {
+	l := u.lowers[r.layer]
+	if r.dir == "" {
+		return loc{layer.Borrow(l.FD()), r.name, l}, nil
+	}
+	fd, err := u.retryFiles(func() (int, error) { return l.OpenDir(r.dir) })
+	if err != nil {
+		return loc{}, err
+	}
+	return loc{layer.Own(fd), r.name, l}, nil
+}
+
+// upperLoc is the place of n's upper object. Precondition: renameMu is held, n has an upper.
+func (u *Union) upperLoc(n *Node) (loc, error) {
+	if n.IsDir() {
+		f, err := u.dirUpper(n)
+		return loc{f, ".", u.upper}, err
+	}
+	if n.has(flagUnlinked) {
+		if f := u.files.Get(&n.data); f != nil {
+			return loc{f, "", u.upper}, nil
+		}
+		return loc{}, unix.ESTALE
+	}
+	if l, ok := u.upperLink(n); ok {
+		f, err := u.dirUpper(l.parent)
+		return loc{f, l.name, u.upper}, err
+	}
+	if n.hard != nil && n.hard.index != "" {
+		fd, err := u.work.IndexFD(false)
+		return loc{layer.Borrow(fd), n.hard.index, u.upper}, err
+	}
+	if f := u.files.Get(&n.data); f != nil { // being unlinked right now
+		return loc{f, "", u.upper}, nil
+	}
+	return loc{}, unix.ESTALE
+}
+
+// attrLoc is the place of the object whose attributes n shows. Precondition: renameMu is held.
+func (u *Union) attrLoc(n *Node) (loc, error) {
+	if n.has(flagUpper) {
+		return u.upperLoc(n)
+	}
+	if !n.IsDir() {
+		return u.lowerLoc(n)
+	}
+	// The attributes of a merged directory are those of its topmost lower.
+	d := n.dir.topLower()
+	if d == nil {
+		return loc{}, unix.ESTALE
+	}
+	f, err := u.openLower(d)
+	return loc{f, ".", u.lowers[d.layer]}, err
+}
+
+// topLower is the lower directory that gives a directory without an upper its attributes.
+func (d *dirState) topLower() *lowerDir {
+	if d.resolved.Load() {
+		if len(d.lowers) == 0 {
+			return nil
+		}
+		return &d.lowers[0]
+	}
+	if len(d.candidates) == 0 {
+		return nil
+	}
+	return &d.candidates[0]
+}
+
+// dataFile returns a descriptor of n's data. With write, the node's data must be in the upper. Precondition: renameMu is
+// held.
+func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
+	if f := u.files.Get(&n.data); f != nil {
+		if (!write || f.Writable) && !n.has(flagUnlinked) {
+			return f, nil
+		}
+		f.Close()
+	}
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	if n.has(flagUnlinked) && n.has(flagUpper) {
+		return u.unlinkedFileLocked(n, write)
+	}
+	inUpper := n.has(flagUpper) && !n.has(flagMetacopy)
+	if write && !inUpper {
+		return nil, unix.ESTALE // a caller's copy-up was undone: cannot happen
+	}
+	if !inUpper {
+		return u.openLowerData(n)
+	}
+	l, err := u.upperLoc(n)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	writable := !u.opt.ReadOnly
+	flags := unix.O_RDWR
+	if !writable {
+		flags = unix.O_RDONLY
+	}
+	fd, err := u.retryFiles(func() (int, error) {
+		fd, err := sys.Openat(l.fd(), l.name, flags)
+		if !write && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EROFS) ||
+			errors.Is(err, unix.EPERM)) {
+			writable = false
+			fd, err = sys.Openat(l.fd(), l.name, unix.O_RDONLY)
+		}
+		return fd, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return u.files.Put(&n.data, fd, writable), nil
+}
+
+// unlinkedFileLocked reopens the pinned descriptor of an unlinked object for I/O, if it is an O_PATH one. Precondition:
+// n.copyMu is held.
+func (u *Union) unlinkedFileLocked(n *Node, write bool) (*layer.File, error) {
+	f := u.files.Get(&n.data)
+	if f == nil {
+		return nil, unix.ESTALE
+	}
+	if n.has(flagMetacopy) {
+		f.Close()
+		return u.openLowerDataUncached(n)
+	}
+	if f.Writable || !write && readable(f.FD()) {
+		return f, nil
+	}
+	defer f.Close()
+	flags := unix.O_RDWR
+	if u.opt.ReadOnly {
+		flags = unix.O_RDONLY
+	}
+	fd, err := sys.Reopen(f.FD(), flags)
+	if err != nil {
+		return nil, err
+	}
+	nf := u.files.Put(&n.data, fd, flags == unix.O_RDWR)
+	u.files.Pin(&n.data)
+	return nf, nil
+}
+
+func readable(fd int) bool {
+	fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err == nil && fl&unix.O_PATH == 0
+}
+
+// openLowerData opens the data of a lower file, or of a metadata-only copy of one. Precondition: n.copyMu is held.
+func (u *Union) openLowerData(n *Node) (*layer.File, error) {
+	fd, err := u.openLowerFD(n)
+	if err != nil {
+		return nil, err
+	}
+	return u.files.Put(&n.data, fd, false), nil
+}
+
+func (u *Union) openLowerDataUncached(n *Node) (*layer.File, error) {
+	fd, err := u.openLowerFD(n)
+	if err != nil {
+		return nil, err
+	}
+	return layer.Own(fd), nil
+}
+
+// openLowerFD opens the lower file that holds n's data, following metadata-only copies among the lowers. The caller owns
+// the descriptor.
+func (u *Union) openLowerFD(n *Node) (int, error) {
+	l, err := u.lowerLoc(n)
+	if err != nil {
+		return -1, err
+	}
+	defer l.close()
+	return u.retryFiles(func() (int, error) {
+		fd, err := openNoatime(l.fd(), l.name)
+		if err != nil || n.lower.layer == int32(len(u.lowers)-1) {
+			return fd, err
+		}
+		return u.followMetacopy(fd, n.lower)
+	})
+}
+
+// openNoatime opens a lower file for reading without moving its access time, where the file's owner allows it (cf.
+// overlayfs.h OVL_OPEN_FLAGS).
+func openNoatime(dirfd int, name string) (int, error) {
+	fd, err := sys.Openat(dirfd, name, unix.O_RDONLY|unix.O_NOATIME|unix.O_NONBLOCK)
+	if errors.Is(err, unix.EPERM) {
+		fd, err = sys.Openat(dirfd, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	}
+	return fd, err
+}

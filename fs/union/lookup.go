@@ -1,0 +1,496 @@
+package union
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// entry is what one name of a merged directory stands for, as found in the layers.
+type entry struct {
+	st    unix.Statx_t
+	upper bool
+	// origin is the inode number to show, when it is not the one in st.
+	origin   uint64
+	metacopy bool
+	special  bool
+	// lower is the topmost lower object, layer -1 for none that is visible.
+	lower lowerRef
+	// dirs are the lower directories that merge into a directory.
+	dirs []lowerDir
+	// index is the name of the hard-link index entry that stands in for a lower file, originKey the one that an upper
+	// file's origin would have, lowerNlink the link count of the lower file where it is known.
+	index, originKey string
+	lowerNlink       uint32
+	layer            *layer.Layer
+}
+
+func (e *entry) mode() uint32 {
+	if e.special {
+		return unix.S_IFCHR
+	}
+	return uint32(e.st.Mode) & unix.S_IFMT
+}
+
+// Lookup finds name in dir and returns its node with a reference, which the caller gives back with Forget. ENOENT if
+// there is none; ENAMETOOLONG if no layer's file system could have it.
+func (u *Union) Lookup(dir *Node, name string) (*Node, Attr, error) {
+	if err := checkName(name); err != nil {
+		return nil, Attr{}, err
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	return u.lookup(dir, name)
+}
+
+func checkName(name string) error {
+	if len(name) > unix.NAME_MAX {
+		return unix.ENAMETOOLONG
+	}
+	return nil
+}
+
+// lookup is Lookup under renameMu.
+func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
+	if n := u.child(dir, name); n != nil {
+		a, err := u.attr(n)
+		if err != nil {
+			u.Forget(n, 1)
+			return nil, Attr{}, err
+		}
+		return n, a, nil
+	}
+	if dir.dir == nil {
+		return nil, Attr{}, unix.ENOTDIR
+	}
+	dir.dir.mu.Lock()
+	n, st, err := u.lookupLocked(dir, name)
+	dir.dir.mu.Unlock()
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	if st == nil || n.has(flagMetacopy) || n.hard != nil {
+		a, err := u.attr(n)
+		if err != nil {
+			u.Forget(n, 1)
+		}
+		return n, a, err
+	}
+	return n, u.toAttr(n, st), nil
+}
+
+// lookupLocked finds name in dir. st is what was read on the way, nil if the node was known. Precondition: renameMu and
+// dir.dir.mu are held.
+func (u *Union) lookupLocked(dir *Node, name string) (*Node, *unix.Statx_t, error) {
+	if n := u.child(dir, name); n != nil {
+		return n, nil, nil
+	}
+	if dir.dir.dead {
+		return nil, nil, unix.ENOENT
+	}
+	e, err := u.probeLocked(dir, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return u.instantiate(dir, name, e), &e.st, nil
+}
+
+// probeLocked finds what name stands for in the layers of dir. Precondition: renameMu and dir.dir.mu are held.
+func (u *Union) probeLocked(dir *Node, name string) (*entry, error) {
+	if err := u.resolveLocked(dir); err != nil {
+		return nil, err
+	}
+	e := &entry{lower: lowerRef{layer: -1}}
+	if dir.has(flagUpper) {
+		done, err := u.probeUpper(dir, name, e)
+		if done || err != nil {
+			return e, err
+		}
+	}
+	if err := u.probeLowerLocked(dir, name, e); err != nil {
+		return nil, err
+	}
+	if !e.upper && e.lower.layer < 0 {
+		return nil, unix.ENOENT
+	}
+	if dir.has(flagUpper) && (e.index != "" || !e.upper || len(e.dirs) > 0) && u.aufsWhiteoutIn(dir, name) {
+		if !e.upper || e.index != "" {
+			return nil, unix.ENOENT
+		}
+		e.dirs = nil
+	}
+	return e, nil
+}
+
+// probeUpper looks into the upper directory. done says that nothing below matters; ENOENT is a whiteout. A directory is
+// left to be merged: e.upper is set and done is false if lowers may take part.
+func (u *Union) probeUpper(dir *Node, name string, e *entry) (done bool, err error) {
+	f, err := u.dirUpper(dir)
+	if err != nil {
+		return true, err
+	}
+	defer f.Close()
+	err = u.upper.Stat(f.FD(), name, &e.st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	if u.isUpperWhiteout(f.FD(), name, &e.st) {
+		return true, unix.ENOENT
+	}
+	e.upper, e.layer = true, u.upper
+	merged := len(dir.dir.lowers) > 0
+	if uint32(e.st.Mode)&unix.S_IFMT == unix.S_IFDIR {
+		if !merged && !dir.has(flagImpure) {
+			return false, nil
+		}
+		e.origin, _ = u.originOf(f.FD(), name)
+		return false, nil
+	}
+	if !merged && !dir.has(flagImpure) && e.st.Nlink == 1 {
+		e.special = dir.has(flagSpecials) && isSpecial(f.FD(), name, &e.st)
+		return true, nil
+	}
+	return true, u.readUpperMarks(dir, f.FD(), name, e)
+}
+
+// readUpperMarks reads what the attributes of an upper non-directory say.
+func (u *Union) readUpperMarks(dir *Node, dirfd int, name string, e *entry) error {
+	names, err := cow.ListXattrs(dirfd, name)
+	if err != nil {
+		return err
+	}
+	for _, attr := range names {
+		for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+			switch attr {
+			case ns.Metacopy:
+				e.metacopy = uint32(e.st.Mode)&unix.S_IFMT == unix.S_IFREG
+			case ns.Special:
+				e.special = e.st.Size == 0
+			case ns.Origin:
+				e.origin, e.originKey = u.originOf(dirfd, name)
+			}
+		}
+	}
+	if !e.metacopy {
+		return nil
+	}
+	return u.findMetacopyData(dir, dirfd, name, e)
+}
+
+// findMetacopyData finds the lower whose data an upper metadata-only copy stands for.
+func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) error {
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		v, err := cow.GetXattr(dirfd, name, ns.Redirect)
+		if err != nil {
+			continue
+		}
+		r, err := ovl.ParseRedirect(v)
+		if err != nil {
+			return errors.Join(err, unix.EIO)
+		}
+		if r.Absolute {
+			d, base := splitPath(r.Path)
+			e.lower, err = u.findLower(0, d, base)
+			return err
+		}
+		name = r.Path
+		break
+	}
+	found, dirs, err := u.probeLowers(dir.dir.lowers, name)
+	if err != nil {
+		return err
+	}
+	if found.layer < 0 || dirs != nil {
+		u.log.Error("metadata-only copy without lower data", "path", u.pathOf(dir)+"/"+name)
+		return unix.EIO
+	}
+	e.lower = found
+	return nil
+}
+
+func splitPath(p string) (dir, base string) {
+	for i := len(p) - 1; i >= 0; i-- {
+		if p[i] == '/' {
+			return p[:i], p[i+1:]
+		}
+	}
+	return "", p
+}
+
+// isUpperWhiteout says whether an upper object deletes its name.
+func (u *Union) isUpperWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
+	switch {
+	case layer.IsWhiteoutDevice(st):
+		return true
+	case ovl.IsAUFSName(name):
+		return u.aufsHidden(dirfd, name, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
+	}
+	return u.isXWhiteout(dirfd, name, st)
+}
+
+// isSpecial says whether an empty file stands for a 0:0 device of an application.
+func isSpecial(dirfd int, name string, st *unix.Statx_t) bool {
+	if st.Size != 0 || uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG {
+		return false
+	}
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := sys.Getxattrat(dirfd, name, ns.Special, nil); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// aufsWhiteoutIn says whether the upper directory deletes name in the AUFS form.
+func (u *Union) aufsWhiteoutIn(dir *Node, name string) bool {
+	if ovl.IsAUFSName(name) || len(name)+4 > unix.NAME_MAX {
+		return false
+	}
+	f, err := u.dirUpper(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var st unix.Statx_t
+	wh := ovl.AUFSWhiteout(name)
+	return sys.Statx(f.FD(), wh, &st) == nil && u.aufsHidden(f.FD(), wh, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
+}
+
+// probeLowerLocked fills e with the lower objects of name, merging below an upper directory. Precondition: renameMu and
+// dir.dir.mu are held, dir is resolved.
+func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
+	d := dir.dir
+	if len(d.lowers) == 0 {
+		return nil
+	}
+	ln, ok, err := u.lowerNameLocked(dir, name, e)
+	if err != nil {
+		return err
+	}
+	if !ok || ln.first < 0 {
+		return nil
+	}
+	top := &d.lowers[ln.first]
+	e.lower = lowerRef{top.layer, top.path, name}
+	if ln.typ == unix.DT_DIR {
+		path := joinPath(top.path, name)
+		e.dirs = make([]lowerDir, len(ln.dirs))
+		for i, k := range ln.dirs {
+			p := path
+			if d.lowers[k].path != top.path {
+				p = joinPath(d.lowers[k].path, name)
+			}
+			e.dirs[i] = lowerDir{layer: d.lowers[k].layer, path: p}
+		}
+	}
+	if e.upper || e.layer != nil {
+		return nil
+	}
+	f, err := u.openLower(top)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	e.layer = u.lowers[top.layer]
+	if err := e.layer.Stat(f.FD(), name, &e.st); err != nil {
+		return err
+	}
+	if ln.typ == unix.DT_DIR {
+		return nil
+	}
+	e.special = top.marks.specials && isSpecial(f.FD(), name, &e.st)
+	return u.probeIndex(f.FD(), name, e)
+}
+
+// lowerNameLocked is what the lowers of dir hold under name. With a single lower that was not listed, the object is
+// looked at directly and e.st is filled. Precondition: dir.dir.mu is held, dir is resolved and has lowers.
+func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bool, error) {
+	d := dir.dir
+	if d.names != nil {
+		ln, ok := d.names[name]
+		return ln, ok, nil
+	}
+	low := &d.lowers[0]
+	f, err := u.openLower(low)
+	if err != nil {
+		return lowerName{}, false, err
+	}
+	defer f.Close()
+	l := u.lowers[low.layer]
+	st := &e.st
+	if e.upper {
+		st = new(unix.Statx_t)
+	}
+	err = l.Stat(f.FD(), name, st)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) {
+		return lowerName{}, false, nil
+	}
+	if err != nil {
+		return lowerName{}, false, err
+	}
+	typ := uint8(uint32(st.Mode) & unix.S_IFMT >> 12)
+	if layer.IsWhiteoutDevice(st) || ovl.IsAUFSName(name) && u.aufsHidden(f.FD(), name, typ) ||
+		low.marks.xwhiteouts && u.isXWhiteout(f.FD(), name, st) {
+		return lowerName{}, false, nil
+	}
+	ln := lowerName{typ: typ, ino: st.Ino}
+	if typ == unix.DT_DIR {
+		ln.dirs = []int16{0}
+	}
+	if !e.upper {
+		e.layer = l
+		e.lower = lowerRef{low.layer, low.path, name}
+		if typ != unix.DT_DIR {
+			e.special = low.marks.specials && isSpecial(f.FD(), name, st)
+			err = u.probeIndex(f.FD(), name, e)
+		}
+	}
+	return ln, true, err
+}
+
+// probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
+// overlayfs namei.c ovl_lookup_index).
+func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
+	if e.st.Nlink < 2 || u.work == nil || u.opt.NoIndex || !e.layer.Handles() {
+		return nil
+	}
+	idx, err := u.work.IndexFD(false)
+	if err != nil || idx < 0 {
+		return err
+	}
+	h, err := sys.Handle(dirfd, name)
+	if err != nil {
+		return nil //nolint:nilerr // a file system without handles has no index
+	}
+	key := ovl.Origin{UUID: e.layer.UUID, FileHandle: h}.IndexName()
+	var st unix.Statx_t
+	if u.upper.Stat(idx, key, &st) != nil {
+		return nil
+	}
+	e.origin = u.mapIno(sys.Dev(&e.st), e.st.Ino)
+	e.lowerNlink = e.st.Nlink
+	e.st, e.index, e.upper, e.layer = st, key, true, u.upper
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := sys.Getxattrat(idx, key, ns.Metacopy, nil); err == nil {
+			e.metacopy = true
+		}
+	}
+	return nil
+}
+
+// instantiate makes the node of a found entry, or finds the one that its inode has already, and gives it the name. The
+// node comes with a reference. Precondition: dir.dir.mu is held.
+func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
+	keys, index, delta := u.hardKeys(e)
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	upperName := e.upper && e.index == ""
+	for _, k := range keys {
+		if n := u.inodes[k]; n != nil {
+			n.refs++
+			n.clear(flagUnlinked) // it has a name that nobody had looked up
+			u.attachLocked(n, dir, name, upperName)
+			for _, k := range keys {
+				u.addKeyLocked(n, k)
+			}
+			return n
+		}
+	}
+	ino := e.origin
+	if ino == 0 {
+		ino = u.mapIno(sys.Dev(&e.st), e.st.Ino)
+	}
+	n := u.newNode(ino, e.mode())
+	n.refs = 1
+	n.lower = e.lower
+	if e.upper {
+		n.set(flagUpper)
+		if n.dir == nil && !e.metacopy {
+			n.lower = lowerRef{layer: -1}
+		}
+	}
+	if e.metacopy {
+		n.set(flagMetacopy)
+	}
+	if e.special {
+		n.set(flagSpecial)
+	}
+	if n.dir != nil {
+		n.dir.candidates = e.dirs
+	}
+	for _, k := range keys {
+		u.addKeyLocked(n, k)
+	}
+	if index != "" {
+		n.hard.index, n.hard.delta = index, delta
+	}
+	u.attachLocked(n, dir, name, upperName)
+	return n
+}
+
+// hardKeys are the inodes by which other names of the object may be recognised, and its place in the hard-link index
+// with the difference between the union's link count and the upper inode's.
+func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int) {
+	if e.mode() == unix.S_IFDIR || e.st.Nlink < 2 && e.index == "" {
+		return nil, "", 0
+	}
+	if !e.upper && u.opt.NoIndex {
+		return nil, "", 0 // each name is copied up for itself, as by the kernel
+	}
+	keys = append(keys, inodeKey{sys.Dev(&e.st), e.st.Ino})
+	if !e.upper || u.names == nil || u.work == nil {
+		return keys, "", 0
+	}
+	if index = e.index; index == "" {
+		index = u.indexOfUpper(e)
+	}
+	if index == "" {
+		return keys, "", 0
+	}
+	return keys, index, u.readDelta(index, e)
+}
+
+// indexOfUpper is the index entry of an upper hard link, "" when it is none that was copied up.
+func (u *Union) indexOfUpper(e *entry) string {
+	idx, err := u.work.IndexFD(false)
+	if err != nil || idx < 0 || e.originKey == "" {
+		return ""
+	}
+	var st unix.Statx_t
+	if sys.Statx(idx, e.originKey, &st) != nil || st.Ino != e.st.Ino {
+		return ""
+	}
+	return e.originKey
+}
+
+// readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. The index entry
+// itself is no name, hence the default.
+func (u *Union) readDelta(index string, e *entry) int {
+	idx, err := u.work.IndexFD(false)
+	if err != nil {
+		return -1
+	}
+	v, err := cow.GetXattr(idx, index, u.names.Nlink)
+	if err != nil {
+		return -1
+	}
+	d, err := ovl.ParseNlink(v)
+	switch {
+	case err != nil:
+		u.log.Warn("link count attribute is malformed", "index", index, "err", err)
+		return -1
+	case !d.OfLower:
+		return d.Delta
+	case e.lowerNlink == 0:
+		return -1
+	}
+	return int(e.lowerNlink) + d.Delta - int(e.st.Nlink)
+}

@@ -1,0 +1,365 @@
+package union
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+)
+
+// Flags of a node. They are set under Node.copyMu and read without.
+const (
+	// flagUpper: the node's attributes are those of an upper object.
+	flagUpper = 1 << iota
+	// flagMetacopy: the data is still a lower's.
+	flagMetacopy
+	// flagUnsynced: the upper object carries the unsynced mark.
+	flagUnsynced
+	// flagUnlinked: no name is left; the upper object lives by its pinned descriptor.
+	flagUnlinked
+	// flagSpecial: an empty upper file that stands for a 0:0 device of an application.
+	flagSpecial
+	// flagSpecials and flagXWhiteouts: dirMarks of a directory's upper.
+	flagSpecials
+	flagXWhiteouts
+	// flagImpure: a directory whose upper already carries the impure attribute.
+	flagImpure
+)
+
+// link is one name of a node.
+type link struct {
+	parent *Node
+	name   string
+	// upper says that the upper layer has this name.
+	upper bool
+}
+
+type linkKey struct {
+	parent *Node
+	name   string
+}
+
+// lowerRef is the place of a lower object: never changes, since layers do not.
+type lowerRef struct {
+	layer int32 // index into Union.lowers, -1 for none
+	dir   string
+	name  string
+}
+
+func (r lowerRef) path() string {
+	if r.dir == "" {
+		return r.name
+	}
+	return r.dir + "/" + r.name
+}
+
+// inodeKey is an inode of a layer's file system.
+type inodeKey struct{ dev, ino uint64 }
+
+// hardlink is what a node needs once it has, or may have, more than one name. Guarded by Union.treeMu unless noted.
+type hardlink struct {
+	keys []inodeKey
+	// more are the links besides Node.link; the value is link.upper.
+	more map[linkKey]bool
+	// index is the name of the node's entry in the hard-link index, "" for none. Guarded by Node.copyMu.
+	index string
+	// delta is the union's link count minus the upper inode's, while index is set. Guarded by Node.copyMu.
+	delta int
+}
+
+// Node is one inode of the mount. See the package documentation for its life.
+type Node struct {
+	ino   uint64
+	mode  uint32 // type bits, immutable
+	flags atomic.Uint32
+	refs  int64 // guarded by Union.treeMu
+
+	link link      // guarded by Union.treeMu; of a directory also by renameMu
+	hard *hardlink // set once, guarded by Union.treeMu
+
+	lower lowerRef // non-directories; immutable
+
+	copyMu   sync.Mutex
+	inflight chan struct{} // guarded by copyMu; closed when the running copy-up ends
+	data     layer.Slot    // descriptor of the data, or of the unlinked object
+
+	dir *dirState // directories only
+}
+
+// Ino is the inode number that the mount shows, stable over copy-up and rename.
+func (n *Node) Ino() uint64 { return n.ino }
+
+// Mode is the node's type, as the S_IFMT bits of a mode.
+func (n *Node) Mode() uint32 { return n.mode }
+
+// IsDir says whether the node is a directory.
+func (n *Node) IsDir() bool { return n.dir != nil }
+
+func (n *Node) has(flag uint32) bool { return n.flags.Load()&flag != 0 }
+func (n *Node) set(flag uint32)      { n.flags.Or(flag) }
+func (n *Node) clear(flag uint32)    { n.flags.And(^flag) }
+
+// lowerDir is one lower directory that takes part in a merged one.
+type lowerDir struct {
+	layer int32
+	path  string
+	slot  layer.Slot
+	marks dirMarks
+}
+
+// dirMarks are what a directory announces of its entries.
+type dirMarks struct {
+	// xwhiteouts: some may be whiteouts in attribute form.
+	xwhiteouts bool
+	// specials: some empty files may stand for 0:0 devices of an application.
+	specials bool
+}
+
+// dirState is what a directory node knows.
+type dirState struct {
+	mu sync.Mutex
+
+	upper layer.Slot
+	// candidates are the lowers that the parent's layers offer, by layer index, before opacity and redirects are
+	// looked at; resolved once into lowers. Guarded by mu until resolved.
+	candidates []lowerDir
+	resolved   atomic.Bool
+	lowers     []lowerDir // immutable once resolved, but for the slots
+
+	// names is the merged view of lowers, nil until needed; immutable once set. Guarded by mu.
+	names map[string]lowerName
+	// dead says that the directory was removed: nothing can be created in it. Guarded by mu.
+	dead bool
+	// listing is the merged directory in offset order, nil when not valid. Guarded by mu.
+	listing *listing
+	// hint is what creation needs to know of the upper directory. Guarded by mu.
+	hint createHint
+
+	children map[string]*Node // guarded by Union.treeMu
+	peak     int              // largest len(children) since the map was made; guarded by Union.treeMu
+}
+
+// child returns the node of a name that the front end holds already, with a reference.
+func (u *Union) child(dir *Node, name string) *Node {
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	n := dir.dir.children[name]
+	if n != nil {
+		n.refs++
+	}
+	return n
+}
+
+// attachLocked adds the name (dir, name) to n. Precondition: treeMu is held.
+func (u *Union) attachLocked(n, dir *Node, name string, upper bool) {
+	d := dir.dir
+	if d.children == nil {
+		d.children = make(map[string]*Node)
+		d.peak = 0
+	}
+	d.children[name] = n
+	d.peak = max(d.peak, len(d.children))
+	dir.refs++
+	if n.link.parent == nil {
+		n.link = link{parent: dir, name: name, upper: upper}
+		return
+	}
+	if n.hard.more == nil {
+		n.hard.more = make(map[linkKey]bool)
+	}
+	n.hard.more[linkKey{dir, name}] = upper
+}
+
+// detachLocked takes the name (dir, name) away from n. The reference that the link held on dir is handed to the caller,
+// who gives it back with unrefLocked. Precondition: treeMu is held.
+func (u *Union) detachLocked(n, dir *Node, name string) {
+	u.dropChildLocked(dir, name)
+	if n.link.parent == dir && n.link.name == name {
+		n.link = link{}
+		if n.hard != nil {
+			// Prefer an upper name as the first one: it is where the object is reached.
+			var pick linkKey
+			for k, upper := range n.hard.more {
+				if pick = k; upper {
+					break
+				}
+			}
+			if pick.parent != nil {
+				n.link = link{parent: pick.parent, name: pick.name, upper: n.hard.more[pick]}
+				delete(n.hard.more, pick)
+			}
+		}
+		return
+	}
+	if n.hard != nil {
+		delete(n.hard.more, linkKey{dir, name})
+	}
+}
+
+// dropChildLocked removes a child and rebuilds a map that has become much too large: Go's maps do not shrink.
+func (u *Union) dropChildLocked(dir *Node, name string) {
+	d := dir.dir
+	delete(d.children, name)
+	switch n := len(d.children); {
+	case n == 0:
+		d.children = nil
+	case d.peak > 64 && n < d.peak/4:
+		smaller := make(map[string]*Node, n)
+		for k, v := range d.children {
+			smaller[k] = v
+		}
+		d.children, d.peak = smaller, n
+	}
+}
+
+// renameLinkLocked moves a link of n. Precondition: treeMu is held, and for a directory renameMu is held for writing.
+func (u *Union) renameLinkLocked(n, odir *Node, oname string, ndir *Node, nname string) {
+	ndir.refs++ // kept by attach below; this one keeps ndir alive meanwhile
+	u.detachLocked(n, odir, oname)
+	u.attachLocked(n, ndir, nname, true)
+	u.unrefLocked(odir, 1)
+	ndir.refs--
+}
+
+// links returns every name of n.
+func (u *Union) links(n *Node) []link {
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	if n.link.parent == nil {
+		return nil
+	}
+	ls := []link{n.link}
+	if n.hard != nil {
+		for k, upper := range n.hard.more {
+			ls = append(ls, link{k.parent, k.name, upper})
+		}
+	}
+	return ls
+}
+
+// firstLink returns n's first name; its parent is nil when none is left (and for the root).
+func (u *Union) firstLink(n *Node) link {
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	return n.link
+}
+
+// upperLink returns a name of n that the upper layer has.
+func (u *Union) upperLink(n *Node) (link, bool) {
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	if n.link.parent != nil && n.link.upper {
+		return n.link, true
+	}
+	if n.hard != nil {
+		for k, upper := range n.hard.more {
+			if upper {
+				return link{k.parent, k.name, true}, true
+			}
+		}
+	}
+	return link{}, false
+}
+
+// linkIsUpper says whether the upper layer has this name of n.
+func (u *Union) linkIsUpper(n, dir *Node, name string) bool {
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	if n.link.parent == dir && n.link.name == name {
+		return n.link.upper
+	}
+	return n.hard != nil && n.hard.more[linkKey{dir, name}]
+}
+
+// setLinkUpperLocked notes that the upper layer has this name of n now. Precondition: treeMu is held.
+func (n *Node) setLinkUpperLocked(dir *Node, name string) {
+	if n.link.parent == dir && n.link.name == name {
+		n.link.upper = true
+	} else if n.hard != nil {
+		n.hard.more[linkKey{dir, name}] = true
+	}
+}
+
+// Forget gives back count references that Lookup and the creating calls returned.
+func (u *Union) Forget(n *Node, count uint64) {
+	u.treeMu.Lock()
+	gone := u.unrefLocked(n, int64(count))
+	u.treeMu.Unlock()
+	u.closeNodes(gone)
+}
+
+// unrefLocked drops references and takes nodes without any out of the tree, parents included. It returns the nodes
+// whose descriptors closeNodes has to close once treeMu is released. Precondition: treeMu is held.
+func (u *Union) unrefLocked(n *Node, count int64) []*Node {
+	var gone []*Node
+	for queue := []*Node{n}; len(queue) > 0; count = 1 {
+		n := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		n.refs -= count
+		if n.refs > 0 || n == u.root {
+			continue
+		}
+		for n.link.parent != nil {
+			p := n.link.parent
+			u.detachLocked(n, p, n.link.name)
+			queue = append(queue, p)
+		}
+		if n.hard != nil {
+			u.forgetKeysLocked(n)
+		}
+		u.nodes.Add(-1)
+		gone = append(gone, n)
+	}
+	return gone
+}
+
+func (u *Union) forgetKeysLocked(n *Node) {
+	for _, k := range n.hard.keys {
+		if u.inodes[k] == n {
+			delete(u.inodes, k)
+		}
+	}
+	if len(u.inodes) == 0 && u.inodesPeak > 1024 {
+		u.inodes, u.inodesPeak = make(map[inodeKey]*Node), 0
+	}
+}
+
+// addKeyLocked makes n the node of an inode that may be reached by other names. Precondition: treeMu is held.
+func (u *Union) addKeyLocked(n *Node, k inodeKey) {
+	if n.hard == nil {
+		n.hard = &hardlink{}
+	}
+	for _, have := range n.hard.keys {
+		if have == k {
+			return
+		}
+	}
+	n.hard.keys = append(n.hard.keys, k)
+	u.inodes[k] = n
+	u.inodesPeak = max(u.inodesPeak, len(u.inodes))
+}
+
+func (u *Union) closeNodes(gone []*Node) {
+	for _, n := range gone {
+		u.files.Drop(&n.data)
+		if n.dir == nil {
+			continue
+		}
+		u.dirs.Drop(&n.dir.upper)
+		for i := range n.dir.lowers {
+			u.dirs.Drop(&n.dir.lowers[i].slot)
+		}
+	}
+}
+
+// newNode makes a node that is in no table yet.
+func (u *Union) newNode(ino uint64, mode uint32) *Node {
+	n := &Node{ino: ino, mode: mode & unix.S_IFMT, lower: lowerRef{layer: -1}}
+	if n.mode == unix.S_IFDIR {
+		n.dir = &dirState{}
+	}
+	u.nodes.Add(1)
+	return n
+}

@@ -1,0 +1,274 @@
+package union
+
+import (
+	"cmp"
+	"slices"
+	"sort"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// listEntry is one name of a merged directory.
+type listEntry struct {
+	name string // "" once removed
+	off  uint64
+	ino  uint64 // 0: ask the layers when it is wanted
+	typ  uint8
+}
+
+// listing is a merged directory in offset order. Offsets are hashes of the names, as ext4's are: a listing can be thrown
+// away and made again at any time, with any changes between, and a scan goes on where it was.
+type listing struct {
+	entries []listEntry
+	removed int
+}
+
+// Offsets 1 and 2 are behind "." and ".."; hashes follow. Eight low bits tell colliding names apart.
+const (
+	offDot    = 1
+	offDotDot = 2
+	hashShift = 8
+)
+
+func nameOffset(name string) uint64 {
+	return xxhash.Sum64String(name)>>1&^(1<<hashShift-1) | 1<<hashShift
+}
+
+// ReadDir fills buf with entries of dir from offset on (0 is the beginning) and returns how many; 0 is the end. "." and
+// ".." come first.
+func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
+	if dir.dir == nil {
+		return 0, unix.ENOTDIR
+	}
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	n := 0
+	if offset < offDot && n < len(buf) {
+		buf[n] = Dirent{Name: ".", Ino: dir.ino, Type: unix.S_IFDIR, Next: offDot}
+		n++
+	}
+	if offset < offDotDot && n < len(buf) {
+		up := dir
+		if l := u.firstLink(dir); l.parent != nil {
+			up = l.parent
+		}
+		buf[n] = Dirent{Name: "..", Ino: up.ino, Type: unix.S_IFDIR, Next: offDotDot}
+		n++
+	}
+	if n == len(buf) {
+		return n, nil
+	}
+	d := dir.dir
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead {
+		return n, nil
+	}
+	if err := u.listLocked(dir); err != nil {
+		return n, err
+	}
+	es := d.listing.entries
+	for i := sort.Search(len(es), func(i int) bool { return es[i].off > offset }); i < len(es) && n < len(buf); i++ {
+		e := &es[i]
+		if e.name == "" {
+			continue
+		}
+		ino, typ, ok := u.entryIno(dir, e)
+		if !ok {
+			continue
+		}
+		buf[n] = Dirent{Name: e.name, Ino: ino, Type: uint32(typ) << 12, Next: e.off}
+		n++
+	}
+	if n == 0 {
+		d.listing = nil // the scan is over; see listing for why nobody misses it
+	}
+	return n, nil
+}
+
+// entryIno is the inode number and type to report for a listed entry: those of its node or, of an upper object that may
+// have been copied up, those that a lookup would give. ok is false if it turns out to be gone. Precondition: dir.dir.mu
+// and renameMu are held.
+func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok bool) {
+	u.treeMu.Lock()
+	n := dir.dir.children[e.name]
+	u.treeMu.Unlock()
+	if n != nil {
+		return n.ino, uint8(n.mode >> 12), true
+	}
+	if e.ino != 0 {
+		return e.ino, e.typ, true
+	}
+	ent, err := u.probeLocked(dir, e.name)
+	if err != nil {
+		return 0, 0, false
+	}
+	ino = ent.origin
+	if ino == 0 {
+		ino = u.mapIno(sys.Dev(&ent.st), ent.st.Ino)
+	}
+	e.ino, e.typ = ino, uint8(ent.mode()>>12)
+	return e.ino, e.typ, true
+}
+
+// listLocked makes dir's listing valid. Precondition: dir.dir.mu and renameMu are held.
+func (u *Union) listLocked(dir *Node) error {
+	d := dir.dir
+	if d.listing != nil {
+		return nil
+	}
+	if err := u.resolveLocked(dir); err != nil {
+		return err
+	}
+	l := &listing{}
+	var hide map[string]struct{} // names that the upper has or deletes
+	if dir.has(flagUpper) {
+		var err error
+		if hide, err = u.listUpper(dir, l); err != nil {
+			return err
+		}
+	}
+	if err := u.listLowers(dir, l, hide); err != nil {
+		return err
+	}
+	slices.SortFunc(l.entries, func(a, b listEntry) int {
+		if c := cmp.Compare(a.off, b.off); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.name, b.name)
+	})
+	for i := 1; i < len(l.entries); i++ {
+		if l.entries[i].off <= l.entries[i-1].off {
+			l.entries[i].off = l.entries[i-1].off + 1
+		}
+	}
+	d.listing = l
+	return nil
+}
+
+// listUpper adds the upper's entries and returns the names that the lowers must not add; nil where there are no lowers.
+func (u *Union) listUpper(dir *Node, l *listing) (map[string]struct{}, error) {
+	f, err := u.dirUpper(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	merged := len(dir.dir.lowers) > 0
+	var hide map[string]struct{}
+	if merged {
+		hide = make(map[string]struct{})
+	}
+	lookFor := merged || dir.has(flagImpure) || u.upper.Override() != ""
+	upperMarks := dirMarks{xwhiteouts: dir.has(flagXWhiteouts)}
+	err = layer.List(f.FD(), func(e layer.RawDirent) error {
+		if ovl.IsAUFSName(e.Name) && u.aufsHidden(f.FD(), e.Name, e.Type) {
+			if victim, ok := ovl.AUFSVictim(e.Name); ok && merged {
+				if _, shown := hide[victim]; !shown {
+					hide[victim] = struct{}{}
+				}
+			}
+			return nil
+		}
+		if merged {
+			hide[e.Name] = struct{}{}
+		}
+		typ, err := u.entryType(f.FD(), e, upperMarks)
+		if err != nil || typ == unix.DT_WHT {
+			return err
+		}
+		le := listEntry{name: e.Name, off: nameOffset(e.Name), ino: u.mapIno(u.upper.Dev, e.Ino), typ: typ}
+		if lookFor || dir.has(flagSpecials) && typ == unix.DT_REG {
+			le.ino = 0 // the number may be the origin's, the type that of a device
+		}
+		l.entries = append(l.entries, le)
+		return nil
+	})
+	return hide, err
+}
+
+// listLowers adds what the lowers hold and the upper does not hide.
+func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) error {
+	d := dir.dir
+	add := func(name string, low *lowerDir, ino uint64, typ uint8) {
+		if _, hidden := hide[name]; hidden {
+			return
+		}
+		lay := u.lowers[low.layer]
+		num := u.mapIno(lay.Dev, ino)
+		if lay.Override() != "" || low.marks.specials && typ == unix.DT_REG {
+			num = 0 // the type may be another than the inode's
+		}
+		l.entries = append(l.entries, listEntry{name: name, off: nameOffset(name), ino: num, typ: typ})
+	}
+	if d.names != nil {
+		l.entries = slices.Grow(l.entries, len(d.names))
+		for name, ln := range d.names {
+			if ln.first >= 0 {
+				add(name, &d.lowers[ln.first], ln.ino, ln.typ)
+			}
+		}
+		return nil
+	}
+	if len(d.lowers) == 0 {
+		return nil
+	}
+	low := &d.lowers[0]
+	f, err := u.openLower(low)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return layer.List(f.FD(), func(e layer.RawDirent) error {
+		if ovl.IsAUFSName(e.Name) && u.aufsHidden(f.FD(), e.Name, e.Type) {
+			return nil
+		}
+		typ, err := u.entryType(f.FD(), e, low.marks)
+		if err != nil || typ == unix.DT_WHT {
+			return err
+		}
+		add(e.Name, low, e.Ino, typ)
+		return nil
+	})
+}
+
+// listRemovedLocked takes a name out of the listing. Precondition: d.mu is held.
+func (d *dirState) listRemovedLocked(name string) {
+	l := d.listing
+	if l == nil {
+		return
+	}
+	off := nameOffset(name)
+	es := l.entries
+	for i := sort.Search(len(es), func(i int) bool { return es[i].off >= off }); i < len(es); i++ {
+		if es[i].name == name {
+			es[i].name = ""
+			l.removed++
+			break
+		}
+		if es[i].off>>hashShift != off>>hashShift {
+			break
+		}
+	}
+	if l.removed > 64 && l.removed > len(es)/2 {
+		l.entries = slices.DeleteFunc(es, func(e listEntry) bool { return e.name == "" })
+		l.removed = 0
+	}
+}
+
+// listAddedLocked notes that a name was added: the listing is made anew when it is next asked for. Precondition: d.mu is
+// held.
+func (d *dirState) listAddedLocked() { d.listing = nil }
+
+// emptyLocked says whether the merged directory has no entry. Precondition: dir.dir.mu and renameMu are held.
+func (u *Union) emptyLocked(dir *Node) (bool, error) {
+	if err := u.listLocked(dir); err != nil {
+		return false, err
+	}
+	l := dir.dir.listing
+	return len(l.entries) == l.removed, nil
+}

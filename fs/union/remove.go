@@ -1,0 +1,329 @@
+package union
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// Unlink removes a name that is no directory. What is open stays readable and writable until it is forgotten.
+func (u *Union) Unlink(dir *Node, name string) error { return u.remove(dir, name, false) }
+
+// Rmdir removes an empty directory; one that holds nothing but whiteouts is empty.
+func (u *Union) Rmdir(dir *Node, name string) error { return u.remove(dir, name, true) }
+
+func (u *Union) remove(dir *Node, name string, wantDir bool) error {
+	if u.work == nil {
+		return unix.EROFS
+	}
+	n, _, err := u.Lookup(dir, name)
+	if err != nil {
+		return err
+	}
+	defer u.Forget(n, 1)
+	switch {
+	case wantDir && !n.IsDir():
+		return unix.ENOTDIR
+	case !wantDir && n.IsDir():
+		return unix.EISDIR
+	}
+	if err := u.copyUp(dir, copyMeta, -1); err != nil {
+		return err
+	}
+	if err := u.prepareUnlink(n, dir, name); err != nil {
+		return err
+	}
+	if wantDir {
+		u.renameMu.Lock() // the directory must not gain a child, nor move, while it goes
+		defer u.renameMu.Unlock()
+	} else {
+		u.renameMu.RLock()
+		defer u.renameMu.RUnlock()
+	}
+	dir.dir.mu.Lock()
+	defer dir.dir.mu.Unlock()
+	u.treeMu.Lock()
+	still := dir.dir.children[name] == n
+	u.treeMu.Unlock()
+	if !still {
+		return unix.ENOENT
+	}
+	if wantDir {
+		return u.rmdirLocked(dir, name, n)
+	}
+	return u.unlinkLocked(dir, name, n)
+}
+
+// prepareUnlink copies up a lower file that has further names, so that the union's link count can be kept (cf.
+// overlayfs util.c ovl_nlink_start).
+func (u *Union) prepareUnlink(n, dir *Node, name string) error {
+	if n.IsDir() || n.hard == nil || u.opt.NoIndex || u.names == nil {
+		return nil
+	}
+	if n.has(flagUpper) && n.hard.index == "" {
+		return nil // an application's own hard link
+	}
+	if !n.has(flagUpper) && !u.lowers[n.lower.layer].Handles() {
+		return nil
+	}
+	if err := u.copyUp(n, copyMeta, -1); err != nil {
+		return err
+	}
+	return u.linkUp(n, dir, name)
+}
+
+// removal is what has to be done to the layers to make one name go away.
+type removal struct {
+	dir   *layer.File
+	name  string
+	upper bool // the upper has an object of that name
+	below bool // the lowers show the name
+}
+
+// removalLocked finds out. Precondition: renameMu and dir.dir.mu are held; the caller closes r.dir.
+func (u *Union) removalLocked(dir *Node, name string, n *Node) (r removal, err error) {
+	if err := u.resolveLocked(dir); err != nil {
+		return r, err
+	}
+	r = removal{name: name, upper: u.linkIsUpper(n, dir, name)}
+	if r.below, err = u.lowerHasLocked(dir, name); err != nil {
+		return r, err
+	}
+	r.dir, err = u.dirUpper(dir)
+	return r, err
+}
+
+// unlinkLocked removes a name of n, which is no directory. Precondition: renameMu and dir.dir.mu are held.
+func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
+	r, err := u.removalLocked(dir, name, n)
+	if err != nil {
+		return err
+	}
+	defer r.dir.Close()
+	last := u.isLastName(n)
+	if last {
+		if err := u.holdUnlinked(n); err != nil {
+			return err
+		}
+	}
+	if err := u.removeName(r); err != nil {
+		if last {
+			u.release(n)
+		}
+		return err
+	}
+	u.forgetName(dir, name, n)
+	dir.dir.listRemovedLocked(name)
+	return nil
+}
+
+// removeName does to the upper what removes a non-directory.
+func (u *Union) removeName(r removal) error {
+	w, fd := u.work, r.dir.FD()
+	switch {
+	case !r.below:
+		return u.m.Unlink(fd, r.name)
+	case u.aufs:
+		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
+			return err
+		}
+		return u.m.Unlink(fd, r.name)
+	case r.upper:
+		return w.RemoveFile(fd, r.name)
+	}
+	err := w.WhiteoutAt(fd, r.name)
+	if errors.Is(err, unix.EEXIST) {
+		return unix.ESTALE // somebody else changed the upper
+	}
+	return err
+}
+
+// aufsWhiteout deletes a lower name in the AUFS form. While an object of that name is there, it hides nothing.
+func (u *Union) aufsWhiteout(dirfd int, name string) error {
+	f, err := u.m.Create(dirfd, ovl.AUFSWhiteout(name), unix.O_WRONLY, 0)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Close(f)
+}
+
+// isLastName says whether n has one name left.
+func (u *Union) isLastName(n *Node) bool {
+	if n.hard == nil {
+		return true
+	}
+	if n.has(flagUpper) {
+		a, err := u.attr(n)
+		return err == nil && a.Nlink <= 1
+	}
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	return len(n.hard.more) == 0
+}
+
+// holdUnlinked opens the upper object of n, whose last name is about to go, and pins the descriptor: from then on it is
+// the only way to it. A lower object needs none, its layer does not change.
+func (u *Union) holdUnlinked(n *Node) error {
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	if !n.has(flagUpper) {
+		return nil
+	}
+	if !n.has(flagMetacopy) {
+		if f := u.files.Get(&n.data); f != nil {
+			if f.Writable {
+				u.files.Pin(&n.data)
+				f.Close()
+				return nil
+			}
+			f.Close()
+		}
+	}
+	l, err := u.upperLoc(n)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	flags := unix.O_PATH
+	if n.mode == unix.S_IFREG && !n.has(flagSpecial) && u.upper.Override() == "" {
+		flags = unix.O_RDWR
+	}
+	fd, err := u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, flags) })
+	if err != nil && flags == unix.O_RDWR {
+		flags = unix.O_PATH
+		fd, err = u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, flags) })
+	}
+	if err != nil {
+		return err
+	}
+	u.files.Drop(&n.data)
+	u.files.Put(&n.data, fd, flags == unix.O_RDWR).Close()
+	u.files.Pin(&n.data)
+	return nil
+}
+
+// release undoes holdUnlinked.
+func (u *Union) release(n *Node) { u.files.Drop(&n.data) }
+
+// forgetName takes the name (dir, name) from n after the layers lost it, and settles what its link count becomes.
+// Precondition: dir.dir.mu is held.
+func (u *Union) forgetName(dir *Node, name string, n *Node) {
+	u.treeMu.Lock()
+	u.detachLocked(n, dir, name)
+	gone := u.unrefLocked(dir, 1)
+	none := n.link.parent == nil
+	u.treeMu.Unlock()
+	u.closeNodes(gone)
+	if n.IsDir() {
+		return
+	}
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	index := ""
+	if n.hard != nil {
+		index = n.hard.index
+	}
+	switch {
+	case index != "":
+		u.dropIndexLocked(n)
+	case none && n.hard == nil:
+		n.set(flagUnlinked)
+	case none:
+		// Names that nobody looked up may be left: the pinned descriptor knows.
+		var st unix.Statx_t
+		f := u.files.Get(&n.data)
+		if f == nil {
+			if !n.has(flagUpper) {
+				n.set(flagUnlinked)
+			}
+			return
+		}
+		if sys.Statx(f.FD(), "", &st) != nil || st.Nlink == 0 {
+			n.set(flagUnlinked)
+		}
+		f.Close()
+	}
+}
+
+// dropIndexLocked removes the index entry of n when the union has no name of it any more (cf. util.c
+// ovl_cleanup_index). Precondition: n.copyMu is held.
+func (u *Union) dropIndexLocked(n *Node) {
+	idx, err := u.work.IndexFD(false)
+	if err != nil || idx < 0 {
+		return
+	}
+	var st unix.Statx_t
+	if sys.Statx(idx, n.hard.index, &st) != nil || int(st.Nlink)+n.hard.delta > 0 {
+		return
+	}
+	if err := u.m.Unlink(idx, n.hard.index); err != nil {
+		u.log.Warn("cannot remove hard-link index entry", "entry", n.hard.index, "err", err)
+	}
+	n.hard.index = ""
+	n.set(flagUnlinked)
+}
+
+// rmdirLocked removes the empty directory n. Precondition: renameMu is held for writing, dir.dir.mu is held.
+func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
+	n.dir.mu.Lock()
+	defer n.dir.mu.Unlock()
+	empty, err := u.emptyLocked(n)
+	if err != nil {
+		return err
+	}
+	if !empty {
+		return unix.ENOTEMPTY
+	}
+	r, err := u.removalLocked(dir, name, n)
+	if err != nil {
+		return err
+	}
+	defer r.dir.Close()
+	if n.has(flagUpper) {
+		f, err := u.dirUpper(n)
+		if err != nil {
+			return err
+		}
+		u.dirs.Pin(&n.dir.upper)
+		f.Close()
+	}
+	if err := u.removeDir(r, len(n.dir.lowers) > 0); err != nil {
+		return err
+	}
+	n.dir.dead = true
+	n.dir.listing = nil
+	n.set(flagUnlinked)
+	u.forgetName(dir, name, n)
+	dir.dir.listRemovedLocked(name)
+	return nil
+}
+
+// removeDir does to the upper what removes an empty directory; merged says that it hides lower entries by whiteouts.
+func (u *Union) removeDir(r removal, merged bool) error {
+	w, fd := u.work, r.dir.FD()
+	switch {
+	case r.below && u.aufs:
+		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
+			return err
+		}
+		return w.RemoveDir(fd, r.name, false)
+	case r.below && !r.upper:
+		return u.removeName(r)
+	case r.below:
+		return w.RemoveDir(fd, r.name, true)
+	}
+	if !merged {
+		err := u.m.Rmdir(fd, r.name)
+		if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	return w.RemoveDir(fd, r.name, false)
+}

@@ -1,0 +1,589 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// lowerName is what the merged lowers of a directory hold under one name.
+type lowerName struct {
+	// first is the index of the topmost lower that has the object, into dirState.lowers; -1 when it is whited out.
+	first int16
+	// typ is a DT_ constant.
+	typ uint8
+	// dirs are the lowers, topmost first, whose directories of that name merge; nil for other objects.
+	dirs []int16
+	ino  uint64
+	// open says that lower layers may still add to the directory; only while the table is built.
+	open bool
+}
+
+// joinPath is dir/name, where an empty dir is a layer's root.
+func joinPath(dir, name string) string {
+	if dir == "" {
+		return name
+	}
+	return dir + "/" + name
+}
+
+// resolveLocked finds the lowers of n, once: opacity and redirects of the upper and of each candidate are looked at.
+// With more than one lower their names are merged in the same pass. Precondition: n.dir.mu and renameMu are held.
+func (u *Union) resolveLocked(n *Node) error {
+	d := n.dir
+	if d.resolved.Load() {
+		return nil
+	}
+	cand := d.candidates
+	if n.has(flagUpper) {
+		opaque, redirect, err := u.upperMark(n, len(cand) > 0)
+		if err != nil {
+			return err
+		}
+		switch {
+		case opaque:
+			cand = nil
+		case redirect != nil:
+			if cand, err = u.redirected(n, *redirect); err != nil {
+				return err
+			}
+		}
+	}
+	if err := u.resolveLowersLocked(n, cand); err != nil {
+		return err
+	}
+	d.candidates = nil
+	d.resolved.Store(true)
+	return nil
+}
+
+// upperMark reads what the upper directory says of the layers below it.
+func (u *Union) upperMark(n *Node, hasCandidates bool) (opaque bool, redirect *ovl.Redirect, err error) {
+	f, err := u.dirUpper(n)
+	if err != nil {
+		return false, nil, err
+	}
+	defer f.Close()
+	m, err := u.readMark(f.FD(), hasCandidates)
+	if err != nil {
+		return false, nil, err
+	}
+	if m.impure {
+		n.set(flagImpure)
+	}
+	if m.specials {
+		n.set(flagSpecials)
+	}
+	if m.xwhiteouts {
+		n.set(flagXWhiteouts)
+	}
+	return m.opaque, m.redirect, nil
+}
+
+// redirected finds the lowers that a redirect of the upper directory n names.
+func (u *Union) redirected(n *Node, r ovl.Redirect) ([]lowerDir, error) {
+	if u.opt.RedirectDir == RedirectOff {
+		return nil, fmt.Errorf("%s has a redirect to %q and redirect_dir is off: %w", u.pathOf(n), r.Path, unix.EPERM)
+	}
+	if r.Absolute {
+		return u.walkLowers(u.rootLowers(0), r.Path)
+	}
+	// A sibling's name: in the parent's lowers, which are resolved before a child is looked up.
+	p := u.firstLink(n).parent
+	if p == nil {
+		return nil, unix.ESTALE
+	}
+	return u.stepLowers(p.dir.lowers, r.Path)
+}
+
+// rootLowers are the roots of the lowers from index first on.
+func (u *Union) rootLowers(first int32) []lowerDir {
+	ds := make([]lowerDir, 0, len(u.lowers)-int(first))
+	for i := first; i < int32(len(u.lowers)); i++ {
+		ds = append(ds, lowerDir{layer: i})
+	}
+	return ds
+}
+
+// walkLowers follows path through the merged lowers (cf. overlayfs namei.c ovl_lookup_layer).
+func (u *Union) walkLowers(at []lowerDir, path string) ([]lowerDir, error) {
+	for path != "" && len(at) > 0 {
+		name, rest, _ := strings.Cut(path, "/")
+		next, err := u.stepLowers(at, name)
+		if err != nil {
+			return nil, err
+		}
+		at, path = next, rest
+	}
+	return at, nil
+}
+
+// stepLowers finds the merged directory name in the merged directory at.
+func (u *Union) stepLowers(at []lowerDir, name string) ([]lowerDir, error) {
+	_, dirs, err := u.probeLowers(at, name)
+	return dirs, err
+}
+
+// probeLowers looks for one name in the merged directory at without remembering anything. It returns the topmost object
+// (layer -1: none) and, of a directory, all that merge.
+func (u *Union) probeLowers(at []lowerDir, name string) (found lowerRef, dirs []lowerDir, err error) {
+	found.layer = -1
+	for i := range at {
+		f, err := u.tempLower(&at[i])
+		if err != nil {
+			return found, nil, err
+		}
+		kind, m, err := u.probeOne(f.FD(), &at[i], name)
+		f.Close()
+		if err != nil {
+			return found, nil, err
+		}
+		switch kind {
+		case probeNone:
+			continue
+		case probeWhiteout:
+			return found, dirs, nil
+		case probeObject:
+			if found.layer < 0 {
+				found = lowerRef{at[i].layer, at[i].path, name}
+			}
+			return found, dirs, nil
+		}
+		if found.layer < 0 {
+			found = lowerRef{at[i].layer, at[i].path, name}
+		}
+		dirs = append(dirs, lowerDir{layer: at[i].layer, path: joinPath(at[i].path, name), marks: m.dirMarks})
+		if m.opaque || m.whiteout {
+			return found, dirs, nil
+		}
+		if m.redirect != nil {
+			rest, err := u.redirectBelow(at, i, *m.redirect)
+			return found, append(dirs, rest...), err
+		}
+	}
+	return found, dirs, nil
+}
+
+// tempLower opens a lower directory for one use, leaving its slot alone: the lowerDir may be a copy.
+func (u *Union) tempLower(d *lowerDir) (*layer.File, error) {
+	l := u.lowers[d.layer]
+	if d.path == "" {
+		return layer.Borrow(l.FD()), nil
+	}
+	fd, err := u.retryFiles(func() (int, error) { return l.OpenDir(d.path) })
+	if err != nil {
+		return nil, err
+	}
+	return layer.Own(fd), nil
+}
+
+// redirectBelow continues a merged directory behind the i-th of at, whose entry carries a redirect.
+func (u *Union) redirectBelow(at []lowerDir, i int, r ovl.Redirect) ([]lowerDir, error) {
+	if u.opt.RedirectDir == RedirectOff {
+		return nil, fmt.Errorf("redirect to %q in %s and redirect_dir is off: %w", r.Path,
+			u.lowers[at[i].layer].Path, unix.EPERM)
+	}
+	if r.Absolute {
+		return u.walkLowers(u.rootLowers(at[i].layer+1), r.Path)
+	}
+	return u.stepLowers(at[i+1:], r.Path)
+}
+
+const (
+	probeNone = iota
+	probeWhiteout
+	probeObject
+	probeDir
+)
+
+// probeOne looks for name in one lower directory.
+func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMark, err error) {
+	var st unix.Statx_t
+	err = sys.Statx(dirfd, name, &st)
+	wh := false
+	if !ovl.IsAUFSName(name) {
+		var wst unix.Statx_t
+		wh = sys.Statx(dirfd, ovl.AUFSWhiteout(name), &wst) == nil && wst.Mode&unix.S_IFMT == unix.S_IFREG
+	}
+	switch {
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG):
+		if wh {
+			return probeWhiteout, m, nil
+		}
+		return probeNone, m, nil
+	case err != nil:
+		return probeNone, m, err
+	case layer.IsWhiteoutDevice(&st):
+		return probeWhiteout, m, nil
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		if d.marks.xwhiteouts && u.isXWhiteout(dirfd, name, &st) {
+			return probeWhiteout, m, nil
+		}
+		return probeObject, m, nil
+	}
+	fd, err := sys.Openat(dirfd, name, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return probeNone, m, err
+	}
+	defer unix.Close(fd)
+	m, err = u.readMark(fd, true)
+	m.whiteout = wh
+	return probeDir, m, err
+}
+
+// dirMark is what a directory of a layer says of the layers below.
+type dirMark struct {
+	dirMarks
+	opaque   bool
+	impure   bool
+	whiteout bool // a whiteout of the same name lies beside it
+	redirect *ovl.Redirect
+}
+
+// readMark reads the marks of the directory behind dirfd, which is an O_PATH descriptor; sentinel says whether to look
+// for the AUFS form too. First hit wins, in the order of the attributes in the switch.
+func (u *Union) readMark(dirfd int, sentinel bool) (m dirMark, err error) {
+	names, err := cow.ListXattrs(dirfd, ".")
+	if err != nil {
+		return m, err
+	}
+	for _, name := range names {
+		switch name {
+		case ovl.Trusted().Opaque, ovl.User().Opaque, ovl.FuseOverlayfsOpaque:
+			v, err := cow.GetXattr(dirfd, ".", name)
+			if err == nil {
+				m.opaque = m.opaque || ovl.IsOpaque(v)
+				m.xwhiteouts = m.xwhiteouts || ovl.HasXWhiteouts(v)
+			}
+		case ovl.Trusted().Redirect, ovl.User().Redirect:
+			v, err := cow.GetXattr(dirfd, ".", name)
+			if err != nil {
+				continue
+			}
+			r, err := ovl.ParseRedirect(v)
+			if err != nil {
+				return m, fmt.Errorf("%w: %w", err, unix.EIO)
+			}
+			if m.redirect == nil {
+				m.redirect = &r
+			}
+		case ovl.Trusted().Impure, ovl.User().Impure:
+			m.impure = true
+		case ovl.Trusted().Specials, ovl.User().Specials:
+			m.specials = true
+		}
+	}
+	if sentinel && !m.opaque {
+		var st unix.Statx_t
+		m.opaque = sys.Statx(dirfd, ovl.AUFSOpaque, &st) == nil
+	}
+	return m, nil
+}
+
+// isXWhiteout says whether an object is a whiteout in attribute form.
+func (u *Union) isXWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != 0 {
+		return false
+	}
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := sys.Getxattrat(dirfd, name, ns.Whiteout, nil); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// resolveLowersLocked keeps, of the candidates, those down to the first opaque one, follows redirects, and merges their
+// names when there are several. Precondition: n.dir.mu is held.
+func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
+	d := n.dir
+	r := resolution{u: u}
+	defer r.close()
+	for len(cand) > 0 {
+		c := cand[0]
+		cand = cand[1:]
+		m, err := r.add(c, len(cand) > 0)
+		if err != nil {
+			return err
+		}
+		if m.opaque {
+			break
+		}
+		if m.redirect != nil {
+			if cand, err = u.redirectFrom(n, c, *m.redirect); err != nil {
+				return err
+			}
+		}
+	}
+	d.lowers = r.out
+	if len(r.out) > 1 {
+		d.names = sealNames(r.names)
+	}
+	for i, f := range r.files {
+		if f != nil && len(r.out) <= maxKeptLowers {
+			u.dirs.Put(&d.lowers[i].slot, f.FD(), false).Close()
+			r.files[i] = nil
+		}
+	}
+	return nil
+}
+
+// maxKeptLowers is how many lowers of one directory are left open after it was resolved.
+const maxKeptLowers = 128
+
+// resolution collects the lowers of one directory, topmost first, and merges their names on the way.
+type resolution struct {
+	u     *Union
+	out   []lowerDir
+	files []*layer.File // nil for layer roots
+	names map[string]lowerName
+}
+
+// add takes one more lower; more says that others may follow. A single lower is not listed.
+func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
+	f, err := r.u.tempLower(&c)
+	if err != nil {
+		return dirMark{}, err
+	}
+	defer func() {
+		if f != nil {
+			f.Close()
+		}
+	}()
+	m, err := r.u.readMark(f.FD(), more)
+	if err != nil {
+		return m, err
+	}
+	c.marks = m.dirMarks
+	r.out = append(r.out, c)
+	if more && !m.opaque || m.redirect != nil || len(r.out) > 1 {
+		if r.names == nil {
+			r.names = make(map[string]lowerName)
+		}
+		if err := r.u.mergeNames(r.names, f.FD(), &c, int16(len(r.out)-1)); err != nil {
+			return m, err
+		}
+	}
+	if c.path == "" || len(r.out) > maxKeptLowers {
+		r.files = append(r.files, nil)
+		return m, nil
+	}
+	r.files = append(r.files, f)
+	f = nil
+	return m, nil
+}
+
+func (r *resolution) close() {
+	for _, f := range r.files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// redirectFrom finds where the merge of n continues below its lower c, which carries a redirect.
+func (u *Union) redirectFrom(n *Node, c lowerDir, r ovl.Redirect) ([]lowerDir, error) {
+	if u.opt.RedirectDir == RedirectOff {
+		return nil, fmt.Errorf("redirect to %q in %s and redirect_dir is off: %w", r.Path, u.lowers[c.layer].Path, unix.EPERM)
+	}
+	if r.Absolute {
+		return u.walkLowers(u.rootLowers(c.layer+1), r.Path)
+	}
+	parent := ""
+	if i := strings.LastIndexByte(c.path, '/'); i >= 0 {
+		parent = c.path[:i]
+	}
+	var at []lowerDir
+	if p := u.firstLink(n).parent; p != nil && p.dir.resolved.Load() {
+		for i := range p.dir.lowers {
+			if p.dir.lowers[i].layer > c.layer {
+				at = append(at, lowerDir{layer: p.dir.lowers[i].layer, path: p.dir.lowers[i].path})
+			}
+		}
+	} else {
+		var err error
+		if at, err = u.walkLowers(u.rootLowers(c.layer+1), parent); err != nil {
+			return nil, err
+		}
+	}
+	return u.stepLowers(at, r.Path)
+}
+
+// mergeNames adds the names of one lower directory to the merged table; layers come topmost first.
+func (u *Union) mergeNames(t map[string]lowerName, dirfd int, d *lowerDir, i int16) error {
+	var whiteouts []string
+	err := layer.List(dirfd, func(e layer.RawDirent) error {
+		if ovl.IsAUFSName(e.Name) && u.aufsHidden(dirfd, e.Name, e.Type) {
+			if victim, ok := ovl.AUFSVictim(e.Name); ok {
+				whiteouts = append(whiteouts, victim)
+			}
+			return nil
+		}
+		typ, err := u.entryType(dirfd, e, d.marks)
+		if err != nil {
+			return err
+		}
+		have, seen := t[e.Name]
+		switch {
+		case seen && !have.open:
+		case typ == unix.DT_WHT && !seen:
+			t[e.Name] = lowerName{first: -1}
+		case typ == unix.DT_DIR && !seen:
+			t[e.Name] = lowerName{first: i, typ: typ, dirs: []int16{i}, ino: e.Ino, open: true}
+		case typ == unix.DT_DIR:
+			have.dirs = append(have.dirs, i)
+			t[e.Name] = have
+		case !seen:
+			t[e.Name] = lowerName{first: i, typ: typ, ino: e.Ino}
+		default: // a whiteout or another object below a directory ends the merge
+			have.open = false
+			t[e.Name] = have
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// A whiteout beside an object of the same layer hides only what lies below.
+	for _, victim := range whiteouts {
+		have, seen := t[victim]
+		if !seen {
+			have = lowerName{first: -1}
+		}
+		have.open = false
+		t[victim] = have
+	}
+	return nil
+}
+
+// aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
+func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
+	if typ == unix.DT_UNKNOWN {
+		var st unix.Statx_t
+		if sys.Statx(dirfd, name, &st) != nil {
+			return true
+		}
+		typ = uint8(st.Mode & unix.S_IFMT >> 12)
+	}
+	if typ != unix.DT_REG {
+		return typ == unix.DT_DIR && strings.HasPrefix(name, ".wh..wh.") // AUFS's own bookkeeping
+	}
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := sys.Getxattrat(dirfd, name, ns.Literal, nil); err == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// entryType is the type of a listed entry: DT_WHT for a whiteout, of whatever form.
+func (u *Union) entryType(dirfd int, e layer.RawDirent, m dirMarks) (uint8, error) {
+	switch {
+	case e.Type == unix.DT_CHR || e.Type == unix.DT_UNKNOWN || m.xwhiteouts && e.Type == unix.DT_REG:
+	default:
+		return e.Type, nil
+	}
+	var st unix.Statx_t
+	err := sys.Statx(dirfd, e.Name, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return unix.DT_WHT, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if layer.IsWhiteoutDevice(&st) || m.xwhiteouts && u.isXWhiteout(dirfd, e.Name, &st) {
+		return unix.DT_WHT, nil
+	}
+	return uint8(uint32(st.Mode) & unix.S_IFMT >> 12), nil
+}
+
+// sealNames drops what was needed only while merging.
+func sealNames(t map[string]lowerName) map[string]lowerName {
+	for k, v := range t {
+		if v.open {
+			v.open = false
+			t[k] = v
+		}
+	}
+	return t
+}
+
+// followMetacopy replaces fd, an open lower file at r, by the file that holds its data if it is a metadata-only copy
+// (cf. overlayfs namei.c ovl_lookup, uppermetacopy). It owns fd.
+func (u *Union) followMetacopy(fd int, r lowerRef) (int, error) {
+	for depth := 0; depth <= len(u.lowers); depth++ {
+		ns := metacopyNames(fd)
+		if ns == nil {
+			return fd, nil
+		}
+		next, err := u.lowerDataRef(fd, ns, r)
+		unix.Close(fd)
+		if err != nil {
+			return -1, err
+		}
+		l, err := u.refLoc(next)
+		if err != nil {
+			return -1, err
+		}
+		fd, err = openNoatime(l.fd(), l.name)
+		l.close()
+		if err != nil {
+			return -1, err
+		}
+		r = next
+	}
+	unix.Close(fd)
+	return -1, unix.ELOOP
+}
+
+// metacopyNames returns the namespace in which the open file says that it is a metadata-only copy, nil if it is none.
+func metacopyNames(fd int) *ovl.Names {
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := unix.Fgetxattr(fd, ns.Metacopy, nil); err == nil {
+			return ns
+		}
+	}
+	return nil
+}
+
+// lowerDataRef finds the object below r that a metadata-only copy at r stands for.
+func (u *Union) lowerDataRef(fd int, ns *ovl.Names, r lowerRef) (lowerRef, error) {
+	dir, name := r.dir, r.name
+	if v, err := cow.GetXattr(fd, "", ns.Redirect); err == nil {
+		red, err := ovl.ParseRedirect(v)
+		if err != nil {
+			return lowerRef{}, fmt.Errorf("%w: %w", err, unix.EIO)
+		}
+		name = red.Path
+		if red.Absolute {
+			dir = ""
+			if i := strings.LastIndexByte(red.Path, '/'); i >= 0 {
+				dir, name = red.Path[:i], red.Path[i+1:]
+			}
+		}
+	}
+	return u.findLower(r.layer+1, dir, name)
+}
+
+// findLower looks for dir/name in the merged lowers from index first on; EIO if there is no regular file.
+func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
+	at, err := u.walkLowers(u.rootLowers(first), dir)
+	if err != nil {
+		return lowerRef{}, err
+	}
+	found, dirs, err := u.probeLowers(at, name)
+	if err != nil {
+		return lowerRef{}, err
+	}
+	if found.layer < 0 || dirs != nil {
+		return lowerRef{}, fmt.Errorf("no lower data for metadata-only copy of %s: %w", joinPath(dir, name), unix.EIO)
+	}
+	return found, nil
+}

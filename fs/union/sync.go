@@ -1,0 +1,360 @@
+package union
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// A copy-up is not synced when it is published: the lower still has the old content, so it is enough that an upper file
+// whose data may not be on disk says so. The mark is set before publication, and goes with the application's fsync or
+// with a background sync of the whole batch. The mount after a crash of the machine gives marked files their lower's
+// content back (recoverUnsynced).
+
+const (
+	// syncDelay is how long after the first mark the batch is synced: as long as the kernel keeps dirty pages young.
+	syncDelay = 5 * time.Second
+	// syncBatch is how many marked files do not wait for that.
+	syncBatch = 4096
+)
+
+// markUnsynced puts the mark on a staged copy of n.
+func (u *Union) markUnsynced(n *Node, dirfd int, name string) error {
+	if err := u.noteRecord(); err != nil {
+		return err
+	}
+	m := ovl.UnsyncedMark{Boot: u.boot, Lower: n.lower.path()}
+	return u.m.Setxattr(dirfd, name, u.names.Unsynced, m.Encode(), 0)
+}
+
+// noteRecord leaves, once, the record that marks may exist.
+func (u *Union) noteRecord() error {
+	u.sync.mu.Lock()
+	defer u.sync.mu.Unlock()
+	if u.sync.recorded {
+		return nil
+	}
+	if err := u.work.NoteUnsynced(); err != nil {
+		return err
+	}
+	u.sync.recorded = true
+	return nil
+}
+
+// noteUnsynced puts n, which was just published with a mark, into the next batch. The batch holds a reference.
+func (u *Union) noteUnsynced(n *Node) {
+	u.treeMu.Lock()
+	n.refs++
+	u.treeMu.Unlock()
+	s := &u.sync
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending = append(s.pending, n)
+	u.marked.Add(1)
+	switch {
+	case s.closed:
+	case len(s.pending) == 1:
+		s.timer = time.AfterFunc(syncDelay, u.syncPending)
+	case len(s.pending) == syncBatch:
+		go u.syncPending()
+	}
+}
+
+// syncPending syncs the batch and takes its marks off. A failure leaves them: those files stay safe, and are tried
+// again with the next batch.
+func (u *Union) syncPending() {
+	s := &u.sync
+	s.run.Lock()
+	defer s.run.Unlock()
+	s.mu.Lock()
+	batch := s.pending
+	s.pending = nil
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.mu.Unlock()
+	if len(batch) == 0 {
+		return
+	}
+	if err := u.m.Syncfs(u.upper.FD()); err != nil {
+		u.log.Error("background sync failed; marked files keep their mark", "files", len(batch), "err", err)
+		s.mu.Lock()
+		s.pending = append(batch, s.pending...)
+		if !s.closed {
+			s.timer = time.AfterFunc(syncDelay, u.syncPending)
+		}
+		s.mu.Unlock()
+		return
+	}
+	for _, n := range batch {
+		if err := u.unmark(n); err != nil {
+			u.log.Warn("cannot remove the unsynced mark", "file", u.pathOf(n), "err", err)
+		}
+		u.marked.Add(^uint64(0))
+		u.Forget(n, 1)
+	}
+}
+
+// unmark takes the unsynced mark off n, whose data is on disk.
+func (u *Union) unmark(n *Node) error {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	n.copyMu.Lock()
+	marked := n.has(flagUnsynced)
+	n.copyMu.Unlock()
+	if !marked {
+		return nil
+	}
+	l, err := u.upperLoc(n)
+	if err != nil {
+		if n.has(flagUnlinked) {
+			return nil
+		}
+		return err
+	}
+	defer l.close()
+	err = u.m.Removexattr(l.fd(), l.name, u.names.Unsynced)
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EBADF) {
+		return err
+	}
+	n.clear(flagUnsynced)
+	return nil
+}
+
+// Fsync makes n durable: a file's data and, unless dataOnly, its attributes; a directory's entries. A lower object is
+// durable already. The first fsync of a copied-up file also takes its mark off, durably.
+func (u *Union) Fsync(n *Node, dataOnly bool) error {
+	if u.failed.Load() {
+		return unix.EIO
+	}
+	if u.opt.Volatile || u.opt.NoFsync || !n.has(flagUpper) {
+		return nil
+	}
+	u.renameMu.RLock()
+	f, err := u.syncFile(n)
+	u.renameMu.RUnlock()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if !n.has(flagUnsynced) {
+		return u.sticky(u.m.Fsync(f.FD(), dataOnly))
+	}
+	if err := u.sticky(u.m.Fsync(f.FD(), true)); err != nil {
+		return err
+	}
+	if err := u.unmark(n); err != nil {
+		return err
+	}
+	return u.sticky(u.m.Fsync(f.FD(), false))
+}
+
+// syncFile opens n for fsync. Precondition: renameMu is held.
+func (u *Union) syncFile(n *Node) (*layer.File, error) {
+	if n.mode == unix.S_IFREG && n.has(flagMetacopy) {
+		l, err := u.upperLoc(n)
+		if err != nil {
+			return nil, err
+		}
+		defer l.close()
+		if l.name == "" {
+			fd, err := sys.Reopen(l.fd(), unix.O_RDONLY)
+			return layer.Own(fd), err
+		}
+		fd, err := sys.Openat(l.fd(), l.name, unix.O_RDONLY)
+		return layer.Own(fd), err
+	}
+	if n.mode == unix.S_IFREG {
+		return u.dataFile(n, false)
+	}
+	if !n.IsDir() {
+		return nil, unix.EINVAL
+	}
+	d, err := u.dirUpper(n)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	fd, err := sys.Openat(d.FD(), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return layer.Own(fd), nil
+}
+
+// sticky remembers a failed write of a volatile mount: every later fsync fails too, since nothing was ever synced (cf.
+// overlayfs documentation, volatile mount).
+func (u *Union) sticky(err error) error {
+	if u.opt.Volatile && errors.Is(err, unix.EIO) {
+		u.failed.Store(true)
+	}
+	return err
+}
+
+// recoverUnsynced looks at every upper file after a mount that did not end cleanly. Files marked under this boot are
+// synced; those of an earlier one may lack data and get their lower's content back.
+func (u *Union) recoverUnsynced() error {
+	boot := u.work.UnsyncedBoot()
+	if boot == "" {
+		return nil
+	}
+	if !u.work.Alone() {
+		return nil // the marks are those of a mount that is alive
+	}
+	r := &recovery{u: u}
+	if err := r.walk(u.upper.FD(), "."); err != nil {
+		return err
+	}
+	if u.work != nil {
+		if idx, _ := u.work.IndexFD(false); idx >= 0 {
+			if err := r.walk(idx, "."); err != nil {
+				return err
+			}
+		}
+	}
+	if err := u.m.Syncfs(u.upper.FD()); err != nil {
+		return err
+	}
+	for _, f := range r.marked {
+		if err := u.m.Removexattr(f.fd, "", u.names.Unsynced); err != nil && !errors.Is(err, unix.ENODATA) {
+			r.close()
+			return err
+		}
+	}
+	r.close()
+	if err := u.m.Syncfs(u.upper.FD()); err != nil {
+		return err
+	}
+	if r.restored+r.lost > 0 {
+		u.log.Warn("the machine went down before copied-up files were synced",
+			"restored", r.restored, "without lower", r.lost)
+	}
+	return u.work.ForgetUnsynced()
+}
+
+// recovery is one run of recoverUnsynced.
+type recovery struct {
+	u              *Union
+	marked         []recovered
+	restored, lost int
+}
+
+type recovered struct{ fd int }
+
+// recoverBatch bounds the descriptors that a recovery keeps open.
+const recoverBatch = 512
+
+func (r *recovery) close() {
+	for _, f := range r.marked {
+		unix.Close(f.fd)
+	}
+	r.marked = nil
+}
+
+// walk visits every regular file below dirfd.
+func (r *recovery) walk(dirfd int, name string) error {
+	fd, err := sys.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var dirs []string
+	err = layer.List(fd, func(e layer.RawDirent) error {
+		switch e.Type {
+		case unix.DT_DIR:
+			dirs = append(dirs, e.Name)
+		case unix.DT_REG, unix.DT_UNKNOWN:
+			return r.file(fd, e.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if err := r.walk(fd, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *recovery) file(dirfd int, name string) error {
+	v, err := cow.GetXattr(dirfd, name, r.u.names.Unsynced)
+	if err != nil {
+		return nil //nolint:nilerr // unmarked
+	}
+	mark, err := ovl.ParseUnsynced(v)
+	if err != nil {
+		r.u.log.Error("unsynced mark is malformed; file left alone", "file", name, "err", err)
+		return nil
+	}
+	fd, err := sys.Openat(dirfd, name, unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	if mark.Boot != r.u.boot {
+		if err := r.restore(fd, mark); err != nil {
+			unix.Close(fd)
+			return err
+		}
+	}
+	r.marked = append(r.marked, recovered{fd})
+	if len(r.marked) < recoverBatch {
+		return nil
+	}
+	if err := r.u.m.Syncfs(fd); err != nil {
+		return err
+	}
+	for _, f := range r.marked {
+		if err := r.u.m.Removexattr(f.fd, "", r.u.names.Unsynced); err != nil && !errors.Is(err, unix.ENODATA) {
+			return err
+		}
+	}
+	r.close()
+	return nil
+}
+
+// restore gives an upper file the content of its lower again. Its attributes were journalled and stay.
+func (r *recovery) restore(fd int, mark ovl.UnsyncedMark) error {
+	u := r.u
+	dir, base := splitPath(mark.Lower)
+	ref, err := u.findLower(0, dir, base)
+	if err != nil {
+		r.lost++
+		u.log.Error("unsynced file has no lower to fall back to", "lower", mark.Lower, "err", err)
+		return nil
+	}
+	l, err := u.refLoc(ref)
+	if err != nil {
+		return err
+	}
+	src, err := openNoatime(l.fd(), l.name)
+	l.close()
+	if err != nil {
+		return err
+	}
+	if src, err = u.followMetacopy(src, ref); err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	var st unix.Statx_t
+	if err := sys.Statx(src, "", &st); err != nil {
+		return err
+	}
+	if err := u.m.Truncate(fd, 0); err != nil {
+		return err
+	}
+	r.restored++
+	if _, err := cow.CopyData(u.m, fd, src, int64(st.Size)); err != nil {
+		return err
+	}
+	_ = u.m.Removexattr(fd, "", u.names.Metacopy) // a data copy that was under way is complete now
+	return nil
+}

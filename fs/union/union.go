@@ -1,0 +1,283 @@
+package union
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// Union is one merged tree. All methods are safe for concurrent use.
+type Union struct {
+	opt    Options
+	log    *slog.Logger
+	m      *sys.Mutator
+	lowers []*layer.Layer
+	upper  *layer.Layer
+	// work is nil for a union that nothing is written to.
+	work *cow.Work
+	// names are the attributes that can be written to the upper, nil for none.
+	names *ovl.Names
+	// aufs says that deletions are written in the AUFS form.
+	aufs bool
+	// marks says that copied-up files carry a mark until they are synced.
+	marks bool
+	// userNS says that this process's user namespace is not the initial one.
+	userNS     bool
+	euid, egid int
+	boot       string
+	devs       []uint64
+	root       *Node
+	dirs       *layer.Cache
+	files      *layer.Cache
+
+	renameMu sync.RWMutex
+	indexMu  sync.Mutex // serialises the making of the index directory
+	treeMu   sync.Mutex
+	// inodes finds the node of an inode that has several names. Guarded by treeMu.
+	inodes     map[inodeKey]*Node
+	inodesPeak int
+
+	sync struct {
+		run      sync.Mutex // held by the one running sync
+		mu       sync.Mutex
+		pending  []*Node // guarded by mu
+		timer    *time.Timer
+		recorded bool
+		closed   bool
+	}
+
+	failed      atomic.Bool
+	nodes       atomic.Int64
+	copyUps     atomic.Uint64
+	copyUpBytes atomic.Uint64
+	marked      atomic.Uint64
+}
+
+// Stats are counters of a union, for people and metrics.
+type Stats struct {
+	Nodes       uint64 // known to the front end
+	OpenFiles   uint64 // descriptors of data
+	OpenDirs    uint64 // descriptors of directories
+	CopyUps     uint64
+	CopyUpBytes uint64
+	Marked      uint64 // copied-up files whose data may not be on disk
+}
+
+// New assembles a union. It owns the layers of o from then on, also when it fails. It takes back what an earlier mount of
+// the same upper left staged or unsynced, which may block for as long as a sync takes.
+func New(o Options) (u *Union, err error) {
+	u = &Union{opt: o, log: o.Logger, m: o.Mutator, lowers: o.Lowers, upper: o.Upper, inodes: map[inodeKey]*Node{}}
+	defer func() {
+		if err != nil {
+			u.closeLayers()
+		}
+	}()
+	if u.log == nil {
+		u.log = slog.New(slog.DiscardHandler)
+	}
+	if u.m == nil {
+		u.m = &sys.Mutator{}
+	}
+	if len(o.Lowers) == 0 && o.Upper == nil {
+		return u, fmt.Errorf("a union needs at least one layer: %w", unix.EINVAL)
+	}
+	u.euid, u.egid = os.Geteuid(), os.Getegid()
+	u.userNS = inUserNamespace()
+	u.boot = cow.BootID()
+	limit := o.MaxOpenFiles
+	if limit <= 0 {
+		limit = defaultOpenFiles()
+	}
+	u.dirs, u.files = layer.NewCache(limit/2), layer.NewCache(limit/2)
+	if err := u.openWork(); err != nil {
+		return u, err
+	}
+	u.numberDevices()
+	if err := u.makeRoot(); err != nil {
+		return u, err
+	}
+	if u.work != nil && u.names != nil {
+		if err := u.recoverUnsynced(); err != nil {
+			return u, fmt.Errorf("recovery after an unclean end: %w", err)
+		}
+	}
+	return u, nil
+}
+
+// openWork takes the work directory and decides what can be written to the upper, and how.
+func (u *Union) openWork() (err error) {
+	o := &u.opt
+	if u.upper == nil || o.ReadOnly {
+		u.opt.ReadOnly = true
+		return nil
+	}
+	if o.Work == nil {
+		return fmt.Errorf("upper %s needs a work directory on the same file system: %w", u.upper.Path, unix.EINVAL)
+	}
+	u.work, err = cow.OpenWork(o.Work, cow.WorkOptions{UserXattr: o.UserXattr, Volatile: o.Volatile, Mutator: u.m})
+	if err != nil {
+		return err
+	}
+	u.names = u.work.Names
+	if o.NoXattrs && !o.UserXattr && u.names == nil {
+		u.opt.RedirectDir = RedirectFollow
+	}
+	switch o.Whiteout {
+	case WhiteoutAUFS:
+		u.aufs = true
+	case WhiteoutKernel:
+		if !u.work.MknodWhiteout {
+			return fmt.Errorf("whiteout=kernel, but %s takes no 0:0 devices from this user: use whiteout=auto: %w",
+				u.upper.Path, unix.EPERM)
+		}
+	default:
+		u.aufs = !u.work.MknodWhiteout
+	}
+	u.marks = u.work.Durable && !o.Volatile && !o.NoFsync && u.names != nil
+	if o.XattrPermissions != XattrPermissionsOff && u.upper.Override() == "" {
+		u.upper.SetOverride(ovl.OverrideNames()[o.XattrPermissions-1])
+	}
+	return nil
+}
+
+// numberDevices gives each device of the layers its part of the inode number space.
+func (u *Union) numberDevices() {
+	add := func(l *layer.Layer) {
+		if _, have := u.devIndex(l.Dev); !have {
+			u.devs = append(u.devs, l.Dev)
+		}
+	}
+	if u.upper != nil {
+		add(u.upper)
+	}
+	for i := len(u.lowers) - 1; i >= 0; i-- {
+		add(u.lowers[i])
+	}
+}
+
+func (u *Union) makeRoot() error {
+	top := u.upper
+	if top == nil {
+		top = u.lowers[0]
+	}
+	u.root = u.newNode(u.mapIno(top.Dev, top.Ino), unix.S_IFDIR)
+	u.root.refs = 1
+	if u.upper != nil {
+		u.root.set(flagUpper)
+	}
+	u.root.dir.candidates = u.rootLowers(0)
+	return nil
+}
+
+// Root is the root directory. It needs no reference.
+func (u *Union) Root() *Node { return u.root }
+
+// Stats returns the current counters.
+func (u *Union) Stats() Stats {
+	return Stats{
+		Nodes: uint64(max(u.nodes.Load(), 0)), OpenFiles: uint64(u.files.Len()), OpenDirs: uint64(u.dirs.Len()),
+		CopyUps: u.copyUps.Load(), CopyUpBytes: u.copyUpBytes.Load(), Marked: u.marked.Load(),
+	}
+}
+
+// Close ends the union after the front end stopped using it: what is not synced is, marks go, and the work directory is
+// left without anything staged. It blocks for the sync.
+func (u *Union) Close() error {
+	u.sync.mu.Lock()
+	u.sync.closed = true
+	if u.sync.timer != nil {
+		u.sync.timer.Stop()
+	}
+	recorded := u.sync.recorded
+	u.sync.mu.Unlock()
+	var err error
+	if u.work != nil {
+		u.syncPending()
+		u.sync.mu.Lock()
+		left := len(u.sync.pending)
+		u.sync.mu.Unlock()
+		switch {
+		case left > 0:
+			err = fmt.Errorf("%d copied-up files are not synced: %w", left, unix.EIO)
+		case recorded && u.work.Alone():
+			err = u.work.ForgetUnsynced()
+		}
+	}
+	u.files.CloseAll()
+	u.dirs.CloseAll()
+	u.closeLayers()
+	return err
+}
+
+func (u *Union) closeLayers() {
+	if u.work != nil {
+		u.work.Close()
+	}
+	for _, l := range append(append([]*layer.Layer(nil), u.lowers...), u.upper, u.opt.Work) {
+		if l != nil {
+			l.Close() //nolint:errcheck // nothing was written through a directory descriptor
+		}
+	}
+}
+
+// pathOf is n's path in the mount, for messages.
+func (u *Union) pathOf(n *Node) string {
+	var parts []string
+	u.treeMu.Lock()
+	for at := n; at != nil && at.link.parent != nil; at = at.link.parent {
+		parts = append(parts, at.link.name)
+	}
+	u.treeMu.Unlock()
+	var b strings.Builder
+	for i := len(parts) - 1; i >= 0; i-- {
+		b.WriteByte('/')
+		b.WriteString(parts[i])
+	}
+	if b.Len() == 0 {
+		return "/"
+	}
+	return b.String()
+}
+
+// defaultOpenFiles leaves most of the process's descriptors unused: what is in use and pinned comes on top.
+func defaultOpenFiles() int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 512
+	}
+	return int(max(64, min(lim.Cur/4, 4096)))
+}
+
+// inUserNamespace says whether the identifiers of this process are mapped.
+func inUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(b))
+	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
+}
+
+// Errno is the error number that the kernel shall see for err: the first one that it wraps, EIO for an error without;
+// ok is false then.
+func Errno(err error) (errno unix.Errno, ok bool) {
+	if err == nil {
+		return 0, true
+	}
+	if errors.As(err, &errno) {
+		return errno, true
+	}
+	return unix.EIO, false
+}
