@@ -99,3 +99,6 @@ func AUFSVictim(name string) (victim string, ok bool) {
 	}
 	return name[len(aufsPrefix):], true
 }
+
+// IsAUFSBookkeeping says whether a directory of that name is AUFS's own.
+func IsAUFSBookkeeping(name string) bool { return strings.HasPrefix(name, aufsMeta) }

@@ -149,7 +149,7 @@ func (u *Union) redirectMetacopy(n *Node) error {
 		return err
 	}
 	defer l.close()
-	return u.setRedirect(l, n.lower.path())
+	return u.setRedirect(l, n.lower.viewPath())
 }
 
 // setRedirect records path, relative to the lowers' roots, as the origin of the object at l.
@@ -189,7 +189,7 @@ func (u *Union) linkUp(n, dir *Node, name string) error {
 	}
 	u.markImpure(dir, f)
 	if n.has(flagMetacopy) {
-		if err := u.setRedirect(loc{dir: layer.Borrow(idx), name: index}, n.lower.path()); err != nil {
+		if err := u.setRedirect(loc{dir: layer.Borrow(idx), name: index}, n.lower.viewPath()); err != nil {
 			return err
 		}
 	}

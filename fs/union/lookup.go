@@ -212,6 +212,7 @@ func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) er
 		u.log.Error("metadata-only copy without lower data", "path", u.pathOf(dir)+"/"+name)
 		return unix.EIO
 	}
+	found.view = dir.dir.view
 	e.lower = found
 	return nil
 }
@@ -279,7 +280,7 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 		return nil
 	}
 	top := &d.lowers[ln.first]
-	e.lower = lowerRef{top.layer, top.path, name}
+	e.lower = lowerRef{layer: top.layer, dir: top.path, name: name, view: d.view}
 	if ln.typ == unix.DT_DIR {
 		path := joinPath(top.path, name)
 		e.dirs = make([]lowerDir, len(ln.dirs))
@@ -347,7 +348,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 	}
 	if !e.upper {
 		e.layer = l
-		e.lower = lowerRef{low.layer, low.path, name}
+		e.lower = lowerRef{layer: low.layer, dir: low.path, name: name, view: d.view}
 		if typ != unix.DT_DIR {
 			e.special = low.marks.specials && isSpecial(f.FD(), name, st)
 			err = u.probeIndex(f.FD(), name, e)
@@ -424,7 +425,7 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 		n.set(flagSpecial)
 	}
 	if n.dir != nil {
-		n.dir.candidates = e.dirs
+		n.dir.candidates, n.dir.view = e.dirs, joinPath(dir.dir.view, name)
 	}
 	for _, k := range keys {
 		u.addKeyLocked(n, k)

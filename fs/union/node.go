@@ -46,14 +46,12 @@ type lowerRef struct {
 	layer int32 // index into Union.lowers, -1 for none
 	dir   string
 	name  string
+	// view is the directory's path in the merged view of all lowers, which is dir unless a lower has redirects.
+	view string
 }
 
-func (r lowerRef) path() string {
-	if r.dir == "" {
-		return r.name
-	}
-	return r.dir + "/" + r.name
-}
+// viewPath is the path by which a redirect names the object: redirects are followed through the merged lowers.
+func (r lowerRef) viewPath() string { return joinPath(r.view, r.name) }
 
 // inodeKey is an inode of a layer's file system.
 type inodeKey struct{ dev, ino uint64 }
@@ -126,6 +124,8 @@ type dirState struct {
 	// looked at; resolved once into lowers. Guarded by mu until resolved.
 	candidates []lowerDir
 	resolved   atomic.Bool
+	// view is the directory's path in the merged view of all lowers; meaningless without lowers. Settled by resolve.
+	view string
 	lowers     []lowerDir // immutable once resolved, but for the slots
 
 	// names is the merged view of lowers, nil until needed; immutable once set. Guarded by mu.

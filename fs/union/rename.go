@@ -363,7 +363,7 @@ func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) e
 	defer l.close()
 	switch {
 	case n.IsDir() && len(n.dir.lowers) > 0:
-		if err := u.setRedirect(l, n.dir.lowers[0].path); err != nil {
+		if err := u.setRedirect(l, n.dir.view); err != nil {
 			return err
 		}
 	case n.IsDir() && below:
@@ -371,7 +371,7 @@ func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) e
 			return err
 		}
 	case n.has(flagMetacopy):
-		if err := u.setRedirect(l, n.lower.path()); err != nil {
+		if err := u.setRedirect(l, n.lower.viewPath()); err != nil {
 			return err
 		}
 	}

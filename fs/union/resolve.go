@@ -54,6 +54,10 @@ func (u *Union) resolveLocked(n *Node) error {
 			if cand, err = u.redirected(n, *redirect); err != nil {
 				return err
 			}
+			d.view = redirect.Path
+			if p := u.firstLink(n).parent; !redirect.Absolute && p != nil {
+				d.view = joinPath(p.dir.view, redirect.Path)
+			}
 		}
 	}
 	if err := u.resolveLowersLocked(n, cand); err != nil {
@@ -152,12 +156,12 @@ func (u *Union) probeLowers(at []lowerDir, name string) (found lowerRef, dirs []
 			return found, dirs, nil
 		case probeObject:
 			if found.layer < 0 {
-				found = lowerRef{at[i].layer, at[i].path, name}
+				found = lowerRef{layer: at[i].layer, dir: at[i].path, name: name}
 			}
 			return found, dirs, nil
 		}
 		if found.layer < 0 {
-			found = lowerRef{at[i].layer, at[i].path, name}
+			found = lowerRef{layer: at[i].layer, dir: at[i].path, name: name}
 		}
 		dirs = append(dirs, lowerDir{layer: at[i].layer, path: joinPath(at[i].path, name), marks: m.dirMarks})
 		if m.opaque || m.whiteout {
@@ -473,7 +477,7 @@ func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
 		typ = uint8(st.Mode & unix.S_IFMT >> 12)
 	}
 	if typ != unix.DT_REG {
-		return typ == unix.DT_DIR && strings.HasPrefix(name, ".wh..wh.") // AUFS's own bookkeeping
+		return typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name) // AUFS's own bookkeeping
 	}
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
 		if _, err := sys.Getxattrat(dirfd, name, ns.Literal, nil); err == nil {
@@ -585,5 +589,6 @@ func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
 	if found.layer < 0 || dirs != nil {
 		return lowerRef{}, fmt.Errorf("no lower data for metadata-only copy of %s: %w", joinPath(dir, name), unix.EIO)
 	}
+	found.view = dir
 	return found, nil
 }

@@ -29,7 +29,7 @@ func (u *Union) markUnsynced(n *Node, dirfd int, name string) error {
 	if err := u.noteRecord(); err != nil {
 		return err
 	}
-	m := ovl.UnsyncedMark{Boot: u.boot, Lower: n.lower.path()}
+	m := ovl.UnsyncedMark{Boot: u.boot, Lower: n.lower.viewPath()}
 	return u.m.Setxattr(dirfd, name, u.names.Unsynced, m.Encode(), 0)
 }
 

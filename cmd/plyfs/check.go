@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+)
+
+// place is where a directory is: two paths with equal dev and ino are one directory.
+type place struct {
+	dev, ino uint64
+}
+
+// check refuses what the kernel's overlayfs refuses of a set of layers, before anything is written. What p tolerates comes back
+// as warnings.
+func (s *stack) check(p personality) (warnings []string, err error) {
+	roots, err := s.roots()
+	if err != nil {
+		return nil, err
+	}
+	if s.work != nil {
+		if err := s.checkUpper(); err != nil {
+			return nil, err
+		}
+		if warnings, err = s.checkWork(p, roots); err != nil {
+			return nil, err
+		}
+		if err := s.checkVolatile(); err != nil {
+			return nil, err
+		}
+	}
+	return warnings, s.checkLowers(roots)
+}
+
+// roots maps the layers' places to how they were given. No two may be the same (cf. overlayfs super.c ovl_setup_trap).
+func (s *stack) roots() (map[place]string, error) {
+	roots := make(map[place]string, len(s.lowers)+2)
+	add := func(option string, l *layer.Layer) error {
+		if l == nil {
+			return nil
+		}
+		at := place{dev: l.Dev, ino: l.Ino}
+		name := option + "=" + l.Path
+		if other, ok := roots[at]; ok {
+			return faultf(exitMount, "%s and %s are the same directory; give each layer once, and a workdir of its own", other, name)
+		}
+		roots[at] = name
+		return nil
+	}
+	if err := add("upperdir", s.upper); err != nil {
+		return nil, err
+	}
+	if err := add("workdir", s.work); err != nil {
+		return nil, err
+	}
+	for _, l := range s.lowers {
+		if err := add("lowerdir", l); err != nil {
+			return nil, err
+		}
+	}
+	return roots, nil
+}
+
+// checkUpper looks at what upper and work need: one writable file system, one mount (a rename can't leave it).
+func (s *stack) checkUpper() error {
+	const way = "put workdir next to upperdir"
+	if s.upper.Dev != s.work.Dev {
+		return faultf(exitMount, "upperdir=%s and workdir=%s are on different file systems; %s", s.upper.Path, s.work.Path, way)
+	}
+	um, uerr := mountOf(s.upper.FD())
+	wm, werr := mountOf(s.work.FD())
+	if uerr == nil && werr == nil && um != wm {
+		return faultf(exitMount, "upperdir=%s and workdir=%s are under different mounts of one file system; %s", s.upper.Path, s.work.Path, way)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(s.upper.FD(), &fs); err == nil && fs.Flags&unix.ST_RDONLY != 0 {
+		return faultf(exitMount, "upperdir=%s is on a read-only file system; use a writable one, or add ro", s.upper.Path)
+	}
+	for _, l := range []struct {
+		option string
+		*layer.Layer
+	}{{"upperdir", s.upper}, {"workdir", s.work}} {
+		err := unix.Faccessat(l.FD(), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
+			return faultf(exitUsage, "%s=%s: %s; the mounting user needs to write there", l.option, l.Path, reason(err))
+		}
+	}
+	return nil
+}
+
+// checkWork wants upper and work apart from each other (cf. overlayfs super.c ovl_workdir_ok), and work outside the lower
+// layers, where its temporary files would be seen. One arrangement of that kind is common and harmless enough to be
+// tolerated in fuse-overlayfs's personality: buildah and podman overlay a volume that contains their own storage, upper
+// and work together.
+func (s *stack) checkWork(p personality, roots map[place]string) (warnings []string, err error) {
+	upperAt := place{dev: s.upper.Dev, ino: s.upper.Ino}
+	workAt := place{dev: s.work.Dev, ino: s.work.Ino}
+	aboveUpper, aboveWork := ancestors(s.upper.FD(), nil), ancestors(s.work.FD(), nil)
+	if contains(aboveWork, upperAt) {
+		return nil, faultf(exitMount, "workdir=%s is inside upperdir=%s; put it next to upperdir", s.work.Path, s.upper.Path)
+	}
+	if contains(aboveUpper, workAt) {
+		return nil, faultf(exitMount, "upperdir=%s is inside workdir=%s; put it next to workdir", s.upper.Path, s.work.Path)
+	}
+	for _, at := range aboveWork {
+		lower, ok := roots[at]
+		if !ok {
+			continue
+		}
+		if p.name == nameFuseOverlayfs && contains(aboveUpper, at) {
+			return []string{"workdir=" + s.work.Path + " and upperdir are inside " + lower +
+				": their content shows in the mount and must not be used there"}, nil
+		}
+		return nil, faultf(exitMount, "workdir=%s is inside %s; put it outside of all lower directories", s.work.Path, lower)
+	}
+	return nil, nil
+}
+
+// checkVolatile refuses an upper that a volatile mount left, since what it holds may be incomplete after a crash
+// (cf. overlayfs super.c ovl_workdir_cleanup_recurse, which finds the incompat directory).
+func (s *stack) checkVolatile() error {
+	const mark = "work/incompat/volatile"
+	var st unix.Stat_t
+	if unix.Fstatat(s.work.FD(), mark, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		return faultf(exitMount, "upperdir=%s was last used by a volatile mount and may be incomplete; start with an empty one, "+
+			"or, if the system did not crash since, remove %s/%s", s.upper.Path, s.work.Path, mark)
+	}
+	return nil
+}
+
+// checkLowers refuses a lower layer inside another layer (cf. overlayfs super.c ovl_check_layer).
+func (s *stack) checkLowers(roots map[place]string) error {
+	clean := make(map[place]bool)
+	for _, l := range s.lowers {
+		above := ancestors(l.FD(), clean)
+		for _, at := range above {
+			if outer, ok := roots[at]; ok {
+				return faultf(exitMount, "lowerdir=%s is inside %s; layers must not overlap", l.Path, outer)
+			}
+			clean[at] = true
+		}
+	}
+	return nil
+}
+
+func contains(list []place, at place) bool {
+	for _, p := range list {
+		if p == at {
+			return true
+		}
+	}
+	return false
+}
+
+// ancestors returns the directories above fd, nearest first, up to the root of its mount, as the kernel does with
+// dentries, or to one of which stop says that nothing above it matters. Above a directory that may not be searched nothing
+// is found out.
+func ancestors(fd int, stop map[place]bool) []place {
+	var out []place
+	at, own := fd, false
+	defer func() {
+		if own {
+			_ = unix.Close(at)
+		}
+	}()
+	mount, err := mountOf(fd)
+	if err != nil {
+		return nil
+	}
+	last, err := placeOf(fd)
+	if err != nil {
+		return nil
+	}
+	for {
+		up, err := unix.Openat(at, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return out
+		}
+		if own {
+			_ = unix.Close(at)
+		}
+		at, own = up, true
+		here, err := placeOf(up)
+		if err != nil || here == last || stop[here] {
+			return out
+		}
+		if m, err := mountOf(up); err != nil || m != mount {
+			return out
+		}
+		out = append(out, here)
+		last = here
+	}
+}
+
+func placeOf(fd int) (place, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return place{dev: st.Dev, ino: st.Ino}, err
+}
+
+// mountOf returns the id of the mount that fd was opened in.
+func mountOf(fd int) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
+	if err == nil && st.Mask&unix.STATX_MNT_ID == 0 {
+		err = unix.ENOSYS
+	}
+	return st.Mnt_id, err
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/fs/fusefs"
+	"plyfs/fs/mountopt"
+	"plyfs/fs/union"
+)
+
+// environment is what the mapping of options depends on beside the options.
+type environment struct {
+	// root is effective user id 0, in whatever user namespace.
+	root bool
+	// userAllowOther says that /etc/fuse.conf lets plain users use allow_other.
+	userAllowOther bool
+	// selinux says that the kernel takes the context options.
+	selinux bool
+	// aufsWhiteouts is fuse-overlayfs's environment variable FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT.
+	aufsWhiteouts bool
+}
+
+// unionOptions is what o says about the union, without the layers.
+func unionOptions(o mountopt.Options, env environment) union.Options {
+	u := union.Options{
+		ReadOnly:         o.ReadOnly,
+		UIDMap:           idRanges(o.UIDMap),
+		GIDMap:           idRanges(o.GIDMap),
+		SquashUID:        o.SquashToUID,
+		SquashGID:        o.SquashToGID,
+		Whiteout:         whiteoutForm(o.Whiteout, env),
+		XattrPermissions: union.XattrPermissions(o.XattrPermissions),
+		RedirectDir:      redirectDir(o.RedirectDir),
+		NoMetacopy:       o.Metacopy == mountopt.Off,
+		NoIndex:          o.Index == mountopt.Off,
+		NoACL:            o.NoACL,
+		NoXattrs:         o.NoXattrs,
+		StaticNlink:      o.StaticNlink,
+		UserXattr:        o.UserXattr,
+		Volatile:         o.Volatile,
+		NoFsync:          !o.Fsync.Enabled(true),
+		MaxOpenFiles:     o.MaxOpenFiles,
+	}
+	if o.SquashToRoot {
+		// cf. fuse-overlayfs main.c find_mapping: the two others go first.
+		if u.SquashUID == nil {
+			u.SquashUID = new(uint32)
+		}
+		if u.SquashGID == nil {
+			u.SquashGID = new(uint32)
+		}
+	}
+	return u
+}
+
+func idRanges(in []mountopt.IDRange) []union.IDRange {
+	var out []union.IDRange
+	for _, r := range in {
+		out = append(out, union.IDRange(r))
+	}
+	return out
+}
+
+func whiteoutForm(w mountopt.Whiteout, env environment) union.WhiteoutForm {
+	switch {
+	case w == mountopt.WhiteoutKernel:
+		return union.WhiteoutKernel
+	case w == mountopt.WhiteoutAUFS || env.aufsWhiteouts:
+		return union.WhiteoutAUFS
+	}
+	return union.WhiteoutAuto
+}
+
+// redirectDir maps off to follow, which the kernel does too in its default configuration (cf. overlayfs params.c
+// ovl_parse_param, Kconfig OVERLAY_FS_REDIRECT_ALWAYS_FOLLOW): what was renamed with redirect_dir=on stays whole.
+func redirectDir(r mountopt.RedirectDir) union.RedirectDir {
+	switch r {
+	case mountopt.RedirectFollow, mountopt.RedirectOff:
+		return union.RedirectFollow
+	case mountopt.RedirectNoFollow:
+		return union.RedirectOff
+	}
+	return union.RedirectOn
+}
+
+// readOnly says whether the mount is; without an upper layer it always is.
+func readOnly(o mountopt.Options) bool { return o.ReadOnly || o.UpperDir == "" }
+
+// serveConfig is what o says about how the union is served.
+func serveConfig(o mountopt.Options) fusefs.Config {
+	c := fusefs.Config{
+		Timeout:  fusefs.Unlimited,
+		ACL:      !o.NoACL && !o.NoXattrs,
+		ReadOnly: readOnly(o),
+		NoXattrs: o.NoXattrs,
+		Debug:    o.Debug,
+	}
+	if o.Timeout != nil {
+		c.Timeout = *o.Timeout
+	}
+	switch o.Data {
+	case mountopt.DataPassthrough:
+		c.Data = fusefs.DataPassthrough
+	case mountopt.DataNoOpen:
+		c.Data = fusefs.DataNoOpen
+	}
+	if o.Transport == mountopt.TransportGoFUSE {
+		c.Transport = fusefs.TransportGoFUSE
+	}
+	return c
+}
+
+// mountConfig is what r says about the mount itself. Permissions are always checked by the kernel, which caches what it
+// is told: without default_permissions cached paths would be open to everybody.
+func mountConfig(r request, env environment) (fusefs.MountConfig, error) {
+	o := r.opts
+	c := fusefs.MountConfig{
+		Target:             r.target,
+		FSName:             r.subtype,
+		Subtype:            r.subtype,
+		Flags:              mountFlags(o, env),
+		AllowOther:         env.root || o.AllowOther,
+		DefaultPermissions: true,
+		MaxRead:            o.MaxRead,
+	}
+	if r.source != "" && r.subtype != nameFuseOverlayfs {
+		c.FSName = r.source
+	}
+	if o.FSName != "" {
+		c.FSName = o.FSName
+	}
+	if o.Subtype != "" {
+		c.Subtype = o.Subtype
+	}
+	if o.AllowOther && !env.root && !env.userAllowOther {
+		return c, faultf(exitUsage, "option allow_other: only root may give it; "+
+			"add a line user_allow_other to /etc/fuse.conf, or leave the option out")
+	}
+	labels, err := labelOptions(o)
+	if err != nil {
+		return c, err
+	}
+	if env.selinux {
+		c.Options = labels
+	}
+	return c, nil
+}
+
+// labelOptions are the SELinux labels as the kernel's option parser reads them: it takes the quotes away, and commas
+// inside them as they are (cf. security/selinux/hooks.c opt_len).
+func labelOptions(o mountopt.Options) ([]string, error) {
+	var out []string
+	for _, l := range []struct{ key, value string }{
+		{"context", o.Context}, {"fscontext", o.FSContext}, {"defcontext", o.DefContext}, {"rootcontext", o.RootContext},
+	} {
+		if l.value == "" {
+			continue
+		}
+		if strings.ContainsAny(l.value, "\"\x00\n") {
+			return nil, faultf(exitUsage, "option %s=%q: is no SELinux label", l.key, l.value)
+		}
+		out = append(out, fmt.Sprintf(`%s="%s"`, l.key, l.value))
+	}
+	return out, nil
+}
+
+// mountFlags are the MS_ flags. A plain user's mount never has set-id programs and devices: fusermount3 sees to it too.
+// Access times are kept by the layers' file systems; the mount has noatime, as fuse-overlayfs's.
+func mountFlags(o mountopt.Options, env environment) uintptr {
+	var flags uintptr
+	for _, f := range []struct {
+		set  bool
+		flag uintptr
+	}{
+		{readOnly(o), unix.MS_RDONLY},
+		{!o.Suid.Enabled(true) || !env.root, unix.MS_NOSUID},
+		{!o.Dev.Enabled(true) || !env.root, unix.MS_NODEV},
+		{!o.Exec.Enabled(true), unix.MS_NOEXEC},
+		{!o.DirAtime.Enabled(true), unix.MS_NODIRATIME},
+		{!o.Symfollow.Enabled(true), unix.MS_NOSYMFOLLOW},
+		{o.LazyTime.Enabled(false), unix.MS_LAZYTIME},
+		{o.Sync, unix.MS_SYNCHRONOUS},
+		{o.DirSync, unix.MS_DIRSYNC},
+		{o.Atime == mountopt.AtimeDefault || o.Atime == mountopt.AtimeOff, unix.MS_NOATIME},
+		{o.Atime == mountopt.AtimeRelative, unix.MS_RELATIME},
+		{o.Atime == mountopt.AtimeStrict, unix.MS_STRICTATIME},
+	} {
+		if f.set {
+			flags |= f.flag
+		}
+	}
+	return flags
+}
+
+// logLevel is loglevel as slog counts.
+func logLevel(o mountopt.Options) slog.Level {
+	switch {
+	case o.Debug || o.LogLevel == mountopt.LogDebug:
+		return slog.LevelDebug
+	case o.LogLevel == mountopt.LogWarn:
+		return slog.LevelWarn
+	case o.LogLevel == mountopt.LogError:
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}

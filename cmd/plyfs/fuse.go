@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const fuseDevice = "/dev/fuse"
+
+// checkTarget looks whether target can be mounted on, or is a descriptor that someone else mounted already.
+func checkTarget(target string) error {
+	if fd, ok := descriptor(target); ok {
+		return checkDescriptor(target, fd)
+	}
+	var st unix.Stat_t
+	err := unix.Stat(target, &st)
+	switch {
+	case err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return faultf(exitMount, "mount point %s is not a directory; give a directory", target)
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		return faultf(exitMount, "mount point %s does not exist; create the directory, or correct the path", target)
+	case errors.Is(err, unix.ENOTCONN):
+		return faultf(exitMount, "the mount on %s lost its server; unmount it (plyfs umount %s) and try again", target, target)
+	case errors.Is(err, unix.EACCES):
+		return faultf(exitUsage, "mount point %s: %s; the mounting user needs search permission on all directories above it",
+			target, reason(err))
+	}
+	return faultf(exitMount, "mount point %s: %s; give an existing directory", target, reason(err))
+}
+
+func checkDescriptor(target string, fd int) error {
+	// Documentation/admin-guide/devices.txt: 10 is misc, 229 fuse.
+	fuse := unix.Mkdev(10, 229)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return faultf(exitUsage, "mount point %s: %s; pass a /dev/fuse descriptor that is mounted already", target, reason(err))
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != fuse {
+		return faultf(exitUsage, "mount point %s: is not a /dev/fuse descriptor; pass one that is mounted already", target)
+	}
+	return nil
+}
+
+// descriptor returns N of /dev/fd/N.
+func descriptor(target string) (int, bool) {
+	num, ok := strings.CutPrefix(target, "/dev/fd/")
+	if !ok {
+		return 0, false
+	}
+	fd, err := strconv.Atoi(num)
+	return fd, err == nil && fd >= 0
+}
+
+// checkFUSE looks whether this system can mount FUSE, as far as that can be told without mounting. Root needs to open the
+// device, a plain user needs fusermount3, which is privileged to do so.
+func checkFUSE(env environment) error {
+	_, err := os.Stat(fuseDevice)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && !kernelHasFUSE():
+		return faultf(exitSystem, "no %s, and FUSE is not in the kernel; load the module (modprobe fuse)", fuseDevice)
+	case errors.Is(err, os.ErrNotExist):
+		return faultf(exitSystem, "no %s here; in a container pass the device in (--device %s), else make it (mknod %s c 10 229)",
+			fuseDevice, fuseDevice, fuseDevice)
+	}
+	if !env.root {
+		if _, err := exec.LookPath("fusermount3"); err != nil {
+			return faultf(exitSystem, "fusermount3 not found, without which only root can mount; install the package fuse3")
+		}
+		return nil
+	}
+	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return faultf(exitSystem, "FUSE is not in the kernel (%s: %s); load the module (modprobe fuse)", fuseDevice, reason(err))
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return faultf(exitUsage, "%s: %s; the device has to be readable and writable (mode 0666), and allowed to the container",
+			fuseDevice, reason(err))
+	}
+	return faultf(exitSystem, "%s: %s", fuseDevice, reason(err))
+}
+
+// kernelHasFUSE reports whether the file system type is known; true where that can't be told.
+func kernelHasFUSE() bool {
+	b, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return true
+	}
+	return slices.Contains(strings.Fields(string(b)), "fuse")
+}
+
+// mountFault classifies an error of the mount itself.
+func mountFault(target string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return faultf(exitUsage, "%v; mount as root, in a user namespace of your own (unshare -Urm), or as a user through fusermount3", err)
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
+		return faultf(exitSystem, "%v", err)
+	case errors.Is(err, unix.EBUSY):
+		return faultf(exitMount, "%v; something is mounted on %s already", err, target)
+	}
+	return faultf(exitMount, "%v", err)
+}

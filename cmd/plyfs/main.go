@@ -1,0 +1,110 @@
+// A server works on two threads or three whatever the container's share of the processors is. The runtime would keep files of
+// the cgroup file system open to watch that share, and so keep that file system mounted.
+//
+//go:debug containermaxprocs=0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"plyfs/bench"
+)
+
+func main() {
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
+
+// run is the program; it returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	name, err := dispatch(args, stdout)
+	if err == nil {
+		return exitOK
+	}
+	f := asFault(err)
+	if f.text != "" {
+		fmt.Fprintf(stderr, "%s: %s\n", name, f.text)
+	}
+	return f.code
+}
+
+// dispatch runs the personality that the program was called as, and returns the name that messages begin with.
+func dispatch(args []string, stdout io.Writer) (name string, err error) {
+	if len(args) == 0 {
+		args = []string{namePlyfs}
+	}
+	if p, ok := personalityOf(args[0]); ok {
+		return p.name, mountMain(p, args[1:], stdout)
+	}
+	app := newApp(stdout)
+	if mountsWithoutCommand(app, args[1:]) {
+		return namePlyfs, mountMain(mountPersonality(), args[1:], stdout)
+	}
+	err = app.Run(args)
+	return namePlyfs, err
+}
+
+// commands is the table of subcommands.
+func commands() []*cli.Command {
+	return []*cli.Command{
+		mountCommand(),
+		umountCommand(),
+		versionCommand(),
+		bench.Command(),
+	}
+}
+
+func newApp(stdout io.Writer) *cli.App {
+	return &cli.App{
+		Name:           namePlyfs,
+		Usage:          "union file systems in userspace",
+		Commands:       commands(),
+		Writer:         stdout,
+		ErrWriter:      stdout,
+		HideVersion:    true,
+		ExitErrHandler: func(*cli.Context, error) {}, // run exits
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(exitUsage, "%v; see plyfs --help", err)
+		},
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"}},
+		Action: func(c *cli.Context) error {
+			switch {
+			case c.Bool("version"):
+				return printVersion(c.App.Writer, personality{})
+			case c.NArg() > 0:
+				return faultf(exitUsage, "unknown command %s; see plyfs --help", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+}
+
+// mountCommand is plyfs mount. Its arguments are those of mount programs, which no flag package reads: options stand
+// anywhere, -o may be glued to its value, and commas inside belong to the options' own grammar.
+func mountCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "mount",
+		Usage:           "mount a union of directories",
+		ArgsUsage:       "[-f] [-d] [-o OPTION[,OPTION]...]... [SOURCE] MOUNTPOINT",
+		SkipFlagParsing: true,
+		HideHelp:        true,
+		Action: func(c *cli.Context) error {
+			return mountMain(mountPersonality(), c.Args().Slice(), c.App.Writer)
+		},
+	}
+}
+
+// mountsWithoutCommand recognises the command line of a FUSE program, which mount.fuse3 -t plyfs (and so containerd, for
+// mounts of type fuse3.plyfs) makes: SOURCE MOUNTPOINT -o OPTIONS.
+func mountsWithoutCommand(app *cli.App, args []string) bool {
+	if len(args) < 3 || strings.HasPrefix(args[0], "-") || app.Command(args[0]) != nil {
+		return false
+	}
+	return slices.ContainsFunc(args[1:], func(a string) bool { return strings.HasPrefix(a, "-o") })
+}

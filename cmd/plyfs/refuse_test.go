@@ -1,0 +1,228 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/testenv"
+)
+
+// layerTree makes directories for bad mounts and returns where they are.
+func layerTree(t *testing.T) string {
+	t.Helper()
+	dir := testenv.Scratch(t)
+	leavesNothing(t, dir)
+	mkdirs(t, dir, "lower/in/work", "lower/in/upper", "lower2", "upper/in", "work/in", "merged", "left/upper", "left/work/work/incompat/volatile")
+	write(t, "", dir, "file")
+	return dir
+}
+
+func TestRefuses(t *testing.T) {
+	dir := layerTree(t)
+	abs := func(name string) string { return filepath.Join(dir, name) }
+	many := strings.TrimSuffix(strings.Repeat("lower:", 501), ":")
+	tests := []struct {
+		name, opts, target string
+		code               int
+		want               string
+	}{
+		{"no lower given", "upperdir=upper,workdir=work", "merged", exitUsage, "no lowerdir given; add -o lowerdir=DIR[:DIR]..., the topmost first"},
+		{"too many lowers", "lowerdir=" + many, "merged", exitUsage, "501 lower directories given, the limit is 500; merge some of them"},
+		{"lower missing", "lowerdir=lower:none", "merged", exitMount, "lowerdir=none: no such file or directory; create the directory, or correct the path"},
+		{"plugin", "lowerdir=//p/d/x", "merged", exitMount, "lowerdir=//p/d/x: no such file or directory; plugins for lower layers are not supported, give a directory"},
+		{"lower a file", "lowerdir=file", "merged", exitMount, "lowerdir=file: not a directory; give a directory"},
+		{"upper missing", "lowerdir=lower,upperdir=none,workdir=work", "merged", exitMount, "upperdir=none: no such file or directory; create the directory, or correct the path"},
+		{"upper a file", "lowerdir=lower,upperdir=file,workdir=work", "merged", exitMount, "upperdir=file: not a directory; give a directory"},
+		{"work missing", "lowerdir=lower,upperdir=upper,workdir=none", "merged", exitMount, "workdir=none: no such file or directory; create the directory, or correct the path"},
+		{"work a file", "lowerdir=lower,upperdir=upper,workdir=file", "merged", exitMount, "workdir=file: not a directory; give a directory"},
+		{"no work given", "lowerdir=lower,upperdir=upper", "merged", exitUsage, "upperdir=upper has no workdir; add workdir=DIR, an empty directory on the same file system, or ro"},
+		{"upper is work", "lowerdir=lower,upperdir=upper,workdir=upper", "merged", exitMount, "upperdir=" + abs("upper") + " and workdir=" + abs("upper") + " are the same directory; give each layer once, and a workdir of its own"},
+		{"upper is a lower", "lowerdir=upper,upperdir=upper,workdir=work", "merged", exitMount, "upperdir=" + abs("upper") + " and lowerdir=" + abs("upper") + " are the same directory; give each layer once, and a workdir of its own"},
+		{"a lower twice", "lowerdir=lower:lower2:./lower", "merged", exitMount, "lowerdir=" + abs("lower") + " and lowerdir=" + abs("lower") + " are the same directory; give each layer once, and a workdir of its own"},
+		{"work inside upper", "lowerdir=lower,upperdir=upper,workdir=upper/in", "merged", exitMount, "workdir=" + abs("upper/in") + " is inside upperdir=" + abs("upper") + "; put it next to upperdir"},
+		{"upper inside work", "lowerdir=lower,upperdir=work/in,workdir=work", "merged", exitMount, "upperdir=" + abs("work/in") + " is inside workdir=" + abs("work") + "; put it next to workdir"},
+		{"work inside a lower", "lowerdir=lower2:lower,upperdir=upper,workdir=lower/in/work", "merged", exitMount, "workdir=" + abs("lower/in/work") + " is inside lowerdir=" + abs("lower") + "; put it outside of all lower directories"},
+		{"lower inside a lower", "lowerdir=lower:lower/in", "merged", exitMount, "lowerdir=" + abs("lower/in") + " is inside lowerdir=" + abs("lower") + "; layers must not overlap"},
+		{"lower inside upper", "lowerdir=upper/in,upperdir=upper,workdir=work", "merged", exitMount, "lowerdir=" + abs("upper/in") + " is inside upperdir=" + abs("upper") + "; layers must not overlap"},
+		{"lower inside work", "lowerdir=work/in,upperdir=upper,workdir=work", "merged", exitMount, "lowerdir=" + abs("work/in") + " is inside workdir=" + abs("work") + "; layers must not overlap"},
+		{
+			"volatile left", "lowerdir=lower,upperdir=left/upper,workdir=left/work", "merged", exitMount,
+			"upperdir=" + abs("left/upper") + " was last used by a volatile mount and may be incomplete; start with an empty one, or, if the system did not crash since, remove " + abs("left/work") + "/work/incompat/volatile",
+		},
+		{"no mount point", "lowerdir=lower", "none", exitMount, "mount point none does not exist; create the directory, or correct the path"},
+		{"mount point a file", "lowerdir=lower", "file", exitMount, "mount point file is not a directory; give a directory"},
+		{"bad value", "lowerdir=lower,metacopy=x", "merged", exitUsage, "option metacopy=x: is not known; give one of on, off"},
+		{"bad log", "lowerdir=lower,log=none/log", "merged", exitUsage, "option log=none/log: no such file or directory; give a file that can be written"},
+		{"no descriptor", "lowerdir=lower", "/dev/fd/77", exitUsage, "mount point /dev/fd/77: bad file descriptor; pass a /dev/fuse descriptor that is mounted already"},
+		{"wrong descriptor", "lowerdir=lower", "/dev/fd/0", exitUsage, "mount point /dev/fd/0: is not a /dev/fuse descriptor; pass one that is mounted already"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, p := range []struct{ name, prefix string }{
+				{"fuse-overlayfs", "fuse-overlayfs"}, {"plyfs", "plyfs"}, {"mount.fuse3.plyfs", "mount.fuse3.plyfs"},
+			} {
+				args := []string{"-o", tt.opts, tt.target}
+				switch p.name {
+				case "plyfs":
+					args = append([]string{"mount"}, args...)
+				case "mount.fuse3.plyfs":
+					args = []string{"spec", tt.target, "-o", tt.opts}
+				}
+				got := runIn(t, dir, p.name, args...)
+				want := result{stderr: p.prefix + ": " + tt.want + "\n", code: tt.code}
+				if got != want {
+					t.Errorf("%s:\ngot  %+v\nwant %+v", p.name, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestRefusesDifferentFileSystems(t *testing.T) {
+	dir := layerTree(t)
+	other := testenv.Scratch(t)
+	if err := unix.Mount("tmpfs", other, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { testenv.Unmount(t, other) })
+	got := runIn(t, dir, "fuse-overlayfs", "-o", "lowerdir=lower,upperdir=upper,workdir="+other, "merged")
+	want := fmt.Sprintf("fuse-overlayfs: upperdir=%s/upper and workdir=%s are on different file systems; put workdir next to upperdir\n", dir, other)
+	if got.stderr != want || got.code != exitMount {
+		t.Errorf("%+v", got)
+	}
+}
+
+// inNamespace wraps a command so that a shell script runs before it in a mount namespace of its own.
+func inNamespace(script string, args ...string) []string {
+	return append([]string{"-m", "--propagation", "private", "sh", "-c", script + ` && exec "$@"`, "sh"}, args...)
+}
+
+func TestRefusesWithoutFUSE(t *testing.T) {
+	dir := layerTree(t)
+	fo := program(t, "fuse-overlayfs")
+	filesystems := filepath.Join(dir, "filesystems")
+	const dev = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3"
+	write(t, "nodev\tproc\n\text4\n", filesystems)
+	tests := []struct {
+		name, script string
+		code         int
+		want         string
+	}{
+		{
+			"no device", dev, exitSystem,
+			"no /dev/fuse here; in a container pass the device in (--device /dev/fuse), else make it (mknod /dev/fuse c 10 229)",
+		},
+		{
+			"not in the kernel", dev + " && mount --bind " + filesystems + " /proc/filesystems", exitSystem,
+			"no /dev/fuse, and FUSE is not in the kernel; load the module (modprobe fuse)",
+		},
+		{
+			"no such driver", dev + " && mknod /dev/fuse c 10 3", exitSystem,
+			"FUSE is not in the kernel (/dev/fuse: no such device); load the module (modprobe fuse)",
+		},
+		{
+			"not allowed", dev + " && mkdir /dev/x && mount -t tmpfs -o nodev none /dev/x && mknod /dev/x/fuse c 10 229 && " +
+				"touch /dev/fuse && mount --bind /dev/x/fuse /dev/fuse", exitUsage,
+			"/dev/fuse: permission denied; the device has to be readable and writable (mode 0666), and allowed to the container",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := runIn(t, dir, "/usr/bin/unshare", inNamespace(tt.script, fo, "-o", "lowerdir=lower", "merged")...)
+			if want := (result{stderr: "fuse-overlayfs: " + tt.want + "\n", code: tt.code}); got != want {
+				t.Errorf("\ngot  %+v\nwant %+v", got, want)
+			}
+		})
+	}
+}
+
+func TestRefusesPlainUser(t *testing.T) {
+	dir := layerTree(t)
+	mkdirs(t, dir, "secret/lower")
+	if err := os.Chmod(filepath.Join(dir, "secret"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, opts string
+		code       int
+		want       string
+	}{
+		{"lower", "lowerdir=secret/lower", exitUsage, "lowerdir=secret/lower: permission denied; the mounting user needs search permission on the directory and all above it"},
+		{"upper", "lowerdir=lower,upperdir=upper,workdir=work", exitUsage, "upperdir=" + dir + "/upper: permission denied; the mounting user needs to write there"},
+		{"allow_other", "lowerdir=lower,allow_other", exitUsage, "option allow_other: only root may give it; add a line user_allow_other to /etc/fuse.conf, or leave the option out"},
+	}
+	for _, tt := range tests {
+		if tt.name == "allow_other" && confAllowsOther("/etc/fuse.conf") {
+			continue
+		}
+		cmd := command(t, dir, "fuse-overlayfs", "-o", tt.opts, "merged")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		got := finish(t, cmd)
+		if want := (result{stderr: "fuse-overlayfs: " + tt.want + "\n", code: tt.code}); got != want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", tt.name, got, want)
+		}
+	}
+}
+
+// TestVolumeAroundItsOwnStorage holds the one overlap that the fuse-overlayfs personality tolerates; see checkWork.
+func TestVolumeAroundItsOwnStorage(t *testing.T) {
+	dir := layerTree(t)
+	opts := "lowerdir=lower,upperdir=lower/in/upper,workdir=lower/in/work"
+	got := runIn(t, dir, "plyfs", "mount", "-o", opts, "merged")
+	if got.code != exitMount || !strings.Contains(got.stderr, "is inside lowerdir=") {
+		t.Errorf("plyfs mount: %+v", got)
+	}
+	got = runIn(t, dir, "mount.plyfs", "spec", "merged", "-f", "-o", opts)
+	if got.code != exitMount {
+		t.Errorf("mount.plyfs: %+v", got)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	dir := t.TempDir()
+	tests := []struct {
+		name, args string
+		code       int
+		stdout     string // a part
+		stderr     string // all
+	}{
+		{"fuse-overlayfs", "--version", 0, "fuse-overlayfs: version 1.17\nplyfs: version ", ""},
+		{"fuse-overlayfs", "-V", 0, "fuse-overlayfs: version 1.17\n", ""},
+		{"fuse-overlayfs", "--help", 0, "usage: fuse-overlayfs [-f]", ""},
+		{"fuse-overlayfs", "-h", 0, "lowerdir=DIR", ""},
+		{"fuse-overlayfs", "", 1, "", "fuse-overlayfs: no mountpoint specified; usage: fuse-overlayfs [-f] [-d] [-o OPTION[,OPTION]...]... MOUNTPOINT\n"},
+		{"mount.plyfs", "--version", 0, "plyfs: version ", ""},
+		{"mount.fuse3.plyfs", "--help", 0, "usage: mount.fuse3.plyfs SPEC MOUNTPOINT", ""},
+		{"plyfs", "--version", 0, "plyfs: version ", ""},
+		{"plyfs", "-V", 0, "plyfs: version ", ""},
+		{"plyfs", "version", 0, "plyfs: version ", ""},
+		{"plyfs", "version --json", 0, `"version": "`, ""},
+		{"plyfs", "--help", 0, "umount", ""},
+		{"plyfs", "", 0, "umount", ""},
+		{"plyfs", "mount --help", 0, "usage: plyfs mount [-f]", ""},
+		{"plyfs", "mount -V", 0, "plyfs: version", ""},
+		{"plyfs", "umount --help", 0, "--lazy", ""},
+		{"plyfs", "frobnicate", 1, "", "plyfs: unknown command frobnicate; see plyfs --help\n"},
+		{"plyfs", "--frobnicate", 1, "", "plyfs: flag provided but not defined: -frobnicate; see plyfs --help\n"},
+		{"plyfs", "mount --frobnicate x", 1, "", "plyfs: unknown flag --frobnicate; see plyfs mount --help\n"},
+		{"plyfs", "mount -o lowrdir=a x", 1, "", "plyfs: unknown option lowrdir=a; did you mean lowerdir?\n"},
+		{"plyfs", "umount", 1, "", "plyfs: one mount point is needed; usage: plyfs umount [--lazy] MOUNTPOINT\n"},
+		{"plyfs", "umount .", 1, "", "plyfs: . is not a mount point\n"},
+		{"plyfs", "umount /proc", 1, "", "plyfs: /proc is a mount of type proc, not one of plyfs\n"},
+		{"mount.plyfs", "x /proc -o remount,ro", 1, "", "mount.plyfs: /proc is a mount of type proc, not one of plyfs\n"},
+		{"mount.plyfs", "x . -N /none -o lowerdir=/", 1, "", "mount.plyfs: mount namespace /none: no such file or directory\n"},
+		{"plyfs", "overlay none -o lowerdir=none", exitMount, "", "plyfs: mount point none does not exist; create the directory, or correct the path\n"},
+	}
+	for _, tt := range tests {
+		got := runIn(t, dir, tt.name, strings.Fields(tt.args)...)
+		if got.code != tt.code || !strings.Contains(got.stdout, tt.stdout) || got.stderr != tt.stderr || (tt.stdout == "" && got.stdout != "") {
+			t.Errorf("%s %s:\ngot  %+v\nwant %+v", tt.name, tt.args, got, tt)
+		}
+	}
+}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/fs/fusefs"
+	"plyfs/fs/union"
+)
+
+// server is one mount being served by this process.
+type server struct {
+	request
+	env     environment
+	log     *slog.Logger
+	logFile *os.File // nil for stderr
+	// daemon is nil in the foreground.
+	daemon *daemon
+
+	union *union.Union
+	dev   *fusefs.Device
+	fs    *fusefs.FS
+}
+
+// serve mounts what r says and serves it until it is unmounted. d is nil in the foreground.
+func serve(r request, d *daemon) error {
+	s := &server{request: r, daemon: d, env: readEnvironment()}
+	raiseFileLimit()
+	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
+	if err := s.mount(); err != nil {
+		return err
+	}
+	stop := s.handleSignals()
+	defer stop()
+	err := s.serveMount()
+	if cerr := s.dev.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("close %s: %w", fuseDevice, cerr)
+	}
+	if cerr := s.union.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("after the unmount: %w", cerr)
+	}
+	if err != nil {
+		s.log.Error("ended with an error", "error", err)
+		return err
+	}
+	s.log.Info("ended")
+	return nil
+}
+
+// checkOnly is serve without the mount.
+func checkOnly(r request) error {
+	s := &server{request: r, env: readEnvironment()}
+	layers, err := s.prepare()
+	if err == nil {
+		layers.close()
+	}
+	return err
+}
+
+// prepare opens the layers and finds out all that would make the mount fail.
+func (s *server) prepare() (*stack, error) {
+	if err := checkTarget(s.target); err != nil {
+		return nil, err
+	}
+	layers, err := openStack(s.opts)
+	if err != nil {
+		return nil, err
+	}
+	warnings, err := layers.check(s.personality)
+	if _, passed := descriptor(s.target); err == nil && !passed {
+		err = checkFUSE(s.env)
+	}
+	if err != nil {
+		layers.close()
+		return nil, err
+	}
+	s.warn(warnings...)
+	return layers, nil
+}
+
+// warn prints lines to stderr, which a daemon still has.
+func (s *server) warn(lines ...string) {
+	for _, l := range lines {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", s.name, l)
+	}
+}
+
+// mount does everything up to the mount, which nobody serves yet.
+func (s *server) mount() error {
+	mc, err := mountConfig(s.request, s.env)
+	if err != nil {
+		return err
+	}
+	if s.opts.AllowRoot && !mc.AllowOther {
+		s.warn("allow_root has no effect; allow_other does, where /etc/fuse.conf allows it")
+	}
+	if err := s.openLog(); err != nil {
+		return err
+	}
+	layers, err := s.prepare()
+	if err != nil {
+		return err
+	}
+	observer := &fusefs.Observer{}
+	uo := unionOptions(s.opts, s.env)
+	uo.Lowers, uo.Upper, uo.Work = layers.lowers, layers.upper, layers.work
+	uo.Logger, uo.Observer = s.log, observer
+	if s.union, err = union.New(uo); err != nil {
+		return faultf(exitMount, "%v", err)
+	}
+	if s.dev, err = fusefs.Mount(mc); err != nil {
+		_ = s.union.Close()
+		return mountFault(s.target, err)
+	}
+	fc := serveConfig(s.opts)
+	fc.Logger, fc.Observer = s.log, observer
+	s.fs = fusefs.New(s.union, fc)
+	return nil
+}
+
+// serveMount answers requests until the mount is gone. All paths are resolved by now, so that a daemon can leave the
+// caller's directory, and with it the caller's file system.
+func (s *server) serveMount() error {
+	var failure error
+	err := s.fs.Serve(s.dev, func(err error) {
+		if err == nil {
+			err = s.detach()
+		}
+		if err != nil {
+			failure = err
+			_ = s.dev.Unmount()
+			return
+		}
+		s.log.Info("mounted", "target", s.target, "lowers", len(s.opts.LowerDirs), "upper", s.opts.UpperDir)
+	})
+	if failure != nil {
+		return failure
+	}
+	return err
+}
+
+// detach gives the verdict that the mount serves, and with it the caller's standard files. If nobody waits for it any
+// more, nobody wants the mount.
+func (s *server) detach() error {
+	if s.daemon == nil {
+		return nil
+	}
+	err := os.Chdir("/")
+	if err == nil {
+		err = s.daemon.ready(s.logFile)
+	}
+	if err != nil {
+		return faultf(exitSystem, "can't detach from the caller: %v", err)
+	}
+	return nil
+}
+
+// openLog opens the log: the file that log= names, else stderr. A daemon loses that when the mount serves, and until then
+// bothers its caller with warnings only.
+func (s *server) openLog() error {
+	out, level := os.Stderr, logLevel(s.opts)
+	if s.opts.Log != "" {
+		f, err := os.OpenFile(s.opts.Log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		if err != nil {
+			return faultf(exitUsage, "option log=%s: %s; give a file that can be written", s.opts.Log, reason(err))
+		}
+		out, s.logFile = f, f
+	} else if s.daemon != nil {
+		level = max(level, slog.LevelWarn)
+	}
+	s.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	return nil
+}
+
+// handleSignals unmounts on SIGTERM, SIGINT and SIGHUP, whereupon serve returns when the last file is closed; the second
+// of them ends the process at once, which loses nothing but open files: data goes straight to the upper layer. SIGUSR1
+// logs the counters. The returned function stops it all.
+func (s *server) handleSignals() (stop func()) {
+	signal.Ignore(unix.SIGPIPE)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
+	done := make(chan struct{})
+	go func() {
+		ending := false
+		for {
+			select {
+			case <-done:
+				return
+			case sig := <-signals:
+				switch {
+				case sig == unix.SIGUSR1:
+					s.logCounters()
+				case ending:
+					s.log.Warn("ended by a second signal, files may have been open", "signal", sig.String())
+					os.Exit(exitInterrupted)
+				default:
+					ending = true
+					s.log.Info("unmounting", "signal", sig.String())
+					if err := s.dev.Unmount(); err != nil {
+						s.log.Error("unmount failed", "error", err)
+						ending = false
+					}
+				}
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
+}
+
+// raiseFileLimit takes all descriptors that this process may have. The Go runtime does so too, but gives the old limit back
+// to programs that it starts.
+func raiseFileLimit() {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
+		l.Cur = l.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	}
+}

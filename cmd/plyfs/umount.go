@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+)
+
+// umountCommand is plyfs umount.
+func umountCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "umount",
+		Usage:     "unmount a union",
+		ArgsUsage: "MOUNTPOINT",
+		Description: "All data is in the upper layer when the command returns; the server ends by itself.\n" +
+			"Exit codes are those of mount(8).",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "lazy", Aliases: []string{"l"}, Usage: "detach a mount that is in use; it ends with the last open file"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() != 1 {
+				return faultf(exitUsage, "one mount point is needed; usage: plyfs umount [--lazy] MOUNTPOINT")
+			}
+			return umount(c.Args().First(), c.Bool("lazy"))
+		},
+	}
+}
+
+// umount unmounts target, a FUSE mount. A plain user needs fusermount3 for that.
+func umount(target string, lazy bool) error {
+	target, err := ownMount(target)
+	if err != nil {
+		return err
+	}
+	flags := unix.UMOUNT_NOFOLLOW
+	if lazy {
+		flags |= unix.MNT_DETACH
+	}
+	err = unix.Unmount(target, flags)
+	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
+		return umountByHelper(target, lazy)
+	}
+	return umountFault(target, err)
+}
+
+// umountByHelper unmounts through fusermount3, which is privileged to unmount what the same user mounted.
+func umountByHelper(target string, lazy bool) error {
+	args := []string{"-u"}
+	if lazy {
+		args = append(args, "-z")
+	}
+	out, err := exec.Command("fusermount3", append(args, "--", target)...).CombinedOutput()
+	switch text := strings.TrimSpace(string(out)); {
+	case err == nil:
+		return nil
+	case strings.Contains(text, "busy"):
+		return umountFault(target, unix.EBUSY)
+	case text != "":
+		return faultf(exitMount, "umount %s: %s", target, text)
+	}
+	return faultf(exitSystem, "umount %s: fusermount3: %v; only root can do without it", target, err)
+}
+
+func umountFault(target string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return faultf(exitMount, "%s is in use; end what uses it (fuser -m %s), or add --lazy", target, target)
+	case errors.Is(err, unix.EPERM):
+		return faultf(exitUsage, "umount %s: %s; unmount as the user who mounted, or as root", target, reason(err))
+	}
+	return faultf(exitMount, "umount %s: %s", target, reason(err))
+}

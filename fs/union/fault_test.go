@@ -1,0 +1,293 @@
+package union_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/fs/union/uniontest"
+	"plyfs/fs/union/uniontest/direct"
+	"plyfs/internal/fingerprint"
+	"plyfs/internal/sys"
+	"plyfs/internal/testenv"
+)
+
+// faultFields are what an operation that failed may not have changed by half. Times of directories may move when
+// something was staged and taken back.
+const faultFields = fingerprint.Default &^ fingerprint.Mtime
+
+// mostFaults bounds the search for an operation that never succeeds.
+const mostFaults = 200
+
+// makeLayers makes fresh layers for one attempt.
+func makeLayers(t testing.TB) uniontest.Spec {
+	t.Helper()
+	base := testenv.Scratch(t)
+	s := uniontest.Spec{Base: base, Upper: filepath.Join(base, "upper"), Work: filepath.Join(base, "work")}
+	for i, l := range faultLayers() {
+		dir := filepath.Join(base, "lower"+strconv.Itoa(i))
+		s.Lowers = append(s.Lowers, dir)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Apply(&uniontest.LayerDir{Root: dir, Prefix: "trusted."}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{s.Upper, s.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+func snapshot(t testing.TB, tree uniontest.Tree) *fingerprint.Tree {
+	t.Helper()
+	fp, err := uniontest.Snapshot(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fp
+}
+
+func openEngine(t testing.TB, e direct.Engine, s uniontest.Spec) *direct.Tree {
+	t.Helper()
+	tree, err := e.Tree(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// setUp makes the layers of an operation, does what comes before it, and returns the state then.
+func setUp(t testing.TB, o op) (uniontest.Spec, *fingerprint.Tree) {
+	t.Helper()
+	s := makeLayers(t)
+	tree := openEngine(t, direct.Engine{}, s)
+	if o.before != nil {
+		if err := o.before(tree); err != nil {
+			t.Fatalf("before: %v", err)
+		}
+	}
+	old := snapshot(t, tree)
+	if err := tree.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return s, old
+}
+
+// outcome returns the state after the undisturbed operation.
+func outcome(t testing.TB, o op) *fingerprint.Tree {
+	t.Helper()
+	s, _ := setUp(t, o)
+	tree := openEngine(t, direct.Engine{}, s)
+	if err := o.do(tree); err != nil {
+		t.Fatal(err)
+	}
+	after := snapshot(t, tree)
+	if err := tree.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkOpen(t, s, "undisturbed", after, after)
+	return after
+}
+
+// checkOpen opens the layers and checks that they show one of two states, and that nothing staged remains after a
+// clean end. It returns which of them it is.
+func checkOpen(t testing.TB, s uniontest.Spec, when string, before, after *fingerprint.Tree) {
+	t.Helper()
+	tree := openEngine(t, direct.Engine{}, s)
+	oneOf(t, when, snapshot(t, tree), before, after)
+	if err := tree.Close(); err != nil {
+		t.Errorf("%s: close: %v", when, err)
+	}
+	names, err := os.ReadDir(filepath.Join(s.Work, "work"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		t.Errorf("%s: left in the work directory: %s", when, n.Name())
+	}
+}
+
+func oneOf(t testing.TB, when string, got, before, after *fingerprint.Tree) {
+	t.Helper()
+	a := fingerprint.Diff(before, got, faultFields)
+	if a == nil {
+		return
+	}
+	if b := fingerprint.Diff(after, got, faultFields); b != nil {
+		t.Errorf("%s: neither the old state nor the new one; from the old one:\n%s\nfrom the new one:\n%s", when,
+			fingerprint.Format(a, 8), fingerprint.Format(b, 8))
+	}
+}
+
+// TestFailAtEveryCall fails each mutating operation at its first, second and so on changing system call, until it
+// succeeds: at once and after opening anew the tree is the old one or the new one.
+func TestFailAtEveryCall(t *testing.T) {
+	for _, o := range faultOps() {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			after := outcome(t, o)
+			for i := 1; !failAt(t, o, i, after); i++ {
+				if t.Failed() || i > mostFaults {
+					t.Fatalf("stopped at call %d", i)
+				}
+			}
+		})
+	}
+}
+
+// failAt does the operation with its i-th call failing, and reports whether it had fewer.
+func failAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
+	t.Helper()
+	s, before := setUp(t, o)
+	var count atomic.Int64
+	var armed atomic.Bool
+	var failed atomic.Value
+	hook := func(call string) error {
+		if armed.Load() && count.Add(1) == int64(i) {
+			failed.Store(call)
+			return unix.EIO
+		}
+		return nil
+	}
+	tree := openEngine(t, direct.Engine{Mutator: &sys.Mutator{Hook: hook}}, s)
+	armed.Store(true)
+	err := o.do(tree)
+	armed.Store(false)
+	call, hit := failed.Load().(string)
+	if !hit {
+		if err != nil {
+			t.Errorf("without a fault: %v", err)
+		}
+		if cerr := tree.Close(); cerr != nil {
+			t.Error(cerr)
+		}
+		return true
+	}
+	when := fmt.Sprintf("with call %d (%s) failing (result: %v)", i, call, err)
+	live := snapshot(t, tree)
+	if err == nil {
+		// The fault was survived: the operation must have happened.
+		oneOf(t, when, live, after, after)
+		before = after
+	} else {
+		oneOf(t, when+", before a remount", live, before, after)
+	}
+	if err := tree.Close(); err != nil {
+		t.Errorf("%s: close: %v", when, err)
+	}
+	checkOpen(t, s, when, before, after)
+	return false
+}
+
+// The environment that makes this binary a child of TestKillAtEveryCall.
+const envKill = "PLYFS_TEST_KILL"
+
+// killSpec is what the child works on: the operation, the call at which it dies, and where.
+type killSpec struct {
+	op   string
+	at   int
+	spec uniontest.Spec
+}
+
+func (k killSpec) String() string {
+	return strings.Join(append([]string{k.op, strconv.Itoa(k.at), k.spec.Upper, k.spec.Work}, k.spec.Lowers...), "\n")
+}
+
+func parseKillSpec(v string) (k killSpec, err error) {
+	f := strings.Split(v, "\n")
+	if len(f) < 5 {
+		return k, fmt.Errorf("%s: %d fields", envKill, len(f))
+	}
+	at, err := strconv.Atoi(f[1])
+	return killSpec{op: f[0], at: at, spec: uniontest.Spec{Upper: f[2], Work: f[3], Lowers: f[4:]}}, err
+}
+
+// childMain does one operation and dies of SIGKILL before its i-th changing system call, if this process was started for
+// that; else it returns.
+func childMain() {
+	v := os.Getenv(envKill)
+	if v == "" {
+		return
+	}
+	unix.Umask(0)
+	if err := killChild(v); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func killChild(v string) error {
+	k, err := parseKillSpec(v)
+	if err != nil {
+		return err
+	}
+	var count atomic.Int64
+	var armed atomic.Bool
+	hook := func(string) error {
+		if armed.Load() && count.Add(1) == int64(k.at) {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+		return nil
+	}
+	tree, err := direct.Engine{Mutator: &sys.Mutator{Hook: hook}}.Tree(k.spec)
+	if err != nil {
+		return err
+	}
+	for _, o := range faultOps() {
+		if o.name == k.op {
+			armed.Store(true)
+			// The clean end belongs to it: it syncs and removes marks.
+			return errors.Join(o.do(tree), tree.Close())
+		}
+	}
+	return fmt.Errorf("no operation %q", k.op)
+}
+
+// TestKillAtEveryCall kills a process before the first, second and so on changing system call of each operation and of
+// the clean end after it: what a new process then shows is the old tree or the new one.
+func TestKillAtEveryCall(t *testing.T) {
+	for _, o := range faultOps() {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			after := outcome(t, o)
+			for i := 1; !killAt(t, o, i, after); i++ {
+				if t.Failed() || i > mostFaults {
+					t.Fatalf("stopped at call %d", i)
+				}
+			}
+		})
+	}
+}
+
+func killAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
+	t.Helper()
+	s, before := setUp(t, o)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envKill+"="+killSpec{op: o.name, at: i, spec: s}.String())
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		checkOpen(t, s, "undisturbed", after, after)
+		return true
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("child: %v: %s", err, out)
+	}
+	checkOpen(t, s, fmt.Sprintf("killed before call %d", i), before, after)
+	return false
+}
