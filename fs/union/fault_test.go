@@ -51,11 +51,11 @@ func makeLayers(t testing.TB) uniontest.Spec {
 	return s
 }
 
-func snapshot(t testing.TB, tree uniontest.Tree) *fingerprint.Tree {
+func snapshot(t testing.TB, when string, tree uniontest.Tree) *fingerprint.Tree {
 	t.Helper()
 	fp, err := uniontest.Snapshot(tree)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v", when, err)
 	}
 	return fp
 }
@@ -79,7 +79,7 @@ func setUp(t testing.TB, o op) (uniontest.Spec, *fingerprint.Tree) {
 			t.Fatalf("before: %v", err)
 		}
 	}
-	old := snapshot(t, tree)
+	old := snapshot(t, "at first", tree)
 	if err := tree.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func outcome(t testing.TB, o op) *fingerprint.Tree {
 	if err := o.do(tree); err != nil {
 		t.Fatal(err)
 	}
-	after := snapshot(t, tree)
+	after := snapshot(t, "undisturbed", tree)
 	if err := tree.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func outcome(t testing.TB, o op) *fingerprint.Tree {
 func checkOpen(t testing.TB, s uniontest.Spec, when string, before, after *fingerprint.Tree) {
 	t.Helper()
 	tree := openEngine(t, direct.Engine{}, s)
-	oneOf(t, when, snapshot(t, tree), before, after)
+	oneOf(t, when, snapshot(t, when, tree), before, after)
 	if err := tree.Close(); err != nil {
 		t.Errorf("%s: close: %v", when, err)
 	}
@@ -177,7 +177,7 @@ func failAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
 		return true
 	}
 	when := fmt.Sprintf("with call %d (%s) failing (result: %v)", i, call, err)
-	live := snapshot(t, tree)
+	live := snapshot(t, when, tree)
 	if err == nil {
 		// The fault was survived: the operation must have happened.
 		oneOf(t, when, live, after, after)

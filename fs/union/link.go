@@ -158,7 +158,7 @@ func (u *Union) setRedirect(l loc, path string) error {
 	return u.m.Setxattr(l.fd(), l.name, u.names.Redirect, v, 0)
 }
 
-// linkUp gives an indexed object its upper name (dir, name), which so far was its lower's (cf. overlayfs copy_up.c
+// linkUp gives a hard-linked object its upper name (dir, name), which so far was its lower's (cf. overlayfs copy_up.c
 // ovl_link_up).
 func (u *Union) linkUp(n, dir *Node, name string) error {
 	if n.hard == nil || u.linkIsUpper(n, dir, name) {
@@ -168,10 +168,10 @@ func (u *Union) linkUp(n, dir *Node, name string) error {
 	defer u.renameMu.RUnlock()
 	dir.dir.mu.Lock()
 	defer dir.dir.mu.Unlock()
-	n.copyMu.Lock()
-	index := n.hard.index
-	n.copyMu.Unlock()
-	if index == "" || u.linkIsUpper(n, dir, name) {
+	u.treeMu.Lock()
+	still := dir.dir.children[name] == n
+	u.treeMu.Unlock()
+	if !still || u.linkIsUpper(n, dir, name) {
 		return nil
 	}
 	f, err := u.dirUpper(dir)
@@ -183,26 +183,45 @@ func (u *Union) linkUp(n, dir *Node, name string) error {
 	if err := sys.Statx(f.FD(), "", &pst); err != nil {
 		return err
 	}
-	idx, err := u.work.IndexFD(false)
-	if err != nil {
-		return err
-	}
 	u.markImpure(dir, f)
 	if n.has(flagMetacopy) {
-		if err := u.setRedirect(loc{dir: layer.Borrow(idx), name: index}, n.lower.viewPath()); err != nil {
+		if err := u.redirectMetacopy(n); err != nil {
 			return err
 		}
 	}
-	if err := u.deltaOfLower(n, idx, index); err != nil {
-		return err
-	}
-	if err := u.m.Link(idx, index, f.FD(), name); err != nil {
+	if err := u.linkAlias(n, place{dir: f, name: name}); err != nil {
 		return err
 	}
 	_ = u.m.Utimes(f.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
 	u.treeMu.Lock()
 	n.setLinkUpperLocked(dir, name)
 	u.treeMu.Unlock()
+	return nil
+}
+
+// linkAlias makes the upper name and keeps the stored link count of an indexed object right at each step.
+func (u *Union) linkAlias(n *Node, p place) error {
+	n.copyMu.Lock()
+	index := n.hard.index
+	n.copyMu.Unlock()
+	from, err := u.upperLoc(n)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	if index == "" {
+		return u.linkInto(from, p)
+	}
+	idx, err := u.work.IndexFD(false)
+	if err != nil {
+		return err
+	}
+	if err := u.deltaOfLower(n, idx, index); err != nil {
+		return err
+	}
+	if err := u.m.Link(idx, index, p.dir.FD(), p.name); err != nil {
+		return err
+	}
 	n.copyMu.Lock()
 	n.hard.delta--
 	n.copyMu.Unlock()

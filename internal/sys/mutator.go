@@ -34,6 +34,7 @@ func (m *Mutator) hook(op string) error {
 
 // Create opens name below dirfd with O_CREAT|O_EXCL and the given further flags.
 func (m *Mutator) Create(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
+	fd = -1
 	err = m.do("create", func() (err error) {
 		fd, err = unix.Openat(dirfd, name, flags|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
 		return err
@@ -43,6 +44,7 @@ func (m *Mutator) Create(dirfd int, name string, flags int, mode uint32) (fd int
 
 // Tmpfile opens an unnamed file in dirfd (O_TMPFILE).
 func (m *Mutator) Tmpfile(dirfd int, flags int, mode uint32) (fd int, err error) {
+	fd = -1
 	err = m.do("tmpfile", func() (err error) {
 		fd, err = unix.Openat(dirfd, ".", flags|unix.O_TMPFILE|unix.O_CLOEXEC, mode)
 		return err

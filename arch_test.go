@@ -1,0 +1,170 @@
+package plyfs_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "plyfs"
+
+// arrows says which packages of this module a package may import. A pattern that ends in "/..." stands for the package
+// and all beneath it; for an importer the longest pattern counts.
+func arrows() map[string][]string {
+	return map[string][]string{
+		"cmd/plyfs": {
+			"layerdb", "drivers/...", "fs/fusefs", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench", "internal/sys",
+		},
+		"layerdb":              {"drivers", "cow/tarlayer", "metadata/kv", "internal/sys"},
+		"drivers/snapshotter":  {"drivers", "layerdb"},
+		"drivers/graphplugin":  {"drivers", "layerdb"},
+		"drivers":              {"cow/tarlayer", "internal/sys"},
+		"drivers/...":          {"drivers", "cow/...", "fs/mountopt", "internal/sys"},
+		"fs":                   {},
+		"fs/fusefs":            {"fs/union", "internal/sys"},
+		"fs/union":             {"cow/...", "metadata", "internal/sys"},
+		"fs/mountopt":          {},
+		"cow/...":              {"cow/...", "internal/sys"},
+		"metadata":             {"metadata/kv", "internal/sys"},
+		"metadata/kv":          {"internal/sys"},
+		"internal/sys":         {},
+		"internal/invariant":   {},
+		"internal/fingerprint": {},
+		"internal/testenv":     {"internal/sys"},
+		"internal/ci":          {},
+		"internal/demo/...":    {"internal/fingerprint"},
+		"internal/e2e/...":     {"internal/..."},
+		// The suites are test code that happens not to live in _test files.
+		"fs/union/uniontest/...": {"..."},
+		"bench":                  {"..."},
+		"fuzz/...":               {"..."},
+		"":                       {},
+	}
+}
+
+// everyone may be imported by any package.
+func everyone() []string { return []string{"internal/invariant"} }
+
+// onlyFor says which packages alone may import something, tests excepted where they are in those packages too.
+func onlyFor() map[string][]string {
+	return map[string][]string{
+		"github.com/hanwen/go-fuse/": {"fs/fusefs"},
+		"github.com/dgraph-io/":      {"metadata/kv"},
+		"unsafe":                     {"internal/sys"},
+		module + "/bench":            {"cmd/plyfs"},
+		module + "/internal/testenv": {"fs/union/uniontest/...", "internal/e2e/..."},
+		module + "/fs/union/uniontest": {
+			"fs/union/uniontest/...",
+		},
+	}
+}
+
+// goPackage is what is read of go list's output.
+type goPackage struct {
+	ImportPath   string
+	Dir          string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Deps         []string
+}
+
+func (p goPackage) name() string {
+	return strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+}
+
+// listPackages returns all packages of the module.
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-e", "-json=ImportPath,Dir,Imports,TestImports,XTestImports,Deps", "./...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var all []goPackage
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func matches(pattern, name string) bool {
+	if pattern == "..." {
+		return true
+	}
+	base, below := strings.CutSuffix(pattern, "/...")
+	return name == base || below && strings.HasPrefix(name, base+"/")
+}
+
+func anyMatches(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return matches(p, name) })
+}
+
+// allowed returns what the package may import, by the longest pattern that it matches.
+func allowed(name string) (targets []string, known bool) {
+	best := -1
+	for pattern, list := range arrows() {
+		if matches(pattern, name) && len(pattern) > best {
+			best, targets = len(pattern), list
+		}
+	}
+	return append(slices.Clone(targets), everyone()...), best >= 0
+}
+
+func TestImportArrows(t *testing.T) {
+	for _, p := range listPackages(t) {
+		targets, known := allowed(p.name())
+		if !known {
+			t.Errorf("%s: not in the table of packages in arch_test.go", p.ImportPath)
+			continue
+		}
+		for _, imp := range p.Imports {
+			rest, ours := strings.CutPrefix(imp, module+"/")
+			if ours && !anyMatches(targets, rest) {
+				t.Errorf("%s imports %s; it may import only %s", p.ImportPath, imp, fmt.Sprint(targets))
+			}
+		}
+	}
+}
+
+func TestReservedImports(t *testing.T) {
+	for _, p := range listPackages(t) {
+		for _, imp := range p.Imports {
+			for what, who := range onlyFor() {
+				if imp != what && (!strings.HasSuffix(what, "/") || !strings.HasPrefix(imp, what)) {
+					continue
+				}
+				if !anyMatches(who, p.name()) {
+					t.Errorf("%s imports %s, which is for %s", p.ImportPath, imp, fmt.Sprint(who))
+				}
+			}
+		}
+	}
+}
+
+// The engine must stay usable without FUSE: nothing it depends on, however indirectly, may be a FUSE package.
+func TestEngineKnowsNoFUSE(t *testing.T) {
+	for _, p := range listPackages(t) {
+		if !anyMatches([]string{"fs/union", "cow/...", "metadata/..."}, p.name()) {
+			continue
+		}
+		for _, d := range p.Deps {
+			if strings.Contains(d, "go-fuse") || d == module+"/fs/fusefs" {
+				t.Errorf("%s depends on %s", p.ImportPath, d)
+			}
+		}
+	}
+}

@@ -1,0 +1,381 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/testenv"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// TestMain is also the measuring process: the runner starts its own binary again, as plyfs.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "bench" {
+		app := &cli.App{Name: Plyfs, Commands: []*cli.Command{Command()}}
+		if err := app.Run(os.Args); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(testenv.Main(m, testenv.Options{Binary: true}))
+}
+
+// runQuick measures all workloads once, with small sizes, and checks that each was measured on each system and that
+// nothing is left. That a workload did what it says is verified by itself; a failure is an error of its cell.
+func runQuick(t *testing.T, systems []System) *Report {
+	t.Helper()
+	testenv.CheckLeaks(t)
+	report, err := NewRunner(Config{
+		Workloads: All(), Systems: systems, LayersOn: []string{tmpfsMedium}, Samples: 1, Scale: 5 * quickScale,
+		Timeout: 2 * time.Minute, Caches: KeepCaches,
+	}).Run(t.Context())
+	if err != nil {
+		t.Error(err)
+	}
+	if report == nil {
+		t.FailNow()
+	}
+	want := 0
+	for _, w := range All() {
+		want += max(1, len(w.Series))
+	}
+	if len(report.Results) != want {
+		t.Errorf("%d results, want %d", len(report.Results), want)
+	}
+	for _, r := range report.Results {
+		for _, c := range r.Cells {
+			if c.System == KernelOverlay && strings.HasPrefix(r.Series, "memory-") {
+				continue // there is no server to measure
+			}
+			if len(c.Samples) != 1 || c.Median <= 0 {
+				t.Errorf("%s on %s: samples %v, error %q, skipped %q", r.Series, c.System, c.Samples, c.Error, c.Skipped)
+			}
+		}
+		if r.Ops <= 0 {
+			t.Errorf("%s: %d operations", r.Series, r.Ops)
+		}
+	}
+	expectNothingLeft(t)
+	return report
+}
+
+func expectNothingLeft(t *testing.T) {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "plyfs-bench-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || bytes.Contains(mounts, []byte("plyfs-bench")) {
+		t.Errorf("mounts left behind (%v):\n%s", err, mounts)
+	}
+}
+
+func TestQuickOnKernelAndFuseOverlayfs(t *testing.T) {
+	systems, err := Detect(t.Context(), Choice{Systems: []string{KernelOverlay, FuseOverlayfs}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := runQuick(t, systems)
+	for _, r := range report.Results {
+		c, ok := r.cell(FuseOverlayfs)
+		if ok && r.Unit == Nanoseconds && (c.Ratio <= 0 || c.PeerRatio != 1) {
+			t.Errorf("%s: ratio %v, peer ratio %v", r.Series, c.Ratio, c.PeerRatio)
+		}
+	}
+}
+
+func TestQuickOnPlyfs(t *testing.T) {
+	systems, err := Detect(t.Context(), Choice{
+		Systems: []string{Plyfs}, Data: []DataMode{Passthrough, NoOpen}, Program: testenv.Binary(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	runQuick(t, systems)
+}
+
+// TestProfile: a profile of the server is complete although the server ends without returning to its caller.
+func TestProfile(t *testing.T) {
+	workloads, err := Select(All(), []string{"create"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	systems, err := Detect(t.Context(), Choice{
+		Systems: []string{Plyfs}, Data: []DataMode{NoOpen}, Program: testenv.Binary(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	_, err = NewRunner(Config{
+		Workloads: workloads, Systems: systems, LayersOn: []string{tmpfsMedium}, Samples: 2, Scale: quickScale, ProfileDir: dir,
+	}).Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := os.ReadFile(filepath.Join(dir, "create.plyfs-noopen.pprof"))
+	if err != nil || !bytes.HasPrefix(p, []byte{0x1f, 0x8b}) { // gzip
+		t.Errorf("profile of %d bytes, %v", len(p), err)
+	}
+	expectNothingLeft(t)
+}
+
+// TestFailures: a server that does not start, and the end of the context, leave nothing behind.
+func TestFailures(t *testing.T) {
+	workloads, err := Select(All(), []string{"create", "mount-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		Workloads: workloads, LayersOn: []string{tmpfsMedium}, Samples: 3, Scale: quickScale,
+		Systems: []System{{Name: KernelOverlay}, {Name: "broken", Program: []string{"/bin/false"}}},
+	}
+	report, err := NewRunner(cfg).Run(t.Context())
+	if !errors.Is(err, errFailed) {
+		t.Errorf("got error %v", err)
+	}
+	for _, r := range report.Results {
+		if _, ok := r.cell(KernelOverlay); !ok {
+			t.Errorf("%s: not measured on the kernel's overlayfs", r.Series)
+		}
+		if c := r.Cells[1]; c.Error == "" || len(c.Samples) != 0 {
+			t.Errorf("%s: %+v", r.Series, c)
+		}
+	}
+	expectNothingLeft(t)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg.OnResult = func(Result) { cancel() }
+	if _, err := NewRunner(cfg).Run(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: got error %v", err)
+	}
+	expectNothingLeft(t)
+}
+
+// TestVerification: work that was not done is not a result.
+func TestVerification(t *testing.T) {
+	dir := t.TempDir()
+	tree := newTree(perDir)
+	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	if err := errors.Join(tree.makeDirs(root), tree.create(root)); err != nil {
+		t.Fatal(err)
+	}
+	env := func(t Tree) *Env { return &Env{Dir: dir, Root: root, Scale: 1, Tree: t} }
+	more := tree
+	more.Files++
+	larger := tree
+	larger.Size++
+	for name, err := range map[string]error{
+		"walk of fewer files":     measureWalk(env(more), StatEach, 0),
+		"lookup that finds less":  measureLookups(env(more), more.paths(more.Files), nil, 0),
+		"absent names that exist": measureLookups(env(tree), tree.paths(1), unix.ENOENT, 0),
+		"short read":              measureOpens(env(larger), larger.paths(1), 0, 1),
+		"removal of fewer files":  measureRemoveAll(env(more)),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	for name, err := range map[string]error{
+		"walk":   measureWalk(env(tree), StatEach, 1),
+		"lookup": measureLookups(env(tree), tree.paths(tree.Files), nil, 1),
+		"open":   measureOpens(env(tree), tree.paths(tree.Files), 1, 2),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	e := env(tree)
+	none := func() error { return nil }
+	if err := errors.Join(e.Measure(none)); err != nil {
+		t.Error(err)
+	}
+	if err := e.Measure(none); !errors.Is(err, errMeasuredTwice) {
+		t.Errorf("measured twice: %v", err)
+	}
+}
+
+func TestSelect(t *testing.T) {
+	all := All()
+	seen := make(map[string]bool)
+	for _, w := range all {
+		if seen[w.Name] || w.Doc == "" || w.Fixture.Build == nil || w.Run == nil {
+			t.Errorf("workload %q: double or incomplete", w.Name)
+		}
+		seen[w.Name] = true
+	}
+	got, err := Select(all, []string{"mkdir-rmdir", "walk-warm-*-32"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, w := range got {
+		names = append(names, w.Name)
+	}
+	if want := []string{"walk-warm-stat-32", "walk-warm-readdir-32", "mkdir-rmdir"}; !slices.Equal(names, want) {
+		t.Errorf("got %v, want %v", names, want)
+	}
+	for _, bad := range []string{"nothing-*", "["} {
+		if _, err := Select(all, []string{bad}); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+	for _, r := range Rows() {
+		if !seen[r.Workload] {
+			t.Errorf("a demand is about %q, which is no workload", r.Workload)
+		}
+	}
+}
+
+// sampleReport is a report with fixed numbers.
+func sampleReport() *Report {
+	systems := []System{
+		{Name: KernelOverlay, Version: "Linux 6.18"},
+		{Name: FuseOverlayfs, Version: "1.10", Program: []string{"/usr/bin/fuse-overlayfs"}},
+		{Name: "plyfs-noopen", Version: "plyfs 0.1", Program: []string{"/usr/bin/plyfs", "mount"}, Options: "data=noopen"},
+	}
+	r := newReport(Config{Systems: systems, Samples: 3, Scale: 1}, Host{
+		Kernel: "6.18", CPUs: 2, CPUModel: "model", MemoryBytes: 1 << 34, LoadAverage: "0.10 0.20 0.30",
+	})
+	r.Started = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	tmpfs := Medium{Name: tmpfsMedium}
+	place := Place{Layers: tmpfs, Upper: tmpfs}
+	create := newRecorder(Workload{Name: "create", Doc: "create files"}, place, systems)
+	for _, d := range []time.Duration{110, 100, 120} {
+		create.add(0, message{Elapsed: d * time.Millisecond, Ops: 20_000}, nil)
+		create.add(1, message{Elapsed: 4 * d * time.Millisecond, Ops: 20_000}, nil)
+		create.add(2, message{Elapsed: 3 * d * time.Millisecond, Ops: 20_000}, nil)
+	}
+	memory := newRecorder(Workload{Name: "memory", Doc: "memory", Series: []Series{{memoryKnown, Bytes}}}, place, systems)
+	memory.add(1, message{Elapsed: 1, Ops: 5, Values: map[string]float64{memoryKnown: 300 << 20}}, nil)
+	memory.add(2, message{Elapsed: 1, Ops: 5, Values: map[string]float64{memoryKnown: 180 << 20}}, nil)
+	git := newRecorder(Workload{Name: "git-status-warm", Doc: "git"}, place, systems)
+	git.add(0, message{}, &SkipError{Reason: "git is not installed"})
+	git.add(1, message{}, io.ErrUnexpectedEOF)
+	for _, rec := range []*recorder{create, memory, git} {
+		for _, res := range rec.results() {
+			r.add(res)
+		}
+	}
+	r.Checks = Judge(r.Results)
+	return r
+}
+
+func TestGolden(t *testing.T) {
+	r := sampleReport()
+	var text bytes.Buffer
+	table := NewTable(&text, r.Systems)
+	for _, res := range r.Results {
+		table.Add(res)
+	}
+	if err := WriteChecks(&text, r.Checks); err != nil {
+		t.Fatal(err)
+	}
+	var json bytes.Buffer
+	if err := r.WriteJSON(&json); err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string][]byte{"report.json": json.Bytes(), "report.txt": text.Bytes()} {
+		file := filepath.Join("testdata", name)
+		if *update {
+			if err := os.WriteFile(file, got, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s differs:\n%s", name, got)
+		}
+	}
+}
+
+func TestJudge(t *testing.T) {
+	checks := sampleReport().Checks
+	i := slices.IndexFunc(checks, func(c Check) bool { return c.Against == KernelOverlay })
+	if i < 0 || !checks[i].Pass || checks[i].Ratio != 3 || checks[i].Max != 3.2 || checks[i].Peer != 4 {
+		t.Errorf("against the kernel: %+v", checks)
+	}
+	peers := 0
+	for _, c := range checks {
+		if c.Against == FuseOverlayfs {
+			peers++
+			if !c.Pass || c.Max != PeerMax {
+				t.Errorf("against fuse-overlayfs: %+v", c)
+			}
+		}
+	}
+	if peers != 2 {
+		t.Errorf("%d checks against fuse-overlayfs, want 2", peers)
+	}
+	if within(1.006, 1) || !within(1.004, 1) {
+		t.Error("ratios are compared with other than two decimals")
+	}
+}
+
+// TestPlot: the plot is well-formed and refers to nothing outside of itself.
+func TestPlot(t *testing.T) {
+	r := sampleReport()
+	var svg, page bytes.Buffer
+	if err := errors.Join(r.WriteSVG(&svg), r.WriteHTML(&page)); err != nil {
+		t.Fatal(err)
+	}
+	bars := 0
+	for d := xml.NewDecoder(bytes.NewReader(svg.Bytes())); ; {
+		tok, err := d.Token()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("%v\n%s", err, svg.Bytes())
+		}
+		if s, ok := tok.(xml.StartElement); ok && s.Name.Local == "title" {
+			bars++
+		}
+	}
+	if bars < 4 {
+		t.Errorf("%d titles in the plot", bars)
+	}
+	for _, ref := range []string{"href", "src=", "url(", "<script"} {
+		if bytes.Contains(page.Bytes(), []byte(ref)) {
+			t.Errorf("the page contains %q", ref)
+		}
+	}
+	if !bytes.Contains(page.Bytes(), svg.Bytes()) {
+		t.Error("the page does not contain the plot")
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, c := range []struct {
+		in        []float64
+		med, mini float64
+	}{{nil, 0, 0}, {[]float64{3}, 3, 3}, {[]float64{9, 1}, 5, 1}, {[]float64{5, 1, 9}, 5, 1}} {
+		if median(c.in) != c.med || minimum(c.in) != c.mini {
+			t.Errorf("%v: median %v, minimum %v", c.in, median(c.in), minimum(c.in))
+		}
+	}
+}

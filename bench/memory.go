@@ -1,0 +1,130 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+)
+
+const (
+	memoryKnown   = "memory-known"
+	memoryDropped = "memory-dropped"
+)
+
+// memoryWorkloads measure the resident memory of the server.
+func memoryWorkloads() []Workload {
+	return []Workload{{
+		Name: "memory", Doc: "resident memory of the server when 1,000,000 inodes are known, and after drop_caches",
+		Fixture: millionFixture(), MaxSamples: 1, ServerOnly: true, Run: measureMemory,
+		Series: []Series{{memoryKnown, Bytes}, {memoryDropped, Bytes}},
+	}}
+}
+
+func measureMemory(ctx context.Context, e *Env) error {
+	if err := measureWalk(e, StatEach, 0); err != nil {
+		return err
+	}
+	if err := expectKnown(e); err != nil {
+		return err
+	}
+	known, err := residentBytes(e.ServerPID)
+	if err != nil {
+		return err
+	}
+	e.Report(memoryKnown, float64(known))
+	if err := e.caches.drop(); err != nil {
+		return err
+	}
+	dropped := known
+	if e.caches == MayDropCaches {
+		dropped, err = settledResident(ctx, e.ServerPID)
+	}
+	if err != nil {
+		return err
+	}
+	e.Report(memoryDropped, float64(dropped))
+	return nil
+}
+
+// expectKnown verifies that the kernel, and so the server, still knows all inodes: under pressure of memory, or when
+// someone else drops the caches, it forgets them. Where slabinfo does not say how many there are, it is taken on trust.
+func expectKnown(e *Env) error {
+	known, ok := fuseInodes()
+	for try := 0; ok && known < e.Tree.Files; try++ {
+		if try == 3 {
+			return fmt.Errorf("verify: the kernel knows %d inodes of %d; something makes it forget them", known, e.Tree.Files)
+		}
+		if _, err := walk(e.Root, StatEach); err != nil {
+			return err
+		}
+		known, ok = fuseInodes()
+	}
+	return nil
+}
+
+// fuseInodes returns the number of FUSE inodes in memory.
+func fuseInodes() (n int, ok bool) {
+	info, err := os.ReadFile("/proc/slabinfo")
+	if err != nil {
+		return 0, false
+	}
+	for line := range bytes.Lines(info) {
+		f := bytes.Fields(line)
+		if len(f) > 1 && string(f[0]) == "fuse_inode" {
+			n, err := strconv.Atoi(string(f[1]))
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+// residentBytes reads VmRSS of a process.
+func residentBytes(pid int) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range bytes.Lines(status) {
+		rest, ok := bytes.CutPrefix(line, []byte("VmRSS:"))
+		if !ok {
+			continue
+		}
+		kib, err := strconv.ParseInt(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(rest), []byte("kB")))), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("VmRSS of process %d: %w", pid, err)
+		}
+		return kib << 10, nil
+	}
+	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+}
+
+// settledResident waits until the memory of a process has not shrunk for three seconds, at most thirty, and returns it:
+// forgetting a million inodes takes the server seconds, and giving pages back takes a runtime longer.
+func settledResident(ctx context.Context, pid int) (int64, error) {
+	low, err := residentBytes(pid)
+	if err != nil {
+		return 0, err
+	}
+	since := time.Now()
+	deadline := since.Add(30 * time.Second)
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for time.Now().Before(deadline) && time.Since(since) < 3*time.Second {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-tick.C:
+		}
+		now, err := residentBytes(pid)
+		if err != nil {
+			return 0, err
+		}
+		if now < low-low/100 {
+			low, since = now, time.Now()
+		}
+	}
+	return low, nil
+}

@@ -1,0 +1,143 @@
+package plyfs_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"plyfs/fs/mountopt"
+	"plyfs/fs/union/uniontest"
+)
+
+// documents returns the text of every Markdown file by its path.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	all := make(map[string]string)
+	for _, pattern := range []string{"*.md", "docs/*.md"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range paths {
+			text, err := os.ReadFile(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[p] = string(text)
+		}
+	}
+	return all
+}
+
+func TestLinksLead(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`)
+	docs := documents(t)
+	for path, text := range docs {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			target := path
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(path), m[1])
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: link to %s: %v", path, m[1], err)
+				continue
+			}
+			if m[2] != "" && !slices.Contains(anchors(docs[target]), m[2]) {
+				t.Errorf("%s: %s has no heading #%s", path, target, m[2])
+			}
+		}
+	}
+}
+
+// anchors returns the link targets of the headings in Markdown text.
+func anchors(text string) []string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if title := strings.TrimLeft(line, "#"); title != line {
+			slug := strings.ReplaceAll(strings.ToLower(strings.TrimSpace(title)), " ", "-")
+			out = append(out, regexp.MustCompile(`[^a-z0-9_-]`).ReplaceAllString(slug, ""))
+		}
+	}
+	return out
+}
+
+func TestMakeTargetsExist(t *testing.T) {
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var targets []string
+	for _, m := range regexp.MustCompile(`(?m)^([a-z][a-z-]*):`).FindAllStringSubmatch(string(makefile), -1) {
+		targets = append(targets, m[1])
+	}
+	mention := regexp.MustCompile("(?m)(?:`|^    |&& sudo |sudo )make ([a-z][a-z-]*)")
+	for path, text := range documents(t) {
+		for _, m := range mention.FindAllStringSubmatch(text, -1) {
+			if !slices.Contains(targets, m[1]) {
+				t.Errorf("%s: there is no make %s", path, m[1])
+			}
+		}
+	}
+}
+
+func TestSemanticsListsEveryDifference(t *testing.T) {
+	text := documents(t)["docs/semantics.md"]
+	for _, d := range uniontest.Differences() {
+		if !strings.Contains(text, "| `"+d.ID+"` |") {
+			t.Errorf("docs/semantics.md has no row for the difference %s", d.ID)
+		}
+	}
+}
+
+func TestSemanticsNamesRealTests(t *testing.T) {
+	var code strings.Builder
+	err := filepath.WalkDir("fs", func(path string, _ os.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile("`([a-z-]+/[a-z0-9:-]+)`")
+	for line := range strings.Lines(documents(t)["docs/semantics.md"]) {
+		if !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		cells := strings.Split(line, " | ")
+		for _, m := range name.FindAllStringSubmatch(cells[len(cells)-1], -1) {
+			if _, err := os.Stat(m[1]); err != nil && !strings.Contains(code.String(), `"`+m[1]+`"`) {
+				t.Errorf("docs/semantics.md names the test %s, which does not exist", m[1])
+			}
+		}
+	}
+}
+
+// Every option in the first column of the tables of docs/cli.md must be one that plyfs knows. That every option of plyfs is
+// there is a test of fs/mountopt.
+func TestCLIOptionsExist(t *testing.T) {
+	_, options, ok := strings.Cut(documents(t)["docs/cli.md"], "\n## Options\n")
+	if !ok {
+		t.Fatal("docs/cli.md has no section Options")
+	}
+	options, _, _ = strings.Cut(options, "\n## ")
+	word := regexp.MustCompile("`([a-zA-Z0-9_+-]+)(=[^`]*)?`")
+	for line := range strings.Lines(options) {
+		cell, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " | ")
+		if !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		for _, m := range word.FindAllStringSubmatch(cell, -1) {
+			o, err := mountopt.Parse(m[1])
+			if isValue := strings.Contains(cell, "|"); err == nil && len(o.Unknown) > 0 && m[2] == "" && !isValue {
+				t.Errorf("docs/cli.md: %s is not an option", m[1])
+			}
+		}
+	}
+}

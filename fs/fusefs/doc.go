@@ -1,0 +1,40 @@
+// Package fusefs serves a union through FUSE: it owns the /dev/fuse descriptor, node ids, what the kernel may cache,
+// and the mapping of errors to errnos. It holds no state of the tree: a node id stands for a [union.Node], a lookup
+// count, and in passthrough mode a backing file.
+//
+// # What the kernel caches
+//
+// Requests that are not sent are the fastest. Layers never change behind the union's back, so names, absent names,
+// attributes, symbolic links, listings and pages are handed out without expiry, unless Config.Timeout says
+// otherwise. OPENDIR, FLUSH and ACCESS are answered ENOSYS once, after which the kernel does without them. A change
+// made through a request is invalidated by the kernel itself (cf. fs/fuse/dir.c fuse_dir_changed and
+// fuse_entry_unlinked; a listing is dropped because that raises the directory's iversion, cf. fs/fuse/readdir.c
+// fuse_readdir_cached). Three things it cannot know are told to it by a notification: a write by an unprivileged
+// process that cleared set-id bits, an attribute change through the stale id of a file (below), and a changed mode
+// after an ACL cleared set-gid.
+//
+// # Data modes
+//
+// In no-open mode OPEN is answered ENOSYS: opening, reading cached data and closing a file costs no request at all.
+// Data passes through this process, by node; a copy-up in the middle of a read is invisible. In passthrough mode the
+// kernel reads and writes the layers' files itself; that needs root, and two requests for each open and close. One
+// mount has one mode, since the kernel never sends OPEN again after it was refused once.
+//
+// O_TRUNC is left to a separate SETATTR in no-open mode: were FUSE_ATOMIC_O_TRUNC negotiated, the kernel would expect
+// an OPEN that it never sends, and the truncation would be lost.
+//
+// # Stale ids
+//
+// A kernel inode has one backing file as long as any of its files is open. When a file is copied up while a
+// passthrough file of its lower is open, its node therefore gets a second id. The first one goes stale: OPEN on it is
+// answered ESTALE, whereupon the kernel looks the path up again and finds the second id. Files that were open keep
+// reading the lower, as in the kernel's overlayfs. Attributes of a stale id are never cached.
+//
+// # Locks
+//
+//	openState.mu         one node id's backing file; never held across a call into the union
+//	  table shard        lookup counts, node to id
+//	    table.mu         free ids, chunks
+//
+// Nothing is locked while a request is read, answered or inside the union.
+package fusefs

@@ -1,0 +1,77 @@
+package fusefs
+
+import (
+	"encoding/binary"
+	"errors"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// notifier tells the kernel what it cannot know. Notifications are written by a goroutine of their own: the request
+// that causes one may hold, in the kernel, what the notification has to wait for.
+type notifier struct {
+	mu      sync.Mutex
+	pending map[uint64]struct{} // node ids whose attributes are to be dropped
+	wake    chan struct{}
+	done    chan struct{}
+	gone    sync.WaitGroup
+}
+
+func (n *notifier) start(f *FS, fd int) {
+	n.pending = make(map[uint64]struct{})
+	n.wake = make(chan struct{}, 1)
+	n.done = make(chan struct{})
+	n.gone.Go(func() { n.run(f, fd) })
+}
+
+func (n *notifier) stop() {
+	close(n.done)
+	n.gone.Wait()
+}
+
+// attr drops the cached attributes of id, soon.
+func (n *notifier) attr(id uint64) {
+	n.mu.Lock()
+	n.pending[id] = struct{}{}
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (n *notifier) run(f *FS, fd int) {
+	for {
+		select {
+		case <-n.done:
+			return
+		case <-n.wake:
+		}
+		n.mu.Lock()
+		ids := n.pending
+		n.pending = make(map[uint64]struct{})
+		n.mu.Unlock()
+		for id := range ids {
+			if err := invalAttr(fd, id); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+				f.log.Warn("notification refused", "node", id, "error", err)
+			}
+			f.counts.notices.Add(1)
+		}
+	}
+}
+
+// invalAttr drops the attributes and ACLs of id but no page. With a negative offset the kernel takes no lock that
+// a request could hold (cf. fs/fuse/inode.c fuse_reverse_inval_inode), so handlers may call it for an inode that
+// their caller keeps alive.
+func invalAttr(fd int, id uint64) error {
+	const notifyInvalInode = 2
+	const size = 16 + 24
+	var b [size]byte
+	binary.NativeEndian.PutUint32(b[0:], size)
+	binary.NativeEndian.PutUint32(b[4:], notifyInvalInode)
+	binary.NativeEndian.PutUint64(b[16:], id)
+	binary.NativeEndian.PutUint64(b[24:], ^uint64(0)) // offset -1
+	_, err := unix.Write(fd, b[:])
+	return err
+}

@@ -1,0 +1,208 @@
+package fusefs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"plyfs/fs/union"
+	"plyfs/internal/sys"
+)
+
+// opened is the answer to OPEN and CREATE; file handles are not used.
+type opened struct {
+	flags   uint32
+	backing int32
+}
+
+// backingKind says how the open files of a node id get at their data.
+type backingKind uint8
+
+const (
+	backingNone   backingKind = iota // nothing decided
+	backingLower                     // the kernel reads a lower file
+	backingUpper                     // the kernel reads and writes the upper file
+	backingCached                    // through the page cache and this process: the kernel refused the file
+)
+
+// openState is the passthrough state of one node id. The backing id is kept until the kernel forgets the node, so
+// that opening a file again takes no system call. Every file that is open through one kernel inode must have the same
+// backing file (cf. fs/fuse/iomode.c fuse_inode_uncached_io_start); opens says whether there is any.
+type openState struct {
+	// copies counts copy-ups of the node. It is compared around a call into the union, which must not be made
+	// under mu: that call may copy up, and copiedUp locks mu.
+	copies atomic.Uint64
+	gone   atomic.Bool // the id is stale; set under mu
+
+	mu      sync.Mutex
+	kind    backingKind
+	backing int32
+	opens   int
+	// retryPID was answered ESTALE when the count of lookups was retryAt.
+	retryPID uint32
+	retryAt  uint64
+}
+
+// stale reports whether the node has got another id; see the package documentation.
+func (s *slot) stale() bool {
+	o := s.open.Load()
+	return o != nil && o.gone.Load()
+}
+
+func (s *slot) openState() *openState {
+	if o := s.open.Load(); o != nil {
+		return o
+	}
+	s.open.CompareAndSwap(nil, new(openState))
+	return s.open.Load()
+}
+
+// openBacking answers an OPEN in passthrough mode.
+func (f *FS) openBacking(n *union.Node, s *slot, write bool, pid uint32, out *opened) fuse.Status {
+	o := s.openState()
+	for {
+		copies := o.copies.Load()
+		if done, code := f.reuseBacking(o, s, write, pid, out); done {
+			return code
+		}
+		file, upper, err := f.u.Backing(n, write)
+		if err != nil {
+			return f.status("open", err)
+		}
+		o.mu.Lock()
+		if o.copies.Load() != copies {
+			// Copied up meanwhile, perhaps by this very call: everything may look different now.
+			o.mu.Unlock()
+			file.Close()
+			continue
+		}
+		if o.kind == backingNone {
+			o.kind = backingLower
+			if upper {
+				o.kind = backingUpper
+			}
+			if o.backing, err = sys.BackingOpen(f.dev.Load().Fd(), file.FD()); err != nil {
+				o.kind = backingCached
+				f.warned.Do(func() {
+					f.log.Warn("passthrough refused for a file, which is served without", "error", err)
+				})
+			}
+		}
+		o.mu.Unlock()
+		file.Close()
+	}
+}
+
+// reuseBacking answers an OPEN from what is known already, or reports that something has to be opened first.
+func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *opened) (bool, fuse.Status) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gone.Load() {
+		if again := o.retryPID == pid && o.retryAt == f.lookups.Load(); !again {
+			o.retryPID, o.retryAt = pid, f.lookups.Load()
+			return true, fuse.Status(unix.ESTALE)
+		}
+		// No lookup came between: a reopen of /proc/self/fd/N, which the kernel has no path to retry with.
+		switch {
+		case o.kind == backingLower && o.opens == 0:
+			f.dropBacking(o)
+		case o.kind == backingLower && write:
+			// The lower must never be opened for writing, and the inode cannot have a second file.
+			return true, fuse.Status(unix.ESTALE)
+		case o.kind == backingLower:
+			// Reads come here and find the new content; only a mapping shows the lower.
+			o.opens++
+			*out = opened{fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, o.backing}
+			return true, fuse.OK
+		}
+	}
+	switch o.kind {
+	case backingUpper:
+		*out = opened{fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, o.backing}
+		if write && s.special.Load() {
+			// The kernel writes a backing file with this process's privileges, which keeps set-id bits
+			// (cf. fs/attr.c setattr_should_drop_suidgid). Writes have to come here to clear them.
+			out.flags |= fuse.FOPEN_DIRECT_IO
+		}
+	case backingLower:
+		if write {
+			return false, fuse.OK
+		}
+		*out = opened{fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, o.backing}
+	case backingCached:
+		*out = opened{flags: fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH}
+	default:
+		return false, fuse.OK
+	}
+	o.opens++
+	return true, fuse.OK
+}
+
+// release notes that one file of an id was closed; the kernel has let go of the backing file by then (cf.
+// fs/fuse/file.c fuse_file_put).
+func (f *FS) release(id uint64) {
+	s := f.table.slot(id)
+	if s == nil {
+		return
+	}
+	o := s.open.Load()
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.opens > 0 {
+		o.opens--
+	}
+}
+
+// copiedUp is told by the union that the data of n moved to the upper.
+func (f *FS) copiedUp(n *union.Node) {
+	if f.modeNow() != modePassthrough {
+		return
+	}
+	id := f.table.current(n)
+	if id == 0 {
+		return
+	}
+	s := f.table.slot(id)
+	if s == nil {
+		return
+	}
+	o := s.open.Load()
+	if o == nil || s.node.Load() != n {
+		return // whoever opens it from now on gets the upper
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.copies.Add(1)
+	switch {
+	case o.kind == backingLower && o.opens > 0:
+		o.gone.Store(true)
+		f.table.detach(n, id)
+		f.counts.stale.Add(1)
+		f.notices.attr(id)
+	case o.kind == backingLower, o.kind == backingCached && o.opens == 0:
+		f.dropBacking(o)
+	}
+}
+
+// dropBacking forgets the backing file of an id that has no file open. Preconditions: o.mu is held.
+func (f *FS) dropBacking(o *openState) {
+	if o.kind == backingLower || o.kind == backingUpper {
+		if err := sys.BackingClose(f.dev.Load().Fd(), o.backing); err != nil {
+			f.log.Debug("backing id not closed", "error", err)
+		}
+	}
+	o.kind, o.backing = backingNone, 0
+}
+
+// closeBacking gives the backing file of a forgotten id back.
+func (f *FS) closeBacking(o *openState) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	f.dropBacking(o)
+}

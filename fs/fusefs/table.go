@@ -1,0 +1,291 @@
+package fusefs
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"plyfs/fs/union"
+)
+
+const (
+	rootID = 1
+
+	chunkBits = 9
+	chunkLen  = 1 << chunkBits
+
+	shardCount = 32
+	// shrinkAt is the size below which a shard's map is not worth rebuilding.
+	shrinkAt = 128
+)
+
+// slot is what a node id stands for.
+type slot struct {
+	node atomic.Pointer[union.Node] // nil: the id is free
+	open atomic.Pointer[openState]  // nil: never opened; always nil in no-open mode
+
+	// lookups is how often the kernel was told of the id, refs how many references of the union that brought: they
+	// differ by lookups of "." and by forgets. Both are guarded by the shard of node. In a free slot lookups is
+	// the next free slot of the chunk plus one.
+	lookups uint64
+	refs    uint64
+
+	gen uint32
+	// special says that the kernel may have cached a mode with set-id bits.
+	special atomic.Bool
+}
+
+// chunk is a run of slots; a chunk without any used slot is given back.
+type chunk struct {
+	slots [chunkLen]slot
+	used  int
+	free  uint64 // first free slot plus one, 0 for none
+}
+
+// table maps node ids to nodes and back. Reading an id takes two loads and no lock.
+type table struct {
+	seed   maphash.Seed
+	shards [shardCount]shard
+
+	dir atomic.Pointer[[]atomic.Pointer[chunk]]
+
+	mu sync.Mutex
+	// gens holds, per chunk, a generation that none of its ids ever had; it outlives the chunk.
+	gens []uint32
+	// avail has a bit for each chunk that has a free slot or is not allocated.
+	avail []uint64
+	used  int
+	spare int // the chunk that became empty last
+}
+
+// shard is a part of the map from nodes to their current ids, and the lock of their counts.
+type shard struct {
+	mu   sync.Mutex
+	ids  map[*union.Node]uint32
+	peak int
+}
+
+// newTable returns a table in which id 1 stands for root, for ever.
+func newTable(root *union.Node) *table {
+	t := &table{seed: maphash.MakeSeed()}
+	for i := range t.shards {
+		t.shards[i].ids = make(map[*union.Node]uint32)
+	}
+	dir := make([]atomic.Pointer[chunk], 1)
+	t.dir.Store(&dir)
+	t.gens = make([]uint32, 1)
+	t.avail = []uint64{1}
+	// Id 0 is reserved by the protocol; it and the root are never freed.
+	t.alloc()
+	_, s := t.alloc()
+	s.node.Store(root)
+	s.lookups, s.refs = 1, 0
+	t.shard(root).ids[root] = rootID
+	return t
+}
+
+func (t *table) shard(n *union.Node) *shard {
+	return &t.shards[maphash.Comparable(t.seed, n)%shardCount]
+}
+
+// slot returns the slot of id, or nil when the kernel does not know the id.
+func (t *table) slot(id uint64) *slot {
+	dir := *t.dir.Load()
+	c := id >> chunkBits
+	if c >= uint64(len(dir)) {
+		return nil
+	}
+	ch := dir[c].Load()
+	if ch == nil {
+		return nil
+	}
+	s := &ch.slots[id&(chunkLen-1)]
+	if s.node.Load() == nil {
+		return nil
+	}
+	return s
+}
+
+// node returns the node of id, or nil when the kernel does not know the id.
+func (t *table) node(id uint64) *union.Node {
+	if s := t.slot(id); s != nil {
+		return s.node.Load()
+	}
+	return nil
+}
+
+// acquire counts one more lookup of n and takes over one reference to it.
+func (t *table) acquire(n *union.Node) (id uint64, s *slot) {
+	sh := t.shard(n)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if known, ok := sh.ids[n]; ok {
+		id, s = uint64(known), t.slot(uint64(known))
+	} else {
+		id, s = t.alloc()
+		s.node.Store(n)
+		sh.ids[n] = uint32(id)
+		sh.peak = max(sh.peak, len(sh.ids))
+	}
+	s.lookups++
+	s.refs++
+	return id, s
+}
+
+// again counts one more lookup of id, of which the union knows nothing.
+func (t *table) again(id uint64) (*slot, bool) {
+	s := t.slot(id)
+	if s == nil {
+		return nil, false
+	}
+	sh := t.shard(s.node.Load())
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	s.lookups++
+	return s, true
+}
+
+// forget takes back count lookups of id. When none is left the id is free, and the caller gives refs references of
+// node back and releases open.
+func (t *table) forget(id, count uint64) (node *union.Node, refs uint64, open *openState) {
+	s := t.slot(id)
+	if s == nil || id == rootID {
+		return nil, 0, nil
+	}
+	n := s.node.Load()
+	sh := t.shard(n)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if count < s.lookups {
+		s.lookups -= count
+		return nil, 0, nil
+	}
+	refs, open = s.refs, s.open.Load()
+	if sh.ids[n] == uint32(id) {
+		delete(sh.ids, n)
+		sh.shrink()
+	}
+	t.release(id, s)
+	return n, refs, open
+}
+
+// shrink rebuilds the map when it has become much smaller than it was: maps of the runtime never give memory back.
+func (s *shard) shrink() {
+	if s.peak < shrinkAt || len(s.ids)*4 > s.peak {
+		return
+	}
+	ids := make(map[*union.Node]uint32, len(s.ids))
+	for n, id := range s.ids {
+		ids[n] = id
+	}
+	s.ids, s.peak = ids, len(ids)
+}
+
+// current returns the id under which the kernel finds n, 0 for none.
+func (t *table) current(n *union.Node) uint64 {
+	sh := t.shard(n)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return uint64(sh.ids[n])
+}
+
+// detach makes the next lookup of n give a new id.
+func (t *table) detach(n *union.Node, id uint64) {
+	sh := t.shard(n)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.ids[n] == uint32(id) {
+		delete(sh.ids, n)
+	}
+}
+
+// len returns the number of ids the kernel knows.
+func (t *table) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.used - 1
+}
+
+// alloc takes the free id of the lowest chunk, so that the table gets dense again after it shrank.
+func (t *table) alloc() (uint64, *slot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ci := t.lowest()
+	dir := *t.dir.Load()
+	ch := dir[ci].Load()
+	if ch == nil {
+		ch = newChunk(t.gens[ci])
+		dir[ci].Store(ch)
+	}
+	i := ch.free - 1
+	s := &ch.slots[i]
+	ch.free = s.lookups
+	ch.used++
+	if ch.free == 0 {
+		t.avail[ci/64] &^= 1 << (ci % 64)
+	}
+	t.used++
+	s.lookups, s.refs = 0, 0
+	return uint64(ci)<<chunkBits | i, s
+}
+
+// lowest returns the first chunk with a free slot, growing the table when there is none.
+func (t *table) lowest() int {
+	for w, word := range t.avail {
+		if word != 0 {
+			return w*64 + bits.TrailingZeros64(word)
+		}
+	}
+	old := *t.dir.Load()
+	ci := len(old)
+	dir := make([]atomic.Pointer[chunk], 2*ci)
+	for i := range old {
+		dir[i].Store(old[i].Load())
+	}
+	t.dir.Store(&dir)
+	t.gens = append(t.gens, make([]uint32, ci)...)
+	for len(t.avail)*64 < len(dir) {
+		t.avail = append(t.avail, 0)
+	}
+	for i := ci; i < len(dir); i++ {
+		t.avail[i/64] |= 1 << (i % 64)
+	}
+	return ci
+}
+
+func newChunk(gen uint32) *chunk {
+	ch := &chunk{free: 1}
+	for i := range ch.slots {
+		ch.slots[i].gen = gen
+		ch.slots[i].lookups = uint64(i) + 2
+	}
+	ch.slots[chunkLen-1].lookups = 0
+	return ch
+}
+
+// release frees an id. Its next use has another generation, by which file handles tell them apart.
+func (t *table) release(id uint64, s *slot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ci := int(id >> chunkBits)
+	dir := *t.dir.Load()
+	ch := dir[ci].Load()
+	s.node.Store(nil)
+	s.open.Store(nil)
+	s.special.Store(false)
+	s.gen++
+	t.gens[ci] = max(t.gens[ci], s.gen)
+	s.lookups, s.refs = ch.free, 0
+	ch.free = id&(chunkLen-1) + 1
+	ch.used--
+	t.used--
+	t.avail[ci/64] |= 1 << (ci % 64)
+	if ch.used == 0 {
+		// One empty chunk is kept, lest a single file come and go at the price of a chunk.
+		if last := dir[t.spare].Load(); t.spare != ci && last != nil && last.used == 0 {
+			dir[t.spare].Store(nil)
+		}
+		t.spare = ci
+	}
+}

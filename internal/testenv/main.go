@@ -1,0 +1,222 @@
+package testenv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The environment through which the outer process tells the inner one what it prepared.
+const (
+	envStage       = "PLYFS_TEST_STAGE" // "", "root" or "user": which namespaces this process is in
+	envScratch     = "PLYFS_TEST_SCRATCH"
+	envBinary      = "PLYFS_TEST_BINARY" // may also be set by the caller, to test a given binary
+	envBinaryError = "PLYFS_TEST_BINARY_ERROR"
+)
+
+// Options say what Main prepares.
+type Options struct {
+	// Binary builds plyfs/cmd/plyfs for Binary to return.
+	Binary bool
+}
+
+// Main is called by TestMain and returns the exit code. It starts the test binary again in new namespaces, with the
+// same arguments, and there runs the tests and checks that they left no mount and no process.
+func Main(m *testing.M, o Options) int {
+	if os.Getenv(envStage) != "" {
+		return inner(m)
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "testenv: these tests mount file systems and must run as root")
+		return 1
+	}
+	scratch, err := os.MkdirTemp("", "plyfs-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testenv:", err)
+		return 1
+	}
+	defer os.RemoveAll(scratch)
+	env := append(os.Environ(), envStage+"=root", envScratch+"="+scratch)
+	if o.Binary && os.Getenv(envBinary) == "" {
+		env = append(env, build(scratch)...)
+	}
+	code, err := reexec(env, os.Args[1:], os.Stdout, os.Stderr, &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testenv: new namespaces:", err)
+		return 1
+	}
+	return code
+}
+
+// build compiles the binary under test outside the scratch tmpfs that the inner process will mount.
+func build(dir string) []string {
+	bin := filepath.Join(dir, "bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return []string{envBinaryError + "=" + err.Error()}
+	}
+	bin = filepath.Join(bin, "plyfs")
+	cmd := exec.Command("go", "build", "-o", bin, "plyfs/cmd/plyfs")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return []string{fmt.Sprintf("%s=go build plyfs/cmd/plyfs: %v: %s", envBinaryError, err, bytes.TrimSpace(out))}
+	}
+	return []string{envBinary + "=" + bin}
+}
+
+// reexec runs this binary again and waits for it. The child dies with this thread, which is therefore locked: the
+// child is init of a PID namespace, so all that it started dies too.
+func reexec(env, args []string, stdout, stderr *os.File, attr *syscall.SysProcAttr) (int, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// By its magic link: a user namespace's root may not search the directory that the binary was built in.
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = env
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	attr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr = attr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if code := exit.ExitCode(); code >= 0 {
+			return code, nil
+		}
+		return 1, err
+	}
+	return 0, err
+}
+
+// inner prepares the namespaces and runs the tests.
+func inner(m *testing.M) int {
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, "testenv:", err)
+		return 1
+	}
+	before, err := mountPoints()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testenv:", err)
+		return 1
+	}
+	code := m.Run()
+	if code != 0 {
+		return code
+	}
+	if err := leftBehind(before); err != nil {
+		fmt.Fprintln(os.Stderr, "testenv:", err)
+		return 1
+	}
+	return 0
+}
+
+// prepare makes mounts private and mounts what the tests need. It is the first thing that runs in the process.
+func prepare() error {
+	unix.Umask(0)
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	scratch := os.Getenv(envScratch)
+	tmp := filepath.Join(scratch, "t")
+	if err := os.Chmod(scratch, 0o755); err != nil && os.Getenv(envStage) == "root" {
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := unix.Mount("tmpfs", tmp, "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	if err := os.Setenv("TMPDIR", tmp); err != nil {
+		return err
+	}
+	if os.Getenv(envStage) != "root" {
+		return nil
+	}
+	return openFuse(filepath.Join(tmp, "fuse"))
+}
+
+// openFuse puts a device that everyone may open over /dev/fuse, so that unprivileged mounts can be tested whatever the
+// machine's own permissions are.
+func openFuse(node string) error {
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/fuse", &st); err != nil {
+		return fmt.Errorf("/dev/fuse: %w", err)
+	}
+	if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(st.Rdev)); err != nil {
+		return fmt.Errorf("mknod %s: %w", node, err)
+	}
+	if err := unix.Mount(node, "/dev/fuse", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind /dev/fuse: %w", err)
+	}
+	return nil
+}
+
+// Binary returns the path of the plyfs binary under test.
+func Binary(t testing.TB) string {
+	t.Helper()
+	if bin := os.Getenv(envBinary); bin != "" {
+		return bin
+	}
+	t.Fatalf("no plyfs binary to test: %s", os.Getenv(envBinaryError))
+	return ""
+}
+
+// InUserNamespace reports whether this process was started by RunInUserNamespace.
+func InUserNamespace() bool { return os.Getenv(envStage) == "user" }
+
+// RunInUserNamespace runs the tests of this binary that match pattern once more, in a new user namespace whose ids
+// 0 to 65535 are otherwise unused ids of the machine, and fails t if they fail. Within, the process is root of that
+// namespace and nothing outside, as a rootless container's engine is.
+func RunInUserNamespace(t *testing.T, pattern string) {
+	t.Helper()
+	if InUserNamespace() {
+		t.Fatal("already in a user namespace")
+	}
+	const base, count = 1 << 20, 1 << 16
+	dir := Scratch(t)
+	if err := os.Chown(dir, base, base); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-test.run=" + pattern}
+	for _, a := range os.Args[1:] {
+		// Results of the inner run reach this one by its exit code and output alone.
+		if !strings.HasPrefix(a, "-test.run") && !strings.HasPrefix(a, "-test.testlogfile") &&
+			!strings.HasPrefix(a, "-test.coverprofile") && !strings.HasPrefix(a, "-test.gocoverdir") {
+			args = append(args, a)
+		}
+	}
+	out, err := os.Create(filepath.Join(Scratch(t), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: count}}
+	code, err := reexec(append(os.Environ(), envStage+"=user", envScratch+"="+dir), args, out, out,
+		&syscall.SysProcAttr{
+			Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
+			UidMappings:                ids,
+			GidMappings:                ids,
+			GidMappingsEnableSetgroups: true,
+			Credential:                 &syscall.Credential{Uid: 0, Gid: 0},
+		})
+	text, _ := os.ReadFile(out.Name())
+	if err != nil || code != 0 {
+		t.Fatalf("in the user namespace: exit code %d, %v\n%s", code, err, text)
+	}
+	if testing.Verbose() {
+		t.Logf("%s", text)
+	}
+}
