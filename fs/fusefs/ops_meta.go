@@ -51,7 +51,13 @@ func (f *FS) lookup(dir uint64, name string, e *entry) fuse.Status {
 		return f.lookupSelf(dir, d, e)
 	case "..":
 		// Only asked to connect a directory that was opened by a handle and has lost its path.
-		return fuse.Status(unix.ESTALE)
+		n, a, err := f.u.Parent(d)
+		if err != nil {
+			return f.status("lookup", err)
+		}
+		e.Attr = a
+		f.enter(n, e)
+		return fuse.OK
 	}
 	n, a, err := f.u.Lookup(d, name)
 	if err != nil {

@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"hash/maphash"
 	"math/bits"
 	"sync"
 	"sync/atomic"
@@ -16,8 +15,6 @@ const (
 	chunkLen  = 1 << chunkBits
 
 	shardCount = 32
-	// shrinkAt is the size below which a shard's map is not worth rebuilding.
-	shrinkAt = 128
 )
 
 // slot is what a node id stands for.
@@ -45,7 +42,6 @@ type chunk struct {
 
 // table maps node ids to nodes and back. Reading an id takes two loads and no lock.
 type table struct {
-	seed   maphash.Seed
 	shards [shardCount]shard
 
 	dir atomic.Pointer[[]atomic.Pointer[chunk]]
@@ -59,19 +55,15 @@ type table struct {
 	spare int // the chunk that became empty last
 }
 
-// shard is a part of the map from nodes to their current ids, and the lock of their counts.
+// shard is the lock of the counts, and of union.Node.Tag, of a part of the nodes.
 type shard struct {
-	mu   sync.Mutex
-	ids  map[*union.Node]uint32
-	peak int
+	mu sync.Mutex
+	_  [56]byte // a cache line each
 }
 
 // newTable returns a table in which id 1 stands for root, for ever.
 func newTable(root *union.Node) *table {
-	t := &table{seed: maphash.MakeSeed()}
-	for i := range t.shards {
-		t.shards[i].ids = make(map[*union.Node]uint32)
-	}
+	t := &table{}
 	dir := make([]atomic.Pointer[chunk], 1)
 	t.dir.Store(&dir)
 	t.gens = make([]uint32, 1)
@@ -81,12 +73,12 @@ func newTable(root *union.Node) *table {
 	_, s := t.alloc()
 	s.node.Store(root)
 	s.lookups, s.refs = 1, 0
-	t.shard(root).ids[root] = rootID
+	root.Tag = rootID
 	return t
 }
 
 func (t *table) shard(n *union.Node) *shard {
-	return &t.shards[maphash.Comparable(t.seed, n)%shardCount]
+	return &t.shards[n.Ino()%shardCount]
 }
 
 // slot returns the slot of id, or nil when the kernel does not know the id.
@@ -120,13 +112,12 @@ func (t *table) acquire(n *union.Node) (id uint64, s *slot) {
 	sh := t.shard(n)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if known, ok := sh.ids[n]; ok {
-		id, s = uint64(known), t.slot(uint64(known))
+	if n.Tag != 0 {
+		id, s = uint64(n.Tag), t.slot(uint64(n.Tag))
 	} else {
 		id, s = t.alloc()
 		s.node.Store(n)
-		sh.ids[n] = uint32(id)
-		sh.peak = max(sh.peak, len(sh.ids))
+		n.Tag = uint32(id)
 	}
 	s.lookups++
 	s.refs++
@@ -162,24 +153,11 @@ func (t *table) forget(id, count uint64) (node *union.Node, refs uint64, open *o
 		return nil, 0, nil
 	}
 	refs, open = s.refs, s.open.Load()
-	if sh.ids[n] == uint32(id) {
-		delete(sh.ids, n)
-		sh.shrink()
+	if n.Tag == uint32(id) {
+		n.Tag = 0
 	}
 	t.release(id, s)
 	return n, refs, open
-}
-
-// shrink rebuilds the map when it has become much smaller than it was: maps of the runtime never give memory back.
-func (s *shard) shrink() {
-	if s.peak < shrinkAt || len(s.ids)*4 > s.peak {
-		return
-	}
-	ids := make(map[*union.Node]uint32, len(s.ids))
-	for n, id := range s.ids {
-		ids[n] = id
-	}
-	s.ids, s.peak = ids, len(ids)
 }
 
 // current returns the id under which the kernel finds n, 0 for none.
@@ -187,7 +165,7 @@ func (t *table) current(n *union.Node) uint64 {
 	sh := t.shard(n)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	return uint64(sh.ids[n])
+	return uint64(n.Tag)
 }
 
 // detach makes the next lookup of n give a new id.
@@ -195,8 +173,8 @@ func (t *table) detach(n *union.Node, id uint64) {
 	sh := t.shard(n)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if sh.ids[n] == uint32(id) {
-		delete(sh.ids, n)
+	if n.Tag == uint32(id) {
+		n.Tag = 0
 	}
 }
 

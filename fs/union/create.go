@@ -95,6 +95,7 @@ func (u *Union) create(dir *Node, name string, o *newObject) (*Node, Attr, error
 	if n.dir != nil {
 		n.dir.resolved.Store(true)
 	}
+	n.set(flagNoCaps)
 	if s.fd >= 0 && n.mode == unix.S_IFREG {
 		u.files.Put(&n.data, s.fd, true).Close()
 		s.fd = -1

@@ -48,6 +48,30 @@ func (u *Union) Lookup(dir *Node, name string) (*Node, Attr, error) {
 	return u.lookup(dir, name)
 }
 
+// Parent returns the directory that dir lies in, the root's being the root, with a reference. ESTALE if dir was removed.
+func (u *Union) Parent(dir *Node) (*Node, Attr, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	u.treeMu.Lock()
+	p := dir.link.parent
+	if dir == u.root {
+		p = u.root
+	}
+	if p != nil {
+		p.refs++
+	}
+	u.treeMu.Unlock()
+	if p == nil {
+		return nil, Attr{}, unix.ESTALE
+	}
+	a, err := u.attr(p)
+	if err != nil {
+		u.Forget(p, 1)
+		return nil, Attr{}, err
+	}
+	return p, a, nil
+}
+
 func checkName(name string) error {
 	if len(name) > unix.NAME_MAX {
 		return unix.ENAMETOOLONG

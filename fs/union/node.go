@@ -24,6 +24,8 @@ const (
 	// flagSpecials and flagXWhiteouts: dirMarks of a directory's upper.
 	flagSpecials
 	flagXWhiteouts
+	// flagNoCaps: a file is known to carry no capabilities.
+	flagNoCaps
 	// flagImpure: a directory whose upper already carries the impure attribute.
 	flagImpure
 )
@@ -84,6 +86,9 @@ type Node struct {
 	data     layer.Slot    // descriptor of the data, or of the unlinked object
 
 	dir *dirState // directories only
+
+	// Tag belongs to the front end, which guards it; it is zero in a new node.
+	Tag uint32
 }
 
 // Ino is the inode number that the mount shows, stable over copy-up and rename.
@@ -125,8 +130,8 @@ type dirState struct {
 	candidates []lowerDir
 	resolved   atomic.Bool
 	// view is the directory's path in the merged view of all lowers; meaningless without lowers. Settled by resolve.
-	view string
-	lowers     []lowerDir // immutable once resolved, but for the slots
+	view   string
+	lowers []lowerDir // immutable once resolved, but for the slots
 
 	// names is the merged view of lowers, nil until needed; immutable once set. Guarded by mu.
 	names map[string]lowerName

@@ -32,6 +32,9 @@ func (u *Union) xattrAllowed(name string) error {
 // Getxattr reads attribute name of n into dest and returns its size; with an empty dest only the size. ERANGE if dest is
 // too small, ENODATA if there is none.
 func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
+	if name == xattrCaps && n.has(flagNoCaps) {
+		return 0, unix.ENODATA
+	}
 	if err := u.xattrAllowed(name); err != nil {
 		return 0, err
 	}
@@ -42,12 +45,22 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 		return 0, err
 	}
 	defer l.close()
+	if name == xattrCaps {
+		n.copyMu.Lock()
+		defer n.copyMu.Unlock()
+	}
 	size, err := u.getxattrAt(l, u.diskXattr(l.layer, name), dest)
 	if err == nil && len(dest) > 0 && isACL(name) {
 		err = u.mapACL(dest[:size], false)
 	}
+	if name == xattrCaps && errors.Is(err, unix.ENODATA) {
+		n.set(flagNoCaps) // the kernel asks before each first write and each chown
+	}
 	return size, err
 }
+
+// xattrCaps holds file capabilities.
+const xattrCaps = "security.capability"
 
 // getxattrAt reads an attribute by its name on disk. The pinned descriptor of an unlinked object may be an O_PATH one.
 func (u *Union) getxattrAt(l loc, attr string, dest []byte) (int, error) {
@@ -155,6 +168,11 @@ func (u *Union) changeXattr(n *Node, name string, change, check func(loc, string
 		return err
 	}
 	defer l.close()
+	if name == xattrCaps {
+		n.copyMu.Lock()
+		defer n.copyMu.Unlock()
+		n.clear(flagNoCaps)
+	}
 	if err := change(l, u.diskXattr(l.layer, name)); err != nil {
 		return err
 	}

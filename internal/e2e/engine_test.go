@@ -36,8 +36,9 @@ type engine struct {
 	dir     string // on a disk, owned by the user
 	uid     int
 	env     []string
-	program string // the mount program that storage.conf names
-	log     string // of the calls of the mount program
+	program string     // the mount program that storage.conf names
+	log     string     // of the calls of the mount program
+	clean   [][]string // commands that remove all containers and images
 }
 
 // newEngine prepares everything that podman and buildah need to run on this machine as it is: configuration that asks
@@ -52,7 +53,9 @@ func newEngine(t *testing.T, uid int) *engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &engine{dir: dir, uid: uid}
+	e := &engine{dir: dir, uid: uid, clean: [][]string{
+		{"podman", "rm", "-af", "-t", "0"}, {"buildah", "rm", "-a"}, {"podman", "rmi", "-af"},
+	}}
 	t.Cleanup(func() { e.close(t) })
 	for _, d := range []string{settings, "tmp", "run", "xdg", "graph", "networks"} {
 		if err := os.MkdirAll(e.path(d), 0o755); err != nil {
@@ -217,12 +220,7 @@ func expect(t *testing.T, what, got, want string) {
 // close ends what the engines keep running, checks that no server and no mount stays, and removes the storage.
 func (e *engine) close(t *testing.T) {
 	t.Helper()
-	for _, args := range [][]string{
-		{"podman", "rm", "-af", "-t", "0"}, {"buildah", "rm", "-a"}, {"podman", "rmi", "-af"},
-	} {
-		if _, err := exec.LookPath(args[0]); err != nil {
-			continue
-		}
+	for _, args := range e.clean {
 		if _, err := e.try(args...); err != nil {
 			t.Errorf("clean up: %v", err)
 		}
