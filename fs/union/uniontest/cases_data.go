@@ -298,7 +298,12 @@ func caseFlags(c *C) {
 		return
 	}
 	c.OK(f.SetFlags(now | immutable))
-	_, err = c.Open("f", unix.O_WRONLY, 0)
+	// A server that is not asked at open refuses the write.
+	w, err := c.Open("f", unix.O_WRONLY, 0)
+	if err == nil {
+		_, err = w.WriteAt([]byte("x"), 0)
+		c.OK(w.Close())
+	}
 	c.Fails(err, unix.EPERM)
 	c.Fails(c.Unlink("f"), unix.EPERM)
 	c.OK(f.SetFlags(now))

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/fingerprint"
 )
 
 func nameCases() []Case {
@@ -191,6 +193,22 @@ func inodeCases() []Case {
 			c.OK(c.Remount())
 			Eq(c, "links", c.Stat("d").Nlink, 4)
 			Eq(c, "links", c.Stat("n").Nlink, 2)
+		}},
+		{Name: "inode/directory-links-constant", Lowers: []Layer{{Dirs("d/a", "d/b", "e"), Reg("gone/x", "")}, {Dirs("d/c", "d/a/x")}}, Run: func(c *C) {
+			c.OK(c.Mkdir("new", 0o755))
+			c.OK(c.Mkdir("new/sub", 0o755))
+			c.Remove("gone")
+			c.OK(c.Mkdir("gone", 0o755))
+			c.OK(c.Chmod("d/a", 0o700))
+			if c.redirects() {
+				c.OK(c.Rename("e", "d/e", 0))
+				c.OK(c.Rename("d", "new/d", 0))
+			}
+			before := c.Snapshot()
+			c.OK(c.Remount())
+			if d := fingerprint.Diff(before, c.Snapshot(), fingerprint.DirNlink); d != nil && !c.Is(Kernel) {
+				c.Errorf("a remount changes link counts of directories:\n%s", fingerprint.Format(d, 10))
+			}
 		}},
 	}
 }

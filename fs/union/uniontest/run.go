@@ -216,8 +216,7 @@ func (c *C) Snapshot() *fingerprint.Tree {
 // SameAs checks that the tree's fingerprint is still want.
 func (c *C) SameAs(when string, want *fingerprint.Tree) {
 	c.Helper()
-	fields := fingerprint.Default | fingerprint.Holes | fingerprint.DirNlink
-	if d := fingerprint.Diff(want, c.Snapshot(), fields); d != nil {
+	if d := fingerprint.Diff(want, c.Snapshot(), crossFields); d != nil {
 		c.Errorf("the tree changed %s:\n%s", when, fingerprint.Format(d, 30))
 	}
 }

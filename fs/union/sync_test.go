@@ -1,0 +1,272 @@
+package union
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// stack is a union over directories of a test, of which one lower file "f" holds "old".
+type stack struct {
+	t                  *testing.T
+	lower, upper, work string
+}
+
+func newStack(t *testing.T) *stack {
+	t.Helper()
+	root := t.TempDir()
+	s := &stack{t: t, lower: root + "/lower", upper: root + "/upper", work: root + "/work"}
+	for _, d := range []string{s.lower, s.upper, s.work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(s.lower+"/f", []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// open assembles the union as if its upper lay on a file system that a power cut leaves behind.
+func (s *stack) open(m *sys.Mutator) *Union {
+	s.t.Helper()
+	var ls []*layer.Layer
+	for _, d := range []string{s.lower, s.upper, s.work} {
+		l, err := layer.Open(d)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		ls = append(ls, l)
+	}
+	u, err := New(Options{Lowers: ls[:1], Upper: ls[1], Work: ls[2], Mutator: m})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if u.names == nil {
+		s.t.Fatal("the file system of TMPDIR takes no overlay attributes")
+	}
+	u.marks = true
+	return u
+}
+
+// crash ends the union as a kill would: nothing is synced, no mark goes.
+func (s *stack) crash(u *Union) {
+	u.sync.mu.Lock()
+	u.sync.closed = true
+	if u.sync.timer != nil {
+		u.sync.timer.Stop()
+	}
+	u.sync.mu.Unlock()
+	u.work.Close()
+	u.work = nil
+	u.files.CloseAll()
+	u.dirs.CloseAll()
+	u.closeLayers()
+}
+
+func (s *stack) mark() (ovl.UnsyncedMark, bool) {
+	s.t.Helper()
+	for _, ns := range []*ovl.Names{ovl.Trusted(), ovl.User()} {
+		var buf [512]byte
+		n, err := unix.Lgetxattr(s.upper+"/f", ns.Unsynced, buf[:])
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM) {
+			continue
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		m, err := ovl.ParseUnsynced(buf[:n])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return m, true
+	}
+	return ovl.UnsyncedMark{}, false
+}
+
+func (s *stack) content() string {
+	s.t.Helper()
+	b, err := os.ReadFile(s.upper + "/f")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
+
+func write(t *testing.T, u *Union, text string) *Node {
+	t.Helper()
+	n, _, err := u.Lookup(u.Root(), "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(n, []byte(text), 0, false); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestMarkGoesWithFsync(t *testing.T) {
+	s := newStack(t)
+	u := s.open(nil)
+	n := write(t, u, "new")
+	m, ok := s.mark()
+	if !ok || m.Lower != "f" || m.Boot != u.boot {
+		t.Fatalf("mark after copy-up: %+v, %v", m, ok)
+	}
+	if err := u.Fsync(n, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.mark(); ok {
+		t.Error("the mark survives fsync")
+	}
+	s.crash(u)
+	s.open(nil).Close()
+	if got := s.content(); got != "new" {
+		t.Errorf("after a crash behind fsync: %q", got)
+	}
+}
+
+// TestFsyncBeforeUnmark: the data is on disk before the mark goes, and its going is on disk when fsync returns.
+func TestFsyncBeforeUnmark(t *testing.T) {
+	s := newStack(t)
+	var calls []string
+	u := s.open(&sys.Mutator{Hook: func(op string) error {
+		calls = append(calls, op)
+		return nil
+	}})
+	defer u.Close()
+	n := write(t, u, "new")
+	calls = nil
+	if err := u.Fsync(n, true); err != nil {
+		t.Fatal(err)
+	}
+	if len(calls) != 3 || calls[0] != "fsync" || calls[1] != "removexattr" || calls[2] != "fsync" {
+		t.Errorf("calls of the first fsync: %v", calls)
+	}
+	calls = nil
+	if err := u.Fsync(n, true); err != nil {
+		t.Fatal(err)
+	}
+	if len(calls) != 1 {
+		t.Errorf("calls of the second fsync: %v", calls)
+	}
+}
+
+func TestCleanEndLeavesNoMark(t *testing.T) {
+	s := newStack(t)
+	u := s.open(nil)
+	write(t, u, "new")
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.mark(); ok {
+		t.Error("a mark is left")
+	}
+	left, _ := filepath.Glob(s.work + "/plyfs*")
+	staged, _ := filepath.Glob(s.work + "/work/*")
+	if len(left)+len(staged) > 0 {
+		t.Errorf("left in the work directory: %v %v", left, staged)
+	}
+}
+
+func TestBatchTakesMarksOff(t *testing.T) {
+	s := newStack(t)
+	u := s.open(nil)
+	defer u.Close()
+	n := write(t, u, "new")
+	u.Forget(n, 1) // the batch holds the node
+	u.syncPending()
+	if _, ok := s.mark(); ok {
+		t.Error("the background sync left the mark")
+	}
+	if u.Stats().Marked != 0 {
+		t.Errorf("%d marked", u.Stats().Marked)
+	}
+}
+
+// TestFailedSyncKeepsMark: a file whose sync failed stays marked, and with it its lower's content is kept.
+func TestFailedSyncKeepsMark(t *testing.T) {
+	s := newStack(t)
+	fail := true
+	u := s.open(&sys.Mutator{Hook: func(op string) error {
+		if op == "syncfs" && fail {
+			return unix.EIO
+		}
+		return nil
+	}})
+	write(t, u, "new")
+	u.syncPending()
+	if _, ok := s.mark(); !ok {
+		t.Error("the mark went although the sync failed")
+	}
+	fail = false
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.mark(); ok {
+		t.Error("the mark is left after a sync that worked")
+	}
+}
+
+func TestKilledServerKeepsData(t *testing.T) {
+	s := newStack(t)
+	u := s.open(nil)
+	write(t, u, "new")
+	s.crash(u)
+	if _, ok := s.mark(); !ok {
+		t.Fatal("no mark after the kill")
+	}
+	u = s.open(nil)
+	defer u.Close()
+	if _, ok := s.mark(); ok {
+		t.Error("the next mount of the same boot left the mark")
+	}
+	if got := s.content(); got != "new" {
+		t.Errorf("content after a kill: %q", got)
+	}
+}
+
+// TestPowerCutFallsBack: data that did not reach the disk is replaced by the lower's content, under whatever name the file
+// has by then.
+func TestPowerCutFallsBack(t *testing.T) {
+	s := newStack(t)
+	u := s.open(nil)
+	n := write(t, u, "new")
+	if err := u.Rename(&Caller{}, u.Root(), "f", u.Root(), "g", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetMode, Mode: 0o600}); err != nil {
+		t.Fatal(err)
+	}
+	s.crash(u)
+	// What a journal leaves: the inode and its attributes, without the data.
+	names := ovl.Trusted()
+	mark := ovl.UnsyncedMark{Boot: "another", Lower: "f"}
+	if err := unix.Lsetxattr(s.upper+"/g", names.Unsynced, mark.Encode(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(s.upper+"/g", 0); err != nil {
+		t.Fatal(err)
+	}
+	u = s.open(nil)
+	defer u.Close()
+	g, a, err := u.Lookup(u.Root(), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf [16]byte
+	k, err := u.Read(g, buf[:], 0)
+	if err != nil || string(buf[:k]) != "old" || a.Mode&0o777 != 0o600 {
+		t.Errorf("after a power cut: %q, mode %o, %v", buf[:k], a.Mode, err)
+	}
+	if _, err := unix.Lgetxattr(s.upper+"/g", names.Unsynced, nil); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("mark after recovery: %v", err)
+	}
+}
