@@ -25,8 +25,9 @@ DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busyb
 PACKAGES   := $(GO) list -f '{{.ImportPath}} {{.Imports}} {{.TestImports}} {{.XTestImports}}' ./...
 NEEDS_ROOT := internal.testenv\|uniontest
 
-# How long each fuzz target runs.
-FUZZTIME ?= 60s
+# How long each fuzz target runs, and each exerciser.
+FUZZTIME      ?= 60s
+EXERCISE_TIME ?= 10m
 
 .PHONY: all build install uninstall fmt lint test test-unit test-root test-exercise test-crash test-conformance \
 	test-engines fuzz bench demo deps deps-engines clean help
@@ -50,12 +51,17 @@ uninstall: ## Remove what install installed
 fmt: ## Format all Go code
 	$(TOOL) gofumpt -w .
 
-lint: ## gofumpt, go vet, staticcheck, golangci-lint, shellcheck
-	@out=$$($(TOOL) gofumpt -l .) && if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
-	$(GO) vet ./...
-	$(TOOL) staticcheck ./...
-	$(TOOL) golangci-lint run ./...
-	shellcheck $(SCRIPTS)
+lint: ## gofumpt, go vet, staticcheck, golangci-lint, shellcheck; all of them, then the verdict
+	@bad=; \
+	run() { echo "$$*"; "$$@" || bad="$$bad $$name"; }; \
+	out=$$($(TOOL) gofumpt -l .) || bad=" gofumpt"; \
+	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; bad=" gofumpt"; fi; \
+	name=vet run $(GO) vet ./...; \
+	name=vet run $(GO) vet -tags engines,invariants ./...; \
+	name=staticcheck run $(TOOL) staticcheck -tags engines,invariants ./...; \
+	name=golangci-lint run $(TOOL) golangci-lint run ./...; \
+	name=shellcheck run shellcheck $(SCRIPTS); \
+	if [ -n "$$bad" ]; then echo "lint failed:$$bad"; exit 1; fi
 
 test: deps deps-engines ## Everything that proves this checkout, as root; the last line counts
 	@$(CI) -timeout 40m -check 'lint=$(MAKE) --no-print-directory lint' \
@@ -67,6 +73,12 @@ test-unit: ## The tests that need no privilege
 
 test-root: deps ## The tests that mount, as root
 	@$(CI) -- -race -tags invariants $$($(PACKAGES) | sed -n '/$(NEEDS_ROOT)/s/ .*//p')
+
+test-exercise: deps ## Random operations against a model for EXERCISE_TIME (10m)
+	@PLYFS_EXERCISE_TIME=$(EXERCISE_TIME) $(CI) -- -tags invariants -count=1 -timeout 12h ./fuzz/exerciser
+
+test-crash: deps ## A failure, and a kill, at every system call that changes a layer; power cuts
+	@$(CI) -- -tags invariants -count=1 -timeout 60m -run 'EveryCall|Killed|PowerCut|FailedSync' ./fs/union
 
 test-engines: deps deps-engines ## podman and buildah, as root and rootless, in full
 	@$(CI) -- -tags engines -timeout 60m ./internal/e2e

@@ -58,9 +58,9 @@ func onlyFor() map[string][]string {
 		"github.com/dgraph-io/":      {"metadata/kv"},
 		"unsafe":                     {"internal/sys"},
 		module + "/bench":            {"cmd/plyfs"},
-		module + "/internal/testenv": {"fs/union/uniontest/...", "internal/e2e/..."},
+		module + "/internal/testenv": {"fs/union/uniontest/...", "internal/e2e/...", "fuzz/..."},
 		module + "/fs/union/uniontest": {
-			"fs/union/uniontest/...",
+			"fs/union/uniontest/...", "fuzz/...",
 		},
 	}
 }

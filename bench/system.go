@@ -137,6 +137,9 @@ func (v *server) stop() error {
 	}
 	select {
 	case <-v.exited:
+		if v.exitErr != nil {
+			err = errors.Join(err, fmt.Errorf("server of %s: %w", v.target, v.exitErr))
+		}
 		return err
 	case <-time.After(stopTimeout):
 	}

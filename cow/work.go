@@ -193,7 +193,7 @@ func (w *Work) probe(userXattr bool) {
 	if fd, err := unix.Openat(w.stage, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err == nil {
 		w.Tmpfile = unix.Linkat(unix.AT_FDCWD, sys.ProcPath(fd), w.stage, b, unix.AT_SYMLINK_FOLLOW) == nil
 		unix.Close(fd)
-		unix.Unlinkat(w.stage, b, 0)
+		_ = unix.Unlinkat(w.stage, b, 0)
 	}
 	w.MknodWhiteout = unix.Mknodat(w.stage, a, unix.S_IFCHR, 0) == nil
 	var st unix.Statx_t
@@ -211,7 +211,7 @@ func (w *Work) probe(userXattr bool) {
 		w.Names = ovl.User()
 	}
 	if w.Names != nil {
-		direct.Removexattr(w.stage, "", w.Names.Opaque) //nolint:errcheck // scratch
+		_ = direct.Removexattr(w.stage, "", w.Names.Opaque) // scratch
 	}
 }
 
@@ -236,7 +236,7 @@ func (w *Work) Discard(name string) { w.remove(w.stage, name) }
 // remove deletes name below dirfd recursively, following nothing.
 func (w *Work) remove(dirfd int, name string) {
 	err := unix.Unlinkat(dirfd, name, 0)
-	if err != unix.EISDIR && err != unix.EPERM { //nolint:errorlint // raw errno
+	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
 		return
 	}
 	if unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) == nil {
@@ -255,7 +255,7 @@ func (w *Work) remove(dirfd int, name string) {
 	for _, n := range names {
 		w.remove(fd, n)
 	}
-	unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) //nolint:errcheck // best effort, see Discard
+	_ = unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR)
 }
 
 // IndexFD is the directory of the hard-link index, made on first use when create is set; -1 when there is none.
@@ -350,7 +350,7 @@ func (w *Work) Alone() bool {
 		}
 		fd, err := sys.Openat(w.dir, e.Name, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // its owner ended and removed it
 		}
 		if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != nil {
 			alone = false

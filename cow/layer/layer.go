@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -35,7 +36,7 @@ type Layer struct {
 // path named at this moment. The error names the path; it wraps ENOENT, ENOTDIR or EACCES.
 func Open(path string) (*Layer, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == unix.EACCES { //nolint:errorlint // raw errno
+	if errors.Is(err, unix.EACCES) {
 		fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {

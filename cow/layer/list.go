@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"bytes"
 	"encoding/binary"
 
@@ -23,7 +24,7 @@ const listBuf = 32 << 10
 // number of goroutines may list through one descriptor. fn must not keep the buffer: Name is a fresh string.
 func List(dirfd int, fn func(RawDirent) error) error {
 	fd, err := sys.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
-	if err == unix.EPERM { //nolint:errorlint // raw errno: not the owner
+	if errors.Is(err, unix.EPERM) {
 		fd, err = sys.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	}
 	if err != nil {
@@ -33,7 +34,7 @@ func List(dirfd int, fn func(RawDirent) error) error {
 	buf := make([]byte, listBuf)
 	for {
 		n, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR { //nolint:errorlint // raw errno
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {

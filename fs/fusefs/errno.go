@@ -13,7 +13,7 @@ func (f *FS) status(op string, err error) fuse.Status {
 	if err == nil {
 		return fuse.OK
 	}
-	errno, ok := err.(syscall.Errno)
+	errno, ok := err.(syscall.Errno) //nolint:errorlint // the common case, without reflection
 	if !ok && !errors.As(err, &errno) {
 		f.log.Error("request failed without an errno, answered EIO", "op", op, "error", err)
 		return fuse.EIO

@@ -234,7 +234,7 @@ func (u *Union) linkAlias(n *Node, p place) error {
 func (u *Union) deltaOfLower(n *Node, idx int, index string) error {
 	l, err := u.lowerOrigin(n)
 	if err != nil {
-		return nil //nolint:nilerr // the lower is not known any more: the count is corrected right after
+		return nil // the lower is not known any more: the count is corrected right after
 	}
 	defer l.close()
 	var lst, ust unix.Statx_t

@@ -56,11 +56,6 @@ func (u *Union) dirUpper(n *Node) (*layer.File, error) {
 	return u.dirs.Put(&n.dir.upper, fd, false), nil
 }
 
-// dirLower returns the i-th lower directory of n. Precondition: n is resolved or n.dir.mu is held.
-func (u *Union) dirLower(n *Node, i int) (*layer.File, error) {
-	return u.openLower(&n.dir.lowers[i])
-}
-
 func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
 	l := u.lowers[d.layer]
 	if d.path == "" {

@@ -228,22 +228,6 @@ func (u *Union) renameLinkLocked(n, odir *Node, oname string, ndir *Node, nname 
 	ndir.refs--
 }
 
-// links returns every name of n.
-func (u *Union) links(n *Node) []link {
-	u.treeMu.Lock()
-	defer u.treeMu.Unlock()
-	if n.link.parent == nil {
-		return nil
-	}
-	ls := []link{n.link}
-	if n.hard != nil {
-		for k, upper := range n.hard.more {
-			ls = append(ls, link{k.parent, k.name, upper})
-		}
-	}
-	return ls
-}
-
 // firstLink returns n's first name; its parent is nil when none is left (and for the root).
 func (u *Union) firstLink(n *Node) link {
 	u.treeMu.Lock()

@@ -227,7 +227,7 @@ func (u *Union) closeLayers() {
 	}
 	for _, l := range append(append([]*layer.Layer(nil), u.lowers...), u.upper, u.opt.Work) {
 		if l != nil {
-			l.Close() //nolint:errcheck // nothing was written through a directory descriptor
+			l.Close() // nothing was written through a directory descriptor
 		}
 	}
 }

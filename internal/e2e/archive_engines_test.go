@@ -94,6 +94,32 @@ func (im *image) files() (layers [][]byte, conf []byte) {
 	return layers, mustJSON(c)
 }
 
+// tarball returns layer i as a tar file. The same image gives the same bytes.
+func (im *image) tarball(i int) []byte {
+	content := make(map[string][]byte)
+	for _, c := range im.layers[i] {
+		if c.obj != nil {
+			content[c.path] = c.obj.Data
+		}
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range im.members(i) {
+		if err := w.WriteHeader(h); err != nil {
+			panic(err)
+		}
+		if h.Size > 0 {
+			if _, err := w.Write(content[h.Name]); err != nil {
+				panic(err)
+			}
+		}
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
 // archiveMember is a file of an archive.
 type archiveMember struct {
 	name string

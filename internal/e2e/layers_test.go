@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"archive/tar"
-	"bytes"
 	"fmt"
 	"path"
 	"sort"
@@ -188,32 +187,6 @@ func header(c change) *tar.Header {
 		h.PAXRecords["SCHILY.xattr."+name] = value
 	}
 	return h
-}
-
-// tarball returns layer i as a tar file. The same image gives the same bytes.
-func (im *image) tarball(i int) []byte {
-	content := make(map[string][]byte)
-	for _, c := range im.layers[i] {
-		if c.obj != nil {
-			content[c.path] = c.obj.Data
-		}
-	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range im.members(i) {
-		if err := w.WriteHeader(h); err != nil {
-			panic(err)
-		}
-		if h.Size > 0 {
-			if _, err := w.Write(content[h.Name]); err != nil {
-				panic(err)
-			}
-		}
-	}
-	if err := w.Close(); err != nil {
-		panic(err)
-	}
-	return b.Bytes()
 }
 
 // netBind is the capability cap_net_bind_service, permitted and effective, as version 2 of the attribute stores it.

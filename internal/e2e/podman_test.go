@@ -222,8 +222,10 @@ func (p *podmanTest) keepID(t *testing.T) {
 
 // uidmap turns the order of some ids around.
 func (p *podmanTest) uidmap(t *testing.T) {
-	m := []string{"--uidmap", "0:1:2000", "--uidmap", "2000:0:1", "--uidmap", "2001:2001:60000",
-		"--gidmap", "0:1:2000", "--gidmap", "2000:0:1", "--gidmap", "2001:2001:63536"}
+	m := []string{
+		"--uidmap", "0:1:2000", "--uidmap", "2000:0:1", "--uidmap", "2001:2001:60000",
+		"--gidmap", "0:1:2000", "--gidmap", "2000:0:1", "--gidmap", "2001:2001:63536",
+	}
 	checkLines(t, "the image with --uidmap", capless(p.want), capless(p.list(t, imageName, m...)))
 }
 

@@ -78,7 +78,7 @@ func (m *Mutator) LinkFD(fd int, dirfd int, name string) error {
 		// AT_EMPTY_PATH wants CAP_DAC_READ_SEARCH in the initial user namespace before Linux 6.10, and answers
 		// ENOENT without; the magic link of procfs does not.
 		err := unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH)
-		if err == unix.ENOENT { //nolint:errorlint // raw errno
+		if err == unix.ENOENT {
 			err = unix.Linkat(unix.AT_FDCWD, ProcPath(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 		}
 		return err
@@ -105,7 +105,7 @@ func (m *Mutator) Chmod(dirfd int, name string, mode uint32) error {
 	return m.do("chmod", func() error {
 		if name == "" {
 			err := unix.Fchmod(dirfd, mode)
-			if err != unix.EBADF { //nolint:errorlint // raw errno
+			if err != unix.EBADF {
 				return err
 			}
 			return unix.Chmod(ProcPath(dirfd), mode)
@@ -156,7 +156,7 @@ func (m *Mutator) Setxattr(dirfd int, name, attr string, value []byte, flags int
 	return m.do("setxattr", func() error {
 		if name == "" {
 			err := unix.Fsetxattr(dirfd, attr, value, flags)
-			if err != unix.EBADF { //nolint:errorlint // raw errno
+			if err != unix.EBADF {
 				return err
 			}
 			return unix.Setxattr(ProcPath(dirfd), attr, value, flags)
@@ -185,7 +185,7 @@ func (m *Mutator) Removexattr(dirfd int, name, attr string) error {
 	return m.do("removexattr", func() error {
 		if name == "" {
 			err := unix.Fremovexattr(dirfd, attr)
-			if err != unix.EBADF { //nolint:errorlint // raw errno
+			if err != unix.EBADF {
 				return err
 			}
 			return unix.Removexattr(ProcPath(dirfd), attr)
@@ -224,7 +224,7 @@ func (m *Mutator) Pwrite(fd int, p []byte, off int64) (int, error) {
 	}
 	for {
 		n, err := unix.Pwrite(fd, p, off)
-		if err != unix.EINTR { //nolint:errorlint // raw errno
+		if err != unix.EINTR {
 			return n, err
 		}
 	}
@@ -237,7 +237,7 @@ func (m *Mutator) CopyRange(src int, soff int64, dst int, doff int64, length int
 	}
 	for {
 		n, err := unix.CopyFileRange(src, &soff, dst, &doff, length, 0)
-		if err != unix.EINTR { //nolint:errorlint // raw errno
+		if err != unix.EINTR {
 			return n, err
 		}
 	}

@@ -16,7 +16,7 @@ const StatMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 // Retry repeats a system call that a signal interrupted.
 func Retry(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR { //nolint:errorlint // raw errno of the wrapper
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
@@ -31,7 +31,7 @@ func Statx(dirfd int, name string, st *unix.Statx_t) error {
 	}
 	for {
 		err := unix.Statx(dirfd, name, flags, StatMask, st)
-		if err != unix.EINTR { //nolint:errorlint // raw errno
+		if err != unix.EINTR {
 			return err
 		}
 	}
@@ -56,7 +56,7 @@ func OpenBeneath(dirfd int, path string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat2(dirfd, path, &how)
 		// EAGAIN: a rename raced with the walk and the kernel could not prove that it stayed beneath.
-		if err == unix.EINTR || err == unix.EAGAIN { //nolint:errorlint // raw errno
+		if err == unix.EINTR || err == unix.EAGAIN {
 			continue
 		}
 		return fd, err
@@ -67,7 +67,7 @@ func OpenBeneath(dirfd int, path string, flags int) (int, error) {
 func Openat(dirfd int, name string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-		if err != unix.EINTR { //nolint:errorlint // raw errno
+		if err != unix.EINTR {
 			return fd, err
 		}
 	}
@@ -80,7 +80,7 @@ func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 func Reopen(fd, flags int) (int, error) {
 	for {
 		nfd, err := unix.Open(ProcPath(fd), flags|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR { //nolint:errorlint // raw errno
+		if err != unix.EINTR {
 			return nfd, err
 		}
 	}
@@ -150,7 +150,7 @@ func entryPath(dirfd int, name string) string {
 func Getxattrat(dirfd int, name, attr string, dest []byte) (int, error) {
 	if name == "" {
 		n, err := unix.Fgetxattr(dirfd, attr, dest)
-		if err != unix.EBADF { //nolint:errorlint // raw errno
+		if err != unix.EBADF {
 			return n, err
 		}
 		return unix.Getxattr(ProcPath(dirfd), attr, dest)
@@ -177,7 +177,7 @@ func Getxattrat(dirfd int, name, attr string, dest []byte) (int, error) {
 func Listxattrat(dirfd int, name string, dest []byte) (int, error) {
 	if name == "" {
 		n, err := unix.Flistxattr(dirfd, dest)
-		if err != unix.EBADF { //nolint:errorlint // raw errno
+		if err != unix.EBADF {
 			return n, err
 		}
 		return unix.Listxattr(ProcPath(dirfd), dest)
