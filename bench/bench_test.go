@@ -346,7 +346,7 @@ func TestPlot(t *testing.T) {
 	bars := 0
 	for d := xml.NewDecoder(bytes.NewReader(svg.Bytes())); ; {
 		tok, err := d.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

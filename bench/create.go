@@ -95,7 +95,7 @@ func untar(root int, data []byte) error {
 	buf := make([]byte, 64<<10)
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -113,7 +113,7 @@ func (v *server) waitReady(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-v.exited:
-			return fmt.Errorf("ended before it served (%v): %s", v.exitErr, bytes.TrimSpace(v.stderr.Bytes()))
+			return fmt.Errorf("ended before it served (%w): %s", v.exitErr, bytes.TrimSpace(v.stderr.Bytes()))
 		case <-time.After(pollInterval):
 		}
 		if time.Now().After(deadline) {

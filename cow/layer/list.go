@@ -1,9 +1,9 @@
 package layer
 
 import (
-	"errors"
 	"bytes"
 	"encoding/binary"
+	"errors"
 
 	"golang.org/x/sys/unix"
 

@@ -291,7 +291,7 @@ func (t *fastTransport) write(reply []byte) error {
 		} else {
 			_, err = unix.Write(t.fd, reply)
 		}
-		switch err { //nolint:errorlint // raw errno of a system call
+		switch err {
 		case nil, unix.ENOENT, unix.ENODEV, unix.EBADF, unix.ECONNABORTED:
 			return nil
 		case unix.EINTR, unix.EAGAIN:

@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -123,7 +124,7 @@ func churn(dir string, rounds int) error {
 		}
 		got, err := os.ReadFile(name + "2")
 		if err != nil || string(got) != content {
-			return fmt.Errorf("read %q, %v", got, err)
+			return fmt.Errorf("read %q, %w", got, err)
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			return err
@@ -217,7 +218,7 @@ func TestOtherUsers(t *testing.T) {
 			}
 			return unix.Close(fd)
 		})
-		if err != want {
+		if !errors.Is(err, want) {
 			t.Errorf("%s opens with %v, want %v", name, err, want)
 		}
 	}

@@ -398,7 +398,7 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
 	key := ovl.Origin{UUID: e.layer.UUID, FileHandle: h}.IndexName()
 	var st unix.Statx_t
 	if u.upper.Stat(idx, key, &st) != nil {
-		return nil
+		return nil //nolint:nilerr // no entry
 	}
 	e.origin = u.mapIno(sys.Dev(&e.st), e.st.Ino)
 	e.lowerNlink = e.st.Nlink

@@ -24,8 +24,10 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 	if u.work == nil {
 		return unix.EROFS
 	}
-	r := &rename{u: u, caller: c, odir: odir, oname: oname, ndir: ndir, nname: nname,
-		exchange: flags&unix.RENAME_EXCHANGE != 0, leaveWhiteout: flags&unix.RENAME_WHITEOUT != 0}
+	r := &rename{
+		u: u, caller: c, odir: odir, oname: oname, ndir: ndir, nname: nname,
+		exchange: flags&unix.RENAME_EXCHANGE != 0, leaveWhiteout: flags&unix.RENAME_WHITEOUT != 0,
+	}
 	defer r.forget()
 	if err := r.find(flags&unix.RENAME_NOREPLACE != 0); err != nil {
 		return err

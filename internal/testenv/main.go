@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,7 +88,7 @@ func reexec(env, args []string, stdout, stderr *os.File, attr *syscall.SysProcAt
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	attr.Pdeathsig = syscall.SIGKILL
 	cmd.SysProcAttr = attr
-	err := cmd.Run()
+	err := runInterruptibly(cmd)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		if code := exit.ExitCode(); code >= 0 {
@@ -95,6 +97,32 @@ func reexec(env, args []string, stdout, stderr *os.File, attr *syscall.SysProcAt
 		return 1, err
 	}
 	return 0, err
+}
+
+// runInterruptibly is cmd.Run that kills the child when this process is asked to end, so that the caller still cleans up.
+// SIGQUIT, by which go test ends a test that is overdue, is passed on first: the child's stacks are what matters.
+func runInterruptibly(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	sig := make(chan os.Signal, 1)
+	signal.Notify(sig, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	defer signal.Stop(sig)
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case s := <-sig:
+			if s == syscall.SIGQUIT {
+				_ = cmd.Process.Signal(s)
+				time.AfterFunc(time.Second, func() { _ = cmd.Process.Kill() })
+				continue
+			}
+			_ = cmd.Process.Kill()
+		}
+	}
 }
 
 // inner prepares the namespaces and runs the tests.

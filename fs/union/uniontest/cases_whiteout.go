@@ -79,7 +79,8 @@ func whiteoutCases() []Case {
 				{Reg("dir/older", ""), Reg("stays", "file")},
 			},
 		},
-		{Name: "whiteout/in-upper", Upper: Layer{Whiteout("gone"), Dirs("op"), Opaque("op"), Reg("op/x", "")},
+		{
+			Name: "whiteout/in-upper", Upper: Layer{Whiteout("gone"), Dirs("op"), Opaque("op"), Reg("op/x", "")},
 			Lowers: []Layer{{Reg("gone", ""), Reg("kept", ""), Reg("op/hidden", "")}}, Run: func(c *C) {
 				c.Lists(".", "kept", "op")
 				c.Lists("op", "x")
@@ -89,7 +90,8 @@ func whiteoutCases() []Case {
 				c.Absent("op")
 				c.OK(c.Mkdir("op", 0o755))
 				c.Lists("op")
-			}},
+			},
+		},
 		{Name: "whiteout/bottom", Lowers: []Layer{{Whiteout("x"), Whiteout("d/y"), Reg("d/z", "")}}, Run: func(c *C) {
 			c.Lists(".", "d")
 			if c.Differs("stray-whiteout") {

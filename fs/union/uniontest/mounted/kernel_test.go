@@ -62,7 +62,7 @@ func onExt4(t *testing.T) func(testing.TB) string {
 	root := testenv.Ext4(t, 4<<30)
 	return func(t testing.TB) string {
 		t.Helper()
-		dir, err := os.MkdirTemp(root, strings.ReplaceAll(t.Name(), "/", "-"))
+		dir, err := os.MkdirTemp(root, "case")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -106,7 +106,7 @@ func (v *server) ready() error {
 		}
 		select {
 		case err := <-v.done:
-			return fmt.Errorf("plyfs ended before it served: %v: %s", err, v.messages())
+			return fmt.Errorf("plyfs ended before it served: %w: %s", err, v.messages())
 		default:
 		}
 		if time.Now().After(deadline) {
