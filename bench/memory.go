@@ -101,18 +101,23 @@ func residentBytes(pid int) (int64, error) {
 	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }
 
-// settledResident waits until the memory of a process has not shrunk for three seconds, at most thirty, and returns it:
-// forgetting a million inodes takes the server seconds, and giving pages back takes a runtime longer.
+const (
+	settleQuiet = 10 * time.Second
+	settleLimit = time.Minute
+)
+
+// settledResident waits until the memory of a process has not shrunk for ten seconds, at most a minute, and returns the
+// least that it saw: forgetting a million inodes takes the server seconds, and giving pages back takes a runtime longer.
 func settledResident(ctx context.Context, pid int) (int64, error) {
 	low, err := residentBytes(pid)
 	if err != nil {
 		return 0, err
 	}
 	since := time.Now()
-	deadline := since.Add(30 * time.Second)
+	deadline := since.Add(settleLimit)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	for time.Now().Before(deadline) && time.Since(since) < 3*time.Second {
+	for time.Now().Before(deadline) && time.Since(since) < settleQuiet {
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()

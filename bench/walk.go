@@ -101,7 +101,7 @@ func measureLookups(e *Env, names []string, want error, before int) error {
 	round := func() error {
 		for _, name := range names {
 			if err := unix.Fstatat(e.Root, name, &st, unix.AT_SYMLINK_NOFOLLOW); !errors.Is(err, want) {
-				return fmt.Errorf("stat %s: got %w, want %v", name, err, want)
+				return fmt.Errorf("stat %s: got %w, want %w", name, err, want)
 			}
 		}
 		return nil

@@ -291,8 +291,8 @@ func (t *fastTransport) write(reply []byte) error {
 		} else {
 			_, err = unix.Write(t.fd, reply)
 		}
-		switch err {
-		case nil, unix.ENOENT, unix.ENODEV, unix.EBADF, unix.ECONNABORTED:
+		switch errno, _ := err.(unix.Errno); errno { //nolint:errorlint // a bare system call, on the hot path
+		case 0, unix.ENOENT, unix.ENODEV, unix.EBADF, unix.ECONNABORTED:
 			return nil
 		case unix.EINTR, unix.EAGAIN:
 		default:

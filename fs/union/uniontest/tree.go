@@ -22,7 +22,7 @@ const (
 	// Trusted is set where layers keep trusted.overlay.* attributes, else user.overlay.*; only then does the kernel's
 	// overlayfs do redirects and metacopy.
 	Trusted
-	// InitialRoot: ids beyond 65535 and attributes in security.* and trusted.* can be set: the process is the machine's root.
+	// InitialRoot trees take ids beyond 65535 and attributes in security.* and trusted.*: the process is the machine's root.
 	InitialRoot
 	// SharedUpper trees may be opened a second time over the same upper while the first is open.
 	SharedUpper
