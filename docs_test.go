@@ -111,6 +111,9 @@ func TestSemanticsNamesRealTests(t *testing.T) {
 			continue
 		}
 		cells := strings.Split(line, " | ")
+		if strings.Contains(line, "``") {
+			t.Errorf("docs/semantics.md has an empty name: %s", line)
+		}
 		for _, m := range name.FindAllStringSubmatch(cells[len(cells)-1], -1) {
 			if _, err := os.Stat(m[1]); err != nil && !strings.Contains(code.String(), `"`+m[1]+`"`) {
 				t.Errorf("docs/semantics.md names the test %s, which does not exist", m[1])

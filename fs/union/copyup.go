@@ -241,19 +241,12 @@ func (u *Union) lowerData(n *Node) (int, error) {
 	return u.openLowerFD(n)
 }
 
-// stageAttrs gives the staged object the lower's attributes: extended ones, owner, the union's own, mode, times, in the
+// stageAttrs gives the staged object the lower's attributes: owner, mode, extended ones, the union's own, times, in the
 // order in which none undoes another.
 func (c *copyUp) stageAttrs() error {
 	u := c.u
 	dirfd, name := c.at()
 	override := u.upper.Override()
-	skip := func(attr string) bool { return u.opt.NoACL && isACL(attr) }
-	if err := cow.CopyXattrs(u.m, c.from.fd(), c.from.name, dirfd, name, skip); err != nil {
-		return err
-	}
-	if err := c.stageOwnXattrs(dirfd, name); err != nil {
-		return err
-	}
 	mode := u.copiedMode(&c.st)
 	if override != "" && c.n.mode != unix.S_IFLNK {
 		o := ovl.OverrideStat{UID: c.st.Uid, GID: c.st.Gid, Mode: c.n.mode | mode, Rdev: sys.Rdev(&c.st)}
@@ -268,6 +261,14 @@ func (c *copyUp) stageAttrs() error {
 		if err := u.m.Chmod(dirfd, name, mode); err != nil {
 			return err
 		}
+	}
+	// Behind the owner, whose change drops capabilities.
+	skip := func(attr string) bool { return u.opt.NoACL && isACL(attr) }
+	if err := cow.CopyXattrs(u.m, c.from.fd(), c.from.name, dirfd, name, skip); err != nil {
+		return err
+	}
+	if err := c.stageOwnXattrs(dirfd, name); err != nil {
+		return err
 	}
 	return u.m.Utimes(dirfd, name, sys.TimeOf(c.st.Atime).Timespec(), sys.TimeOf(c.st.Mtime).Timespec())
 }

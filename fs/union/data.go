@@ -151,7 +151,13 @@ func (u *Union) SetFlags(n *Node, flags uint32) error {
 		return err
 	}
 	defer f.Close()
-	return u.m.SetFlags(f.FD(), flags)
+	if err := u.m.SetFlags(f.FD(), flags); err != nil {
+		return err
+	}
+	if !n.has(flagUnlinked) {
+		u.files.Drop(&n.data) // a descriptor from before could still write to an immutable file
+	}
+	return nil
 }
 
 func (u *Union) openForFlags(n *Node) (*layer.File, error) {

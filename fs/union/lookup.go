@@ -276,7 +276,7 @@ func isSpecial(dirfd int, name string, st *unix.Statx_t) bool {
 
 // aufsWhiteoutIn says whether the upper directory deletes name in the AUFS form.
 func (u *Union) aufsWhiteoutIn(dir *Node, name string) bool {
-	if ovl.IsAUFSName(name) || len(name)+4 > unix.NAME_MAX {
+	if ovl.IsAUFSName(name) || len(name) >= maxVictim {
 		return false
 	}
 	f, err := u.dirUpper(dir)
@@ -284,9 +284,7 @@ func (u *Union) aufsWhiteoutIn(dir *Node, name string) bool {
 		return false
 	}
 	defer f.Close()
-	var st unix.Statx_t
-	wh := ovl.AUFSWhiteout(name)
-	return sys.Statx(f.FD(), wh, &st) == nil && u.aufsHidden(f.FD(), wh, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
+	return u.hasAUFS(f.FD(), ovl.AUFSWhiteout(name))
 }
 
 // probeLowerLocked fills e with the lower objects of name, merging below an upper directory. Precondition: renameMu and

@@ -212,9 +212,8 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 	var st unix.Statx_t
 	err = sys.Statx(dirfd, name, &st)
 	wh := false
-	if !ovl.IsAUFSName(name) {
-		var wst unix.Statx_t
-		wh = sys.Statx(dirfd, ovl.AUFSWhiteout(name), &wst) == nil && wst.Mode&unix.S_IFMT == unix.S_IFREG
+	if !ovl.IsAUFSName(name) && len(name) < maxVictim {
+		wh = u.hasAUFS(dirfd, ovl.AUFSWhiteout(name))
 	}
 	switch {
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG):
@@ -285,8 +284,7 @@ func (u *Union) readMark(dirfd int, sentinel bool) (m dirMark, err error) {
 		}
 	}
 	if sentinel && !m.opaque {
-		var st unix.Statx_t
-		m.opaque = sys.Statx(dirfd, ovl.AUFSOpaque, &st) == nil
+		m.opaque = u.hasAUFS(dirfd, ovl.AUFSOpaque)
 	}
 	return m, nil
 }
@@ -465,6 +463,15 @@ func (u *Union) mergeNames(t map[string]lowerName, dirfd int, d *lowerDir, i int
 		t[victim] = have
 	}
 	return nil
+}
+
+// maxVictim bounds the names that a whiteout of the AUFS form can stand for.
+const maxVictim = unix.NAME_MAX - 3
+
+// hasAUFS says whether the directory holds a whiteout or sentinel of the AUFS form called wh.
+func (u *Union) hasAUFS(dirfd int, wh string) bool {
+	var st unix.Statx_t
+	return sys.Statx(dirfd, wh, &st) == nil && u.aufsHidden(dirfd, wh, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
 }
 
 // aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
