@@ -9,7 +9,7 @@ import (
 // toAttr converts what a layer says of n's object to what the mount shows.
 func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
 	a := Attr{
-		Ino: n.ino, Size: st.Size, Blocks: st.Blocks,
+		Ino: n.ino.Load(), Size: st.Size, Blocks: st.Blocks,
 		Atime: sys.TimeOf(st.Atime), Mtime: sys.TimeOf(st.Mtime), Ctime: sys.TimeOf(st.Ctime),
 		Mode: n.mode | uint32(st.Mode)&0o7777, Nlink: st.Nlink, Blksize: st.Blksize, Rdev: sys.Rdev(st),
 	}
@@ -32,10 +32,7 @@ func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
 
 // merges says whether more than one layer may take part in the directory.
 func (d *dirState) merges(upper bool) bool {
-	k := len(d.candidates)
-	if d.resolved.Load() {
-		k = len(d.lowers)
-	}
+	k := d.below.Load()
 	if upper {
 		k++
 	}

@@ -365,6 +365,13 @@ func (c *copyUp) publish() error {
 	if err != nil {
 		return err
 	}
+	if u.opt.NoIndex && c.st.Nlink > 1 && !n.IsDir() {
+		// The copy is another file than the lower's other names now, and no origin says otherwise.
+		var st unix.Statx_t
+		if err := sys.Statx(pf.FD(), l.name, &st); err == nil {
+			n.ino.Store(u.mapIno(sys.Dev(&st), st.Ino))
+		}
+	}
 	// Best effort: a copy-up is no change of the directory that anybody should see.
 	_ = u.m.Utimes(pf.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
 	c.settle(func() {

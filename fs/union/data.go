@@ -174,7 +174,7 @@ func (u *Union) openForFlags(n *Node) (*layer.File, error) {
 		return nil, err
 	}
 	defer l.close()
-	fd, err := sys.Openat(l.fd(), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := sys.Openat(l.fd(), l.name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
 	return u.dirs.Put(&d.slot, fd, false), nil
 }
 
-// lowerLoc is the place of a non-directory's lower object.
+// lowerLoc is the place of the topmost lower object of a node that was looked up in the lowers.
 func (u *Union) lowerLoc(n *Node) (loc, error) {
 	r := n.lower
 	if r.layer < 0 {
@@ -132,30 +132,11 @@ func (u *Union) attrLoc(n *Node) (loc, error) {
 	if n.has(flagUpper) {
 		return u.upperLoc(n)
 	}
-	if !n.IsDir() {
-		return u.lowerLoc(n)
+	if n == u.root {
+		return loc{layer.Borrow(u.lowers[0].FD()), ".", u.lowers[0]}, nil
 	}
 	// The attributes of a merged directory are those of its topmost lower.
-	d := n.dir.topLower()
-	if d == nil {
-		return loc{}, unix.ESTALE
-	}
-	f, err := u.openLower(d)
-	return loc{f, ".", u.lowers[d.layer]}, err
-}
-
-// topLower is the lower directory that gives a directory without an upper its attributes.
-func (d *dirState) topLower() *lowerDir {
-	if d.resolved.Load() {
-		if len(d.lowers) == 0 {
-			return nil
-		}
-		return &d.lowers[0]
-	}
-	if len(d.candidates) == 0 {
-		return nil
-	}
-	return &d.candidates[0]
+	return u.lowerLoc(n)
 }
 
 // dataFile returns a descriptor of n's data. With write, the node's data must be in the upper. Precondition: renameMu is

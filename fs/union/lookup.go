@@ -448,6 +448,7 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	}
 	if n.dir != nil {
 		n.dir.candidates, n.dir.view = e.dirs, joinPath(dir.dir.view, name)
+		n.dir.below.Store(int32(len(e.dirs)))
 	}
 	for _, k := range keys {
 		u.addKeyLocked(n, k)

@@ -71,7 +71,7 @@ type hardlink struct {
 
 // Node is one inode of the mount. See the package documentation for its life.
 type Node struct {
-	ino   uint64
+	ino   atomic.Uint64
 	mode  uint32 // type bits, immutable
 	flags atomic.Uint32
 	refs  int64 // guarded by Union.treeMu
@@ -79,7 +79,7 @@ type Node struct {
 	link link      // guarded by Union.treeMu; of a directory also by renameMu
 	hard *hardlink // set once, guarded by Union.treeMu
 
-	lower lowerRef // non-directories; immutable
+	lower lowerRef // the topmost lower object, or the one that holds the data; immutable
 
 	copyMu   sync.Mutex
 	inflight chan struct{} // guarded by copyMu; closed when the running copy-up ends
@@ -91,8 +91,9 @@ type Node struct {
 	Tag uint32
 }
 
-// Ino is the inode number that the mount shows, stable over copy-up and rename.
-func (n *Node) Ino() uint64 { return n.ino }
+// Ino is the inode number that the mount shows. It is stable over copy-up and rename, but for a hard link of a lower that
+// copy-up breaks (NoIndex).
+func (n *Node) Ino() uint64 { return n.ino.Load() }
 
 // Mode is the node's type, as the S_IFMT bits of a mode.
 func (n *Node) Mode() uint32 { return n.mode }
@@ -129,6 +130,8 @@ type dirState struct {
 	// looked at; resolved once into lowers. Guarded by mu until resolved.
 	candidates []lowerDir
 	resolved   atomic.Bool
+	// below is how many lowers take part, as far as it is known.
+	below atomic.Int32
 	// view is the directory's path in the merged view of all lowers; meaningless without lowers. Settled by resolve.
 	view   string
 	lowers []lowerDir // immutable once resolved, but for the slots
@@ -337,15 +340,18 @@ func (u *Union) closeNodes(gone []*Node) {
 			continue
 		}
 		u.dirs.Drop(&n.dir.upper)
-		for i := range n.dir.lowers {
-			u.dirs.Drop(&n.dir.lowers[i].slot)
+		if n.dir.resolved.Load() {
+			for i := range n.dir.lowers {
+				u.dirs.Drop(&n.dir.lowers[i].slot)
+			}
 		}
 	}
 }
 
 // newNode makes a node that is in no table yet.
 func (u *Union) newNode(ino uint64, mode uint32) *Node {
-	n := &Node{ino: ino, mode: mode & unix.S_IFMT, lower: lowerRef{layer: -1}}
+	n := &Node{mode: mode & unix.S_IFMT, lower: lowerRef{layer: -1}}
+	n.ino.Store(ino)
 	if n.mode == unix.S_IFDIR {
 		n.dir = &dirState{}
 	}

@@ -49,7 +49,7 @@ func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
 	defer u.renameMu.RUnlock()
 	n := 0
 	if offset < offDot && n < len(buf) {
-		buf[n] = Dirent{Name: ".", Ino: dir.ino, Type: unix.S_IFDIR, Next: offDot}
+		buf[n] = Dirent{Name: ".", Ino: dir.ino.Load(), Type: unix.S_IFDIR, Next: offDot}
 		n++
 	}
 	if offset < offDotDot && n < len(buf) {
@@ -57,7 +57,7 @@ func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
 		if l := u.firstLink(dir); l.parent != nil {
 			up = l.parent
 		}
-		buf[n] = Dirent{Name: "..", Ino: up.ino, Type: unix.S_IFDIR, Next: offDotDot}
+		buf[n] = Dirent{Name: "..", Ino: up.ino.Load(), Type: unix.S_IFDIR, Next: offDotDot}
 		n++
 	}
 	if n == len(buf) {
@@ -99,7 +99,7 @@ func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok boo
 	n := dir.dir.children[e.name]
 	u.treeMu.Unlock()
 	if n != nil {
-		return n.ino, uint8(n.mode >> 12), true
+		return n.ino.Load(), uint8(n.mode >> 12), true
 	}
 	if e.ino != 0 {
 		return e.ino, e.typ, true

@@ -175,7 +175,7 @@ func (r *rename) lock() {
 		a.dir.mu.Lock()
 		return
 	}
-	if u.isAncestor(b, a) || !u.isAncestor(a, b) && b.ino < a.ino {
+	if u.isAncestor(b, a) || !u.isAncestor(a, b) && b.ino.Load() < a.ino.Load() {
 		a, b = b, a
 	}
 	a.dir.mu.Lock()

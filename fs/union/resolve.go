@@ -64,6 +64,7 @@ func (u *Union) resolveLocked(n *Node) error {
 		return err
 	}
 	d.candidates = nil
+	d.below.Store(int32(len(d.lowers)))
 	d.resolved.Store(true)
 	return nil
 }
@@ -363,7 +364,8 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 	if err != nil {
 		return m, err
 	}
-	c.marks = m.dirMarks
+	// A slot must not be copied: the cache knows it by its address.
+	c = lowerDir{layer: c.layer, path: c.path, marks: m.dirMarks}
 	r.out = append(r.out, c)
 	if more && !m.opaque || m.redirect != nil || len(r.out) > 1 {
 		if r.names == nil {
@@ -404,7 +406,7 @@ func (u *Union) redirectFrom(n *Node, c lowerDir, r ovl.Redirect) ([]lowerDir, e
 	}
 	var at []lowerDir
 	if p := u.firstLink(n).parent; p != nil && p.dir.resolved.Load() {
-		for i := range p.dir.lowers {
+		for i := range p.dir.lowers { // resolved: does not change
 			if p.dir.lowers[i].layer > c.layer {
 				at = append(at, lowerDir{layer: p.dir.lowers[i].layer, path: p.dir.lowers[i].path})
 			}

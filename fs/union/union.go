@@ -131,6 +131,10 @@ func (u *Union) openWork() (err error) {
 		return err
 	}
 	u.names = u.work.Names
+	if o.RedirectDir != RedirectOn {
+		// A metadata-only copy that is renamed needs a redirect (cf. overlayfs params.c ovl_fs_params_verify).
+		u.opt.NoMetacopy = true
+	}
 	if o.NoXattrs && !o.UserXattr && u.names == nil {
 		u.opt.RedirectDir = RedirectFollow
 	}
@@ -178,6 +182,7 @@ func (u *Union) makeRoot() error {
 		u.root.set(flagUpper)
 	}
 	u.root.dir.candidates = u.rootLowers(0)
+	u.root.dir.below.Store(int32(len(u.lowers)))
 	return nil
 }
 
