@@ -34,6 +34,8 @@ type Attr struct {
 	GID     uint32
 	Rdev    uint64 // as makedev(3)
 	Blksize uint32
+	// Provisional says that Nlink is not known yet, of a merged directory that nobody looked into: GetAttr finds out.
+	Provisional bool
 }
 
 // SetMask says which fields of a SetAttrIn are to be applied.

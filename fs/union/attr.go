@@ -19,10 +19,14 @@ func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
 	}
 	switch {
 	case n.dir != nil:
-		// A merged directory's subdirectories are not counted: like the kernel's, its link count is 1, which
-		// tools take for unknown.
-		if u.opt.StaticNlink || n.dir.merges(n.has(flagUpper)) {
+		// A link count of 1 is what tools take for unknown.
+		switch {
+		case u.opt.StaticNlink:
 			a.Nlink = 1
+		case n.dir.merges(n.has(flagUpper)):
+			known := n.dir.subdirs.Load()
+			a.Nlink = uint32(known + 1)
+			a.Provisional = known == 0
 		}
 	case n.has(flagSpecial):
 		a.Rdev = 0
@@ -43,7 +47,50 @@ func (d *dirState) merges(upper bool) bool {
 func (u *Union) GetAttr(n *Node) (Attr, error) {
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	a, err := u.attr(n)
+	if err != nil || !a.Provisional {
+		return a, err
+	}
+	n.dir.mu.Lock()
+	defer n.dir.mu.Unlock()
+	if err := u.countLocked(n); err != nil {
+		return a, err
+	}
 	return u.attr(n)
+}
+
+// countLocked counts the subdirectories of a merged directory. Precondition: renameMu and n.dir.mu are held.
+func (u *Union) countLocked(n *Node) error {
+	d := n.dir
+	if d.dead || d.subdirs.Load() != 0 {
+		return nil
+	}
+	had := d.listing != nil
+	if err := u.listLocked(n); err != nil {
+		return err
+	}
+	subdirs := int32(0)
+	for i := range d.listing.entries {
+		e := &d.listing.entries[i]
+		if e.name != "" && e.typ == unix.DT_DIR {
+			subdirs++
+		}
+	}
+	if !had && len(d.listing.entries) > keptListing {
+		d.listing = nil
+	}
+	d.subdirs.Store(subdirs + 1)
+	return nil
+}
+
+// keptListing is how many entries a listing may have that was made only to count.
+const keptListing = 1024
+
+// countDirLocked notes that the directory gained or lost delta subdirectories. Precondition: d.mu is held.
+func (d *dirState) countDirLocked(delta int32) {
+	if known := d.subdirs.Load(); known != 0 {
+		d.subdirs.Store(known + delta)
+	}
 }
 
 // attr is GetAttr under renameMu.
@@ -61,16 +108,16 @@ func (u *Union) attr(n *Node) (Attr, error) {
 	a := u.toAttr(n, &st)
 	if n.dir != nil {
 		if n.has(flagUnlinked) {
-			a.Nlink = 0
+			a.Nlink, a.Provisional = 0, false
 		}
 		return a, nil
 	}
 	if n.has(flagUnlinked) {
 		a.Nlink = 0
-	} else if n.hard != nil {
+	} else if n.hard() != nil {
 		n.copyMu.Lock()
-		if n.hard.index != "" {
-			a.Nlink = uint32(max(int(st.Nlink)+n.hard.delta, 0))
+		if n.hard().index() != "" {
+			a.Nlink = uint32(max(int(st.Nlink)+n.hard().delta, 0))
 		}
 		n.copyMu.Unlock()
 	}
@@ -135,7 +182,7 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 		n.dir.hint = createHint{}
 		n.dir.mu.Unlock()
 	}
-	return u.attr(n)
+	return u.attr(n) // provisional for some directories, which is as good here
 }
 
 func (u *Union) truncate(n *Node, in *SetAttrIn) error {

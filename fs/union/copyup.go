@@ -32,7 +32,7 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 		if u.opt.ReadOnly {
 			return unix.EROFS
 		}
-		return nil
+		return u.linkKnown(n)
 	}
 	if u.work == nil {
 		return unix.EROFS
@@ -73,7 +73,7 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 		if u.opt.Observer != nil && n.mode == unix.S_IFREG {
 			u.opt.Observer.CopiedUp(n)
 		}
-		return nil
+		return u.linkKnown(n)
 	}
 }
 
@@ -379,13 +379,10 @@ func (c *copyUp) publish() error {
 		n.setLinkUpperLocked(l.parent, l.name)
 		u.treeMu.Unlock()
 		if index != "" {
-			n.hard.index = index
-			n.hard.delta = int(c.st.Nlink) - 2
+			n.hard().setIndex(index)
+			n.hard().delta, n.hard().ofLower = int(c.st.Nlink)-2, true
 		}
 	})
-	if index != "" {
-		u.storeDelta(n)
-	}
 	return nil
 }
 
@@ -497,8 +494,8 @@ func (u *Union) markImpure(dir *Node, f *layer.File) {
 	}
 }
 
-// copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts (cf.
-// copy_up.c ovl_copy_up_meta_inode_data).
+// copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts, up to
+// the copy's size (cf. copy_up.c ovl_copy_up_meta_inode_data).
 func (u *Union) copyUpData(n *Node, limit int64) error {
 	src, err := u.lowerData(n)
 	if err != nil {
@@ -516,11 +513,8 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 	}
 	size := int64(st.Size)
 	marked := false
-	if limit >= 0 && limit < size {
-		size = limit
-		if err := u.m.Truncate(f.FD(), size); err != nil {
-			return err
-		}
+	if limit >= 0 {
+		size = min(size, limit)
 	}
 	if u.marks && size > 0 && !n.has(flagUnlinked) {
 		if err := u.markUnsynced(n, f.FD(), ""); err != nil {
@@ -532,6 +526,11 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 	u.copyUpBytes.Add(uint64(copied))
 	if err != nil {
 		return err
+	}
+	if size == 0 && st.Size > 0 {
+		if err := u.m.Truncate(f.FD(), 0); err != nil {
+			return err
+		}
 	}
 	if err := u.m.Utimes(f.FD(), "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
 		return err

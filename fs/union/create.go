@@ -94,6 +94,7 @@ func (u *Union) create(dir *Node, name string, o *newObject) (*Node, Attr, error
 	n := u.instantiate(dir, name, e)
 	if n.dir != nil {
 		n.dir.resolved.Store(true)
+		dir.dir.countDirLocked(1)
 	}
 	n.set(flagNoCaps)
 	if s.fd >= 0 && n.mode == unix.S_IFREG {
@@ -408,11 +409,8 @@ func (s *staged) publish(p place) error {
 			return err
 		}
 	default:
-		if s.name == "" {
-			s.name = w.TempName()
-			if err := m.LinkFD(s.fd, w.StageFD(), s.name); err != nil {
-				return err
-			}
+		if err := s.named(); err != nil {
+			return err
 		}
 		flags := uint(0)
 		if s.o.mode&unix.S_IFMT == unix.S_IFDIR {
@@ -430,6 +428,19 @@ func (s *staged) publish(p place) error {
 		// The object hides the lowers by itself already.
 		return ignoreNotExist(m.Unlink(p.dir.FD(), ovl.AUFSWhiteout(p.name)))
 	}
+	return nil
+}
+
+// named gives a staged object without a name one in the staging directory.
+func (s *staged) named() error {
+	if s.name != "" {
+		return nil
+	}
+	name := s.u.work.TempName()
+	if err := s.u.m.LinkFD(s.fd, s.u.work.StageFD(), name); err != nil {
+		return err
+	}
+	s.name = name
 	return nil
 }
 

@@ -40,6 +40,14 @@ func (u *Union) Read(n *Node, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer f.Close()
+	if n.has(flagMetacopy) {
+		// A truncation that was interrupted: the copy's size counts.
+		a, err := u.GetAttr(n)
+		if err != nil {
+			return 0, err
+		}
+		p = p[:max(0, min(int64(len(p)), int64(a.Size)-off))]
+	}
 	got := 0
 	for got < len(p) {
 		k, err := unix.Pread(f.FD(), p[got:], off+int64(got))

@@ -30,6 +30,9 @@ func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
 	if err := u.copyUp(n, copyMeta, -1); err != nil {
 		return Attr{}, err
 	}
+	if err := u.storeDelta(n); err != nil {
+		return Attr{}, err
+	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	if n.has(flagMetacopy) {
@@ -79,8 +82,8 @@ func (u *Union) linkLocked(n, dir *Node, name string) error {
 	n.refs++
 	if err == nil {
 		u.addKeyLocked(n, inodeKey{sys.Dev(&st), st.Ino})
-	} else if n.hard == nil {
-		n.hard = &hardlink{}
+	} else if n.hard() == nil {
+		n.hardp.Store(&hardlink{})
 	}
 	u.attachLocked(n, dir, name, true)
 	u.treeMu.Unlock()
@@ -161,9 +164,56 @@ func (u *Union) setRedirect(l loc, path string) error {
 // linkUp gives a hard-linked object its upper name (dir, name), which so far was its lower's (cf. overlayfs copy_up.c
 // ovl_link_up).
 func (u *Union) linkUp(n, dir *Node, name string) error {
-	if n.hard == nil || u.linkIsUpper(n, dir, name) {
+	if n.hard() == nil {
 		return nil
 	}
+	if u.linkIsUpper(n, dir, name) {
+		return u.storeDelta(n)
+	}
+	if err := u.linkUpName(n, dir, name); err != nil {
+		return err
+	}
+	return u.storeDelta(n)
+}
+
+// linkKnown gives a hard-linked object that is about to change its upper names, as far as they are known: an upper that is
+// later read without its index (as a layer of its own) shows the change under each of them. No lock is held.
+func (u *Union) linkKnown(n *Node) error {
+	h := n.hard()
+	if h == nil || h.index() == "" {
+		return nil
+	}
+	u.treeMu.Lock()
+	fresh := h.fresh
+	h.fresh = nil
+	u.treeMu.Unlock()
+	for i, k := range fresh {
+		if u.known(k) != n {
+			continue
+		}
+		err := u.copyUp(k.parent, copyMeta, -1)
+		if err == nil {
+			err = u.linkUp(n, k.parent, k.name)
+		}
+		if err != nil {
+			u.treeMu.Lock()
+			h.fresh = append(h.fresh, fresh[i:]...)
+			u.treeMu.Unlock()
+			return err
+		}
+	}
+	return nil
+}
+
+// known is the node of a name, nil for none, without a reference.
+func (u *Union) known(k linkKey) *Node {
+	u.treeMu.Lock()
+	defer u.treeMu.Unlock()
+	return k.parent.dir.children[k.name]
+}
+
+// linkUpName makes the name, leaving the stored link count relative to the lower's.
+func (u *Union) linkUpName(n, dir *Node, name string) error {
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	dir.dir.mu.Lock()
@@ -202,7 +252,7 @@ func (u *Union) linkUp(n, dir *Node, name string) error {
 // linkAlias makes the upper name and keeps the stored link count of an indexed object right at each step.
 func (u *Union) linkAlias(n *Node, p place) error {
 	n.copyMu.Lock()
-	index := n.hard.index
+	index := n.hard().index()
 	n.copyMu.Unlock()
 	from, err := u.upperLoc(n)
 	if err != nil {
@@ -223,9 +273,9 @@ func (u *Union) linkAlias(n *Node, p place) error {
 		return err
 	}
 	n.copyMu.Lock()
-	n.hard.delta--
+	n.hard().delta--
+	n.hard().ofLower = true // what is stored is not right for the new upper count in any case
 	n.copyMu.Unlock()
-	u.storeDelta(n)
 	return nil
 }
 
@@ -245,9 +295,13 @@ func (u *Union) deltaOfLower(n *Node, idx int, index string) error {
 		return err
 	}
 	n.copyMu.Lock()
-	d := ovl.NlinkDelta{OfLower: true, Delta: int(ust.Nlink) + n.hard.delta - int(lst.Nlink)}
-	n.copyMu.Unlock()
-	return u.m.Setxattr(idx, index, u.names.Nlink, d.Encode(), 0)
+	defer n.copyMu.Unlock()
+	d := ovl.NlinkDelta{OfLower: true, Delta: int(ust.Nlink) + n.hard().delta - int(lst.Nlink)}
+	err = u.m.Setxattr(idx, index, u.names.Nlink, d.Encode(), 0)
+	if err == nil {
+		n.hard().ofLower = true
+	}
+	return err
 }
 
 func (u *Union) lowerOrigin(n *Node) (loc, error) {
@@ -258,16 +312,22 @@ func (u *Union) lowerOrigin(n *Node) (loc, error) {
 }
 
 // storeDelta writes the link count relative to the upper's, which link and unlink of upper names keep right by
-// themselves. It is best effort: the form that it replaces is right too.
-func (u *Union) storeDelta(n *Node) {
-	idx, err := u.work.IndexFD(false)
-	if err != nil || idx < 0 {
-		return
-	}
+// themselves; the form that it replaces is right only until then.
+func (u *Union) storeDelta(n *Node) error {
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
-	v := ovl.NlinkDelta{Delta: n.hard.delta}.Encode()
-	if err := u.m.Setxattr(idx, n.hard.index, u.names.Nlink, v, 0); err != nil && !errors.Is(err, unix.EPERM) {
-		u.log.Warn("cannot store link count", "entry", n.hard.index, "err", err)
+	if n.hard() == nil || n.hard().index() == "" || !n.hard().ofLower {
+		return nil
 	}
+	idx, err := u.work.IndexFD(false)
+	if err != nil || idx < 0 {
+		return err
+	}
+	v := ovl.NlinkDelta{Delta: n.hard().delta}.Encode()
+	err = u.m.Setxattr(idx, n.hard().index(), u.names.Nlink, v, 0)
+	if err != nil && !(errors.Is(err, unix.EPERM) && n.mode != unix.S_IFREG) {
+		return err
+	}
+	n.hard().ofLower = false
+	return nil
 }

@@ -117,9 +117,9 @@ func (u *Union) upperLoc(n *Node) (loc, error) {
 		f, err := u.dirUpper(l.parent)
 		return loc{f, l.name, u.upper}, err
 	}
-	if n.hard != nil && n.hard.index != "" {
+	if n.hard() != nil && n.hard().index() != "" {
 		fd, err := u.work.IndexFD(false)
-		return loc{layer.Borrow(fd), n.hard.index, u.upper}, err
+		return loc{layer.Borrow(fd), n.hard().index(), u.upper}, err
 	}
 	if f := u.files.Get(&n.data); f != nil { // being unlinked right now
 		return loc{f, "", u.upper}, nil
@@ -165,6 +165,9 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 		return nil, err
 	}
 	defer l.close()
+	if l.name == "" { // the names that are left are not known
+		return u.unlinkedFileLocked(n, write)
+	}
 	writable := !u.opt.ReadOnly
 	flags := unix.O_RDWR
 	if !writable {

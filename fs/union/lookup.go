@@ -98,7 +98,7 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 	if err != nil {
 		return nil, Attr{}, err
 	}
-	if st == nil || n.has(flagMetacopy) || n.hard != nil {
+	if st == nil || n.has(flagMetacopy) || n.hard() != nil {
 		a, err := u.attr(n)
 		if err != nil {
 			u.Forget(n, 1)
@@ -200,13 +200,58 @@ func (u *Union) readUpperMarks(dir *Node, dirfd int, name string, e *entry) erro
 				e.special = e.st.Size == 0
 			case ns.Origin:
 				e.origin, e.originKey = u.originOf(dirfd, name)
+			case ns.Nlink:
+				u.lowerLinks(dir, name, e)
 			}
 		}
+	}
+	if e.origin == 0 && e.st.Nlink == 1 && u.names == ovl.User() {
+		u.lowerNumber(dir, name, e)
 	}
 	if !e.metacopy {
 		return nil
 	}
 	return u.findMetacopyData(dir, dirfd, name, e)
+}
+
+// lowerNumber gives a symlink, device, FIFO or socket, on which no attribute of the user namespace can say its origin, the
+// inode number of the lower object of the same type that it hides: nobody else shows that number, so it stays unique, and
+// the same over remounts.
+func (u *Union) lowerNumber(dir *Node, name string, e *entry) {
+	typ := uint32(e.st.Mode) & unix.S_IFMT
+	if typ == unix.S_IFREG || typ == unix.S_IFDIR {
+		return
+	}
+	found, dirs, err := u.probeLowers(dir.dir.lowers, name)
+	if err != nil || found.layer < 0 || dirs != nil {
+		return
+	}
+	l, err := u.refLoc(found)
+	if err != nil {
+		return
+	}
+	defer l.close()
+	var st unix.Statx_t
+	if l.layer.Stat(l.fd(), l.name, &st) == nil && uint32(st.Mode)&unix.S_IFMT == typ && st.Nlink == 1 {
+		e.origin = u.mapIno(sys.Dev(&st), st.Ino)
+	}
+}
+
+// lowerLinks fills in the link count of the lower file of an upper hard link, while it still has its lower's name.
+func (u *Union) lowerLinks(dir *Node, name string, e *entry) {
+	found, dirs, err := u.probeLowers(dir.dir.lowers, name)
+	if err != nil || found.layer < 0 || dirs != nil {
+		return
+	}
+	l, err := u.refLoc(found)
+	if err != nil {
+		return
+	}
+	defer l.close()
+	var st unix.Statx_t
+	if l.layer.Stat(l.fd(), l.name, &st) == nil && st.Nlink > 1 {
+		e.lowerNlink = st.Nlink
+	}
 }
 
 // findMetacopyData finds the lower whose data an upper metadata-only copy stands for.
@@ -295,15 +340,12 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 		return nil
 	}
 	ln, ok, err := u.lowerNameLocked(dir, name, e)
-	if err != nil {
+	if err != nil || !ok || ln.first < 0 {
 		return err
-	}
-	if !ok || ln.first < 0 {
-		return nil
 	}
 	top := &d.lowers[ln.first]
 	e.lower = lowerRef{layer: top.layer, dir: top.path, name: name, view: d.view}
-	if ln.typ == unix.DT_DIR {
+	if ln.typ == unix.DT_DIR && e.dirs == nil {
 		path := joinPath(top.path, name)
 		e.dirs = make([]lowerDir, len(ln.dirs))
 		for i, k := range ln.dirs {
@@ -333,10 +375,39 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 	return u.probeIndex(f.FD(), name, e)
 }
 
+// probeNameLocked looks a name up in several lowers that were not listed. Of a directory, e.dirs is filled. Precondition:
+// dir.dir.mu is held.
+func (u *Union) probeNameLocked(d *dirState, name string, e *entry) (lowerName, bool, error) {
+	d.probes++
+	found, dirs, err := u.probeLowers(d.lowers, name)
+	if err != nil || found.layer < 0 {
+		return lowerName{}, false, err
+	}
+	ln := lowerName{typ: unix.DT_REG}
+	if dirs != nil {
+		ln.typ = unix.DT_DIR
+		e.dirs = dirs
+	}
+	for i := range d.lowers {
+		if d.lowers[i].layer == found.layer && d.lowers[i].path == found.dir {
+			ln.first = int16(i)
+		}
+	}
+	return ln, true, nil
+}
+
 // lowerNameLocked is what the lowers of dir hold under name. With a single lower that was not listed, the object is
 // looked at directly and e.st is filled. Precondition: dir.dir.mu is held, dir is resolved and has lowers.
 func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bool, error) {
 	d := dir.dir
+	if d.names == nil && len(d.lowers) > 1 {
+		if d.probes < maxProbes {
+			return u.probeNameLocked(d, name, e)
+		}
+		if err := u.mergeLocked(d); err != nil {
+			return lowerName{}, false, err
+		}
+	}
 	if d.names != nil {
 		ln, ok := d.names[name]
 		return ln, ok, nil
@@ -412,7 +483,7 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
 // instantiate makes the node of a found entry, or finds the one that its inode has already, and gives it the name. The
 // node comes with a reference. Precondition: dir.dir.mu is held.
 func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
-	keys, index, delta := u.hardKeys(e)
+	keys, index, delta, ofLower := u.hardKeys(e)
 	u.treeMu.Lock()
 	defer u.treeMu.Unlock()
 	upperName := e.upper && e.index == ""
@@ -454,32 +525,34 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 		u.addKeyLocked(n, k)
 	}
 	if index != "" {
-		n.hard.index, n.hard.delta = index, delta
+		n.hard().setIndex(index)
+		n.hard().delta, n.hard().ofLower = delta, ofLower
 	}
 	u.attachLocked(n, dir, name, upperName)
 	return n
 }
 
 // hardKeys are the inodes by which other names of the object may be recognised, and its place in the hard-link index
-// with the difference between the union's link count and the upper inode's.
-func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int) {
+// with the difference between the union's link count and the upper inode's (see hardlink).
+func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, ofLower bool) {
 	if e.mode() == unix.S_IFDIR || e.st.Nlink < 2 && e.index == "" {
-		return nil, "", 0
+		return nil, "", 0, false
 	}
 	if !e.upper && u.opt.NoIndex {
-		return nil, "", 0 // each name is copied up for itself, as by the kernel
+		return nil, "", 0, false // each name is copied up for itself, as by the kernel
 	}
 	keys = append(keys, inodeKey{sys.Dev(&e.st), e.st.Ino})
 	if !e.upper || u.names == nil || u.work == nil {
-		return keys, "", 0
+		return keys, "", 0, false
 	}
 	if index = e.index; index == "" {
 		index = u.indexOfUpper(e)
 	}
 	if index == "" {
-		return keys, "", 0
+		return keys, "", 0, false
 	}
-	return keys, index, u.readDelta(index, e)
+	delta, ofLower = u.readDelta(index, e)
+	return keys, index, delta, ofLower
 }
 
 // indexOfUpper is the index entry of an upper hard link, "" when it is none that was copied up.
@@ -497,24 +570,24 @@ func (u *Union) indexOfUpper(e *entry) string {
 
 // readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. The index entry
 // itself is no name, hence the default.
-func (u *Union) readDelta(index string, e *entry) int {
+func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
 	idx, err := u.work.IndexFD(false)
 	if err != nil {
-		return -1
+		return -1, false
 	}
 	v, err := cow.GetXattr(idx, index, u.names.Nlink)
 	if err != nil {
-		return -1
+		return -1, false
 	}
 	d, err := ovl.ParseNlink(v)
 	switch {
 	case err != nil:
 		u.log.Warn("link count attribute is malformed", "index", index, "err", err)
-		return -1
+		return -1, false
 	case !d.OfLower:
-		return d.Delta
+		return d.Delta, false
 	case e.lowerNlink == 0:
-		return -1
+		return -1, true // the lower is not to be found under this name: left by a crash, then renamed
 	}
-	return int(e.lowerNlink) + d.Delta - int(e.st.Nlink)
+	return int(e.lowerNlink) + d.Delta - int(e.st.Nlink), true
 }

@@ -61,13 +61,27 @@ type inodeKey struct{ dev, ino uint64 }
 // hardlink is what a node needs once it has, or may have, more than one name. Guarded by Union.treeMu unless noted.
 type hardlink struct {
 	keys []inodeKey
+	// fresh are links that the upper does not have, since the last change of the object (see linkKnown).
+	fresh []linkKey
 	// more are the links besides Node.link; the value is link.upper.
 	more map[linkKey]bool
-	// index is the name of the node's entry in the hard-link index, "" for none. Guarded by Node.copyMu.
-	index string
+	// entry is the name of the node's entry in the hard-link index, nil for none. Changed under Node.copyMu.
+	entry atomic.Pointer[string]
 	// delta is the union's link count minus the upper inode's, while index is set. Guarded by Node.copyMu.
 	delta int
+	// ofLower says that the stored count is relative to the lower's, and so not kept right by changes of the upper's.
+	// Guarded by Node.copyMu.
+	ofLower bool
 }
+
+func (h *hardlink) index() string {
+	if p := h.entry.Load(); p != nil {
+		return *p
+	}
+	return ""
+}
+
+func (h *hardlink) setIndex(name string) { h.entry.Store(&name) }
 
 // Node is one inode of the mount. See the package documentation for its life.
 type Node struct {
@@ -76,8 +90,8 @@ type Node struct {
 	flags atomic.Uint32
 	refs  int64 // guarded by Union.treeMu
 
-	link link      // guarded by Union.treeMu; of a directory also by renameMu
-	hard *hardlink // set once, guarded by Union.treeMu
+	link  link                     // guarded by Union.treeMu; of a directory also by renameMu
+	hardp atomic.Pointer[hardlink] // set once, under Union.treeMu
 
 	lower lowerRef // the topmost lower object, or the one that holds the data; immutable
 
@@ -100,6 +114,9 @@ func (n *Node) Mode() uint32 { return n.mode }
 
 // IsDir says whether the node is a directory.
 func (n *Node) IsDir() bool { return n.dir != nil }
+
+// hard is what a node with several names knows of them, nil for others.
+func (n *Node) hard() *hardlink { return n.hardp.Load() }
 
 func (n *Node) has(flag uint32) bool { return n.flags.Load()&flag != 0 }
 func (n *Node) set(flag uint32)      { n.flags.Or(flag) }
@@ -138,10 +155,15 @@ type dirState struct {
 
 	// names is the merged view of lowers, nil until needed; immutable once set. Guarded by mu.
 	names map[string]lowerName
+	// probes counts the names that were looked up while names is nil. Guarded by mu.
+	probes int
 	// dead says that the directory was removed: nothing can be created in it. Guarded by mu.
 	dead bool
 	// listing is the merged directory in offset order, nil when not valid. Guarded by mu.
 	listing *listing
+	// subdirs is one more than the number of subdirectories of a merged directory, 0 while it is not known. Changed
+	// under mu.
+	subdirs atomic.Int32
 	// hint is what creation needs to know of the upper directory. Guarded by mu.
 	hint createHint
 
@@ -170,14 +192,17 @@ func (u *Union) attachLocked(n, dir *Node, name string, upper bool) {
 	d.children[name] = n
 	d.peak = max(d.peak, len(d.children))
 	dir.refs++
+	if h := n.hard(); h != nil && !upper {
+		h.fresh = append(h.fresh, linkKey{dir, name})
+	}
 	if n.link.parent == nil {
 		n.link = link{parent: dir, name: name, upper: upper}
 		return
 	}
-	if n.hard.more == nil {
-		n.hard.more = make(map[linkKey]bool)
+	if n.hard().more == nil {
+		n.hard().more = make(map[linkKey]bool)
 	}
-	n.hard.more[linkKey{dir, name}] = upper
+	n.hard().more[linkKey{dir, name}] = upper
 }
 
 // detachLocked takes the name (dir, name) away from n. The reference that the link held on dir is handed to the caller,
@@ -186,23 +211,23 @@ func (u *Union) detachLocked(n, dir *Node, name string) {
 	u.dropChildLocked(dir, name)
 	if n.link.parent == dir && n.link.name == name {
 		n.link = link{}
-		if n.hard != nil {
+		if n.hard() != nil {
 			// Prefer an upper name as the first one: it is where the object is reached.
 			var pick linkKey
-			for k, upper := range n.hard.more {
+			for k, upper := range n.hard().more {
 				if pick = k; upper {
 					break
 				}
 			}
 			if pick.parent != nil {
-				n.link = link{parent: pick.parent, name: pick.name, upper: n.hard.more[pick]}
-				delete(n.hard.more, pick)
+				n.link = link{parent: pick.parent, name: pick.name, upper: n.hard().more[pick]}
+				delete(n.hard().more, pick)
 			}
 		}
 		return
 	}
-	if n.hard != nil {
-		delete(n.hard.more, linkKey{dir, name})
+	if n.hard() != nil {
+		delete(n.hard().more, linkKey{dir, name})
 	}
 }
 
@@ -245,8 +270,8 @@ func (u *Union) upperLink(n *Node) (link, bool) {
 	if n.link.parent != nil && n.link.upper {
 		return n.link, true
 	}
-	if n.hard != nil {
-		for k, upper := range n.hard.more {
+	if n.hard() != nil {
+		for k, upper := range n.hard().more {
 			if upper {
 				return link{k.parent, k.name, true}, true
 			}
@@ -262,15 +287,15 @@ func (u *Union) linkIsUpper(n, dir *Node, name string) bool {
 	if n.link.parent == dir && n.link.name == name {
 		return n.link.upper
 	}
-	return n.hard != nil && n.hard.more[linkKey{dir, name}]
+	return n.hard() != nil && n.hard().more[linkKey{dir, name}]
 }
 
 // setLinkUpperLocked notes that the upper layer has this name of n now. Precondition: treeMu is held.
 func (n *Node) setLinkUpperLocked(dir *Node, name string) {
 	if n.link.parent == dir && n.link.name == name {
 		n.link.upper = true
-	} else if n.hard != nil {
-		n.hard.more[linkKey{dir, name}] = true
+	} else if n.hard() != nil {
+		n.hard().more[linkKey{dir, name}] = true
 	}
 }
 
@@ -298,7 +323,7 @@ func (u *Union) unrefLocked(n *Node, count int64) []*Node {
 			u.detachLocked(n, p, n.link.name)
 			queue = append(queue, p)
 		}
-		if n.hard != nil {
+		if n.hard() != nil {
 			u.forgetKeysLocked(n)
 		}
 		u.nodes.Add(-1)
@@ -308,7 +333,7 @@ func (u *Union) unrefLocked(n *Node, count int64) []*Node {
 }
 
 func (u *Union) forgetKeysLocked(n *Node) {
-	for _, k := range n.hard.keys {
+	for _, k := range n.hard().keys {
 		if u.inodes[k] == n {
 			delete(u.inodes, k)
 		}
@@ -320,15 +345,15 @@ func (u *Union) forgetKeysLocked(n *Node) {
 
 // addKeyLocked makes n the node of an inode that may be reached by other names. Precondition: treeMu is held.
 func (u *Union) addKeyLocked(n *Node, k inodeKey) {
-	if n.hard == nil {
-		n.hard = &hardlink{}
+	if n.hard() == nil {
+		n.hardp.Store(&hardlink{})
 	}
-	for _, have := range n.hard.keys {
+	for _, have := range n.hard().keys {
 		if have == k {
 			return
 		}
 	}
-	n.hard.keys = append(n.hard.keys, k)
+	n.hard().keys = append(n.hard().keys, k)
 	u.inodes[k] = n
 	u.inodesPeak = max(u.inodesPeak, len(u.inodes))
 }

@@ -205,6 +205,9 @@ func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) erro
 		}
 		l.entries = append(l.entries, listEntry{name: name, off: nameOffset(name), ino: num, typ: typ})
 	}
+	if err := u.mergeLocked(d); err != nil {
+		return err
+	}
 	if d.names != nil {
 		l.entries = slices.Grow(l.entries, len(d.names))
 		for name, ln := range d.names {

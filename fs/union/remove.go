@@ -61,10 +61,10 @@ func (u *Union) remove(dir *Node, name string, wantDir bool) error {
 // prepareUnlink copies up a lower file that has further names, so that the union's link count can be kept (cf.
 // overlayfs util.c ovl_nlink_start).
 func (u *Union) prepareUnlink(n, dir *Node, name string) error {
-	if n.IsDir() || n.hard == nil || u.opt.NoIndex || u.names == nil {
+	if n.IsDir() || n.hard() == nil || u.opt.NoIndex || u.names == nil {
 		return nil
 	}
-	if n.has(flagUpper) && n.hard.index == "" {
+	if n.has(flagUpper) && n.hard().index() == "" {
 		return nil // an application's own hard link
 	}
 	if !n.has(flagUpper) && !u.lowers[n.lower.layer].Handles() {
@@ -154,18 +154,11 @@ func (u *Union) aufsWhiteout(dirfd int, name string) error {
 	return unix.Close(f)
 }
 
-// isLastName says whether n has one name left.
+// isLastName says whether n has one name left that is known: others that nobody looked up lead nowhere yet.
 func (u *Union) isLastName(n *Node) bool {
-	if n.hard == nil {
-		return true
-	}
-	if n.has(flagUpper) {
-		a, err := u.attr(n)
-		return err == nil && a.Nlink <= 1
-	}
 	u.treeMu.Lock()
 	defer u.treeMu.Unlock()
-	return len(n.hard.more) == 0
+	return n.hard() == nil || len(n.hard().more) == 0
 }
 
 // holdUnlinked opens the upper object of n, whose last name is about to go, and pins the descriptor: from then on it is
@@ -227,13 +220,13 @@ func (u *Union) forgetName(dir *Node, name string, n *Node) {
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	index := ""
-	if n.hard != nil {
-		index = n.hard.index
+	if n.hard() != nil {
+		index = n.hard().index()
 	}
 	switch {
 	case index != "":
 		u.dropIndexLocked(n)
-	case none && n.hard == nil:
+	case none && n.hard() == nil:
 		n.set(flagUnlinked)
 	case none:
 		// Names that nobody looked up may be left: the pinned descriptor knows.
@@ -260,13 +253,13 @@ func (u *Union) dropIndexLocked(n *Node) {
 		return
 	}
 	var st unix.Statx_t
-	if sys.Statx(idx, n.hard.index, &st) != nil || int(st.Nlink)+n.hard.delta > 0 {
+	if sys.Statx(idx, n.hard().index(), &st) != nil || int(st.Nlink)+n.hard().delta > 0 {
 		return
 	}
-	if err := u.m.Unlink(idx, n.hard.index); err != nil {
-		u.log.Warn("cannot remove hard-link index entry", "entry", n.hard.index, "err", err)
+	if err := u.m.Unlink(idx, n.hard().index()); err != nil {
+		u.log.Warn("cannot remove hard-link index entry", "entry", n.hard().index(), "err", err)
 	}
-	n.hard.index = ""
+	n.hard().setIndex("")
 	n.set(flagUnlinked)
 }
 
@@ -300,6 +293,7 @@ func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
 	n.dir.dead = true
 	n.dir.listing = nil
 	n.set(flagUnlinked)
+	dir.dir.countDirLocked(-1)
 	u.forgetName(dir, name, n)
 	dir.dir.listRemovedLocked(name)
 	return nil

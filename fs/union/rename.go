@@ -46,13 +46,13 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 	if err := r.mark(); err != nil {
 		return err
 	}
+	if r.leaveWhiteout {
+		return r.actLeaving()
+	}
 	if err := r.act(); err != nil {
 		return err
 	}
 	r.settle()
-	if r.leaveWhiteout {
-		return r.placeSpecial()
-	}
 	return nil
 }
 
@@ -489,6 +489,16 @@ func (r *rename) settle() {
 		}
 		u.forgetName(r.ndir, r.nname, r.dst)
 	}
+	if r.src.IsDir() {
+		r.odir.dir.countDirLocked(-1)
+		r.ndir.dir.countDirLocked(1)
+	}
+	if r.dst != nil && r.dst.IsDir() {
+		r.ndir.dir.countDirLocked(-1)
+		if r.exchange {
+			r.odir.dir.countDirLocked(1)
+		}
+	}
 	u.treeMu.Lock()
 	if r.exchange {
 		u.swapLinksLocked(r)
@@ -516,18 +526,17 @@ func (u *Union) swapLinksLocked(r *rename) {
 	u.unrefLocked(r.ndir, 3)
 }
 
-// placeSpecial puts an application's whiteout, escaped, at the old name: RENAME_WHITEOUT by a nested overlay.
-func (r *rename) placeSpecial() error {
+// actLeaving is act for RENAME_WHITEOUT by a nested overlay: an application's own whiteout, escaped, takes the old name.
+// It is staged first, so that one system call is between the rename and its appearance; should that fail, the rename is
+// undone where nothing was replaced. A kill in between leaves the plain rename (docs/semantics.md, rename-whiteout).
+func (r *rename) actLeaving() error {
 	u := r.u
 	if u.names == nil {
 		return unix.EINVAL
 	}
-	s := &staged{u: u, fd: -1, o: &newObject{mode: unix.S_IFCHR, caller: r.caller}, special: true}
+	s := &staged{u: u, fd: -1, o: &newObject{mode: unix.S_IFCHR, caller: r.caller}}
 	defer s.close()
-	p := place{parent: r.odir, dir: r.of, name: r.oname, below: r.oldBelow}
-	if err := u.examine(r.odir, &p); err != nil {
-		return err
-	}
+	p := place{parent: r.odir, dir: r.of, name: r.oname}
 	var err error
 	if p.hint, err = u.hintLocked(r.odir, r.of.FD()); err != nil {
 		return err
@@ -541,9 +550,36 @@ func (r *rename) placeSpecial() error {
 	if err := s.stage(p); err != nil {
 		return err
 	}
-	if err := s.publish(p); err != nil {
+	if err := s.named(); err != nil {
 		return err
 	}
+	if err := r.act(); err != nil {
+		return err
+	}
+	if err := u.m.Rename(u.work.StageFD(), s.name, r.of.FD(), r.oname, 0); err != nil {
+		if r.dst == nil {
+			if undo := r.undo(); undo == nil {
+				return err
+			}
+		}
+		r.settle()
+		return err
+	}
+	s.placed = true
+	r.settle()
 	r.odir.dir.listAddedLocked()
 	return nil
+}
+
+// undo moves the object back over the whiteout that the rename left.
+func (r *rename) undo() error {
+	u := r.u
+	err := u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, unix.RENAME_EXCHANGE)
+	if err != nil { // no whiteout was left
+		return u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, unix.RENAME_NOREPLACE)
+	}
+	if r.newBelow {
+		return nil
+	}
+	return u.m.Unlink(r.nf.FD(), r.nname)
 }

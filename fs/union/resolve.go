@@ -35,7 +35,7 @@ func joinPath(dir, name string) string {
 }
 
 // resolveLocked finds the lowers of n, once: opacity and redirects of the upper and of each candidate are looked at.
-// With more than one lower their names are merged in the same pass. Precondition: n.dir.mu and renameMu are held.
+// Small directories are listed and merged at once. Precondition: n.dir.mu and renameMu are held.
 func (u *Union) resolveLocked(n *Node) error {
 	d := n.dir
 	if d.resolved.Load() {
@@ -226,6 +226,8 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 		return probeNone, m, err
 	case layer.IsWhiteoutDevice(&st):
 		return probeWhiteout, m, nil
+	case ovl.IsAUFSName(name) && u.aufsHidden(dirfd, name, uint8(uint32(st.Mode)&unix.S_IFMT>>12)):
+		return probeNone, m, nil
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		if d.marks.xwhiteouts && u.isXWhiteout(dirfd, name, &st) {
 			return probeWhiteout, m, nil
@@ -303,8 +305,8 @@ func (u *Union) isXWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
 	return false
 }
 
-// resolveLowersLocked keeps, of the candidates, those down to the first opaque one, follows redirects, and merges their
-// names when there are several. Precondition: n.dir.mu is held.
+// resolveLowersLocked keeps, of the candidates, those down to the first opaque one, and follows redirects. Precondition:
+// n.dir.mu is held.
 func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 	d := n.dir
 	r := resolution{u: u}
@@ -326,30 +328,59 @@ func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 		}
 	}
 	d.lowers = r.out
-	if len(r.out) > 1 {
-		d.names = sealNames(r.names)
-	}
 	for i, f := range r.files {
 		if f != nil && len(r.out) <= maxKeptLowers {
 			u.dirs.Put(&d.lowers[i].slot, f.FD(), false).Close()
 			r.files[i] = nil
 		}
 	}
+	if len(r.out) > 1 && r.size <= smallDirs {
+		return u.mergeLocked(d)
+	}
+	return nil
+}
+
+const (
+	// smallDirs is the size of several lower directories together up to which listing them all is no dearer than
+	// looking a few names up in each.
+	smallDirs = 256 << 10
+	// maxProbes is how many names are looked up in larger ones before they are listed after all.
+	maxProbes = 32
+)
+
+// mergeLocked makes the table of the names that the lowers of a directory hold. Precondition: d.mu is held.
+func (u *Union) mergeLocked(d *dirState) error {
+	if d.names != nil || len(d.lowers) < 2 {
+		return nil
+	}
+	names := make(map[string]lowerName)
+	for i := range d.lowers {
+		f, err := u.openLower(&d.lowers[i])
+		if err != nil {
+			return err
+		}
+		err = u.mergeNames(names, f.FD(), &d.lowers[i], int16(i))
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	d.names = sealNames(names)
 	return nil
 }
 
 // maxKeptLowers is how many lowers of one directory are left open after it was resolved.
 const maxKeptLowers = 128
 
-// resolution collects the lowers of one directory, topmost first, and merges their names on the way.
+// resolution collects the lowers of one directory, topmost first.
 type resolution struct {
 	u     *Union
 	out   []lowerDir
 	files []*layer.File // nil for layer roots
-	names map[string]lowerName
+	size  uint64        // of the directories together
 }
 
-// add takes one more lower; more says that others may follow. A single lower is not listed.
+// add takes one more lower; more says that others may follow.
 func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 	f, err := r.u.tempLower(&c)
 	if err != nil {
@@ -367,14 +398,11 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 	// A slot must not be copied: the cache knows it by its address.
 	c = lowerDir{layer: c.layer, path: c.path, marks: m.dirMarks}
 	r.out = append(r.out, c)
-	if more && !m.opaque || m.redirect != nil || len(r.out) > 1 {
-		if r.names == nil {
-			r.names = make(map[string]lowerName)
-		}
-		if err := r.u.mergeNames(r.names, f.FD(), &c, int16(len(r.out)-1)); err != nil {
-			return m, err
-		}
+	var st unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &st); err != nil {
+		return m, err
 	}
+	r.size += st.Size
 	if c.path == "" || len(r.out) > maxKeptLowers {
 		r.files = append(r.files, nil)
 		return m, nil

@@ -260,7 +260,9 @@ func caseCopyUpIdentity(c *C) {
 	c.OK(c.Rename("p/q/f", "moved", 0))
 	c.OK(c.Rename("p/q/fifo", "m/fifo", 0))
 	Eq(c, "identity after rename", of("moved"), before["p/q/f"])
-	Eq(c, "identity after rename", of("m/fifo"), before["p/q/fifo"])
+	if c.Is(Trusted) { // else see the difference rootless-inode
+		Eq(c, "identity after rename", of("m/fifo"), before["p/q/fifo"])
+	}
 	c.OK(c.Rename("p", "p2", 0))
 	Eq(c, "identity of a renamed directory", of("p2"), before["p"])
 	Eq(c, "identity beneath a renamed directory", of("p2/q/l"), before["p/q/l"])

@@ -75,7 +75,9 @@ func caseLinkLower(c *C) {
 		c.OK(c.Link(p, n))
 		for _, q := range []string{p, n} {
 			Eq(c, q+" links", c.Stat(q).Nlink, 2)
-			Eq(c, q+" inode", c.Stat(q).Ino, ino)
+			if c.Is(Trusted) || p == "a" || p == "d/f" {
+				Eq(c, q+" inode", c.Stat(q).Ino, ino) // else see the difference rootless-inode
+			}
 		}
 	}
 	c.OK(c.Link("d/f", "d/g"))
