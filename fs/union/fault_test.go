@@ -104,10 +104,10 @@ func outcome(t testing.TB, o op) *fingerprint.Tree {
 
 // checkOpen opens the layers and checks that they show one of two states, and that nothing staged remains after a
 // clean end. It returns which of them it is.
-func checkOpen(t testing.TB, s uniontest.Spec, when string, before, after *fingerprint.Tree) {
+func checkOpen(t testing.TB, s uniontest.Spec, when string, before, after *fingerprint.Tree, also ...*fingerprint.Tree) {
 	t.Helper()
 	tree := openEngine(t, direct.Engine{}, s)
-	oneOf(t, when, snapshot(t, when, tree), before, after)
+	oneOf(t, when, snapshot(t, when, tree), before, after, also...)
 	if err := tree.Close(); err != nil {
 		t.Errorf("%s: close: %v", when, err)
 	}
@@ -120,11 +120,16 @@ func checkOpen(t testing.TB, s uniontest.Spec, when string, before, after *finge
 	}
 }
 
-func oneOf(t testing.TB, when string, got, before, after *fingerprint.Tree) {
+func oneOf(t testing.TB, when string, got, before, after *fingerprint.Tree, also ...*fingerprint.Tree) {
 	t.Helper()
 	a := fingerprint.Diff(before, got, faultFields)
 	if a == nil {
 		return
+	}
+	for _, third := range also {
+		if fingerprint.Diff(third, got, faultFields) == nil {
+			return
+		}
 	}
 	if b := fingerprint.Diff(after, got, faultFields); b != nil {
 		t.Errorf("%s: neither the old state nor the new one; from the old one:\n%s\nfrom the new one:\n%s", when,
@@ -265,7 +270,14 @@ func TestKillAtEveryCall(t *testing.T) {
 		t.Run(o.name, func(t *testing.T) {
 			t.Parallel()
 			after := outcome(t, o)
-			for i := 1; !killAt(t, o, i, after); i++ {
+			var also []*fingerprint.Tree
+			if o.name == "rename-whiteout" {
+				// The one exception, see docs/semantics.md: a kill may leave the rename without its whiteout.
+				plain := o
+				plain.do = rename("f", "d/n", 0)
+				also = append(also, outcome(t, plain))
+			}
+			for i := 1; !killAt(t, o, i, after, also...); i++ {
 				if t.Failed() || i > mostFaults {
 					t.Fatalf("stopped at call %d", i)
 				}
@@ -274,7 +286,7 @@ func TestKillAtEveryCall(t *testing.T) {
 	}
 }
 
-func killAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
+func killAt(t *testing.T, o op, i int, after *fingerprint.Tree, also ...*fingerprint.Tree) (done bool) {
 	t.Helper()
 	s, before := setUp(t, o)
 	cmd := exec.Command("/proc/self/exe")
@@ -288,6 +300,6 @@ func killAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Fatalf("child: %v: %s", err, out)
 	}
-	checkOpen(t, s, fmt.Sprintf("killed before call %d", i), before, after)
+	checkOpen(t, s, fmt.Sprintf("killed before call %d", i), before, after, also...)
 	return false
 }
