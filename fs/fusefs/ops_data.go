@@ -8,6 +8,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"plyfs/fs/union"
+	"plyfs/internal/sys"
 )
 
 // open answers OPEN. In no-open mode that happens once: the kernel then never asks again.
@@ -175,6 +176,9 @@ const (
 	iocSetFlags   = 0x40086602
 	iocGetFlags32 = 0x80046601
 	iocSetFlags32 = 0x40046602
+
+	iocFSGetXattr = 0x801c581f
+	iocFSSetXattr = 0x401c5820
 )
 
 func (f *FS) ioctl(id uint64, cmd uint32, in, out []byte) fuse.Status {
@@ -199,6 +203,21 @@ func (f *FS) ioctl(id uint64, cmd uint32, in, out []byte) fuse.Status {
 			return fuse.EINVAL
 		}
 		return f.status("setflags", f.u.SetFlags(n, binary.NativeEndian.Uint32(in)))
+	case iocFSGetXattr:
+		x, err := f.u.GetFSXattr(n)
+		if err != nil {
+			return f.status("getfsxattr", err)
+		}
+		if copy(out, x[:]) < len(x) {
+			return fuse.EINVAL
+		}
+		return fuse.OK
+	case iocFSSetXattr:
+		var x sys.FSXattr
+		if copy(x[:], in) < len(x) {
+			return fuse.EINVAL
+		}
+		return f.status("setfsxattr", f.u.SetFSXattr(n, x))
 	}
 	return fuse.Status(unix.ENOTTY)
 }

@@ -27,6 +27,8 @@ func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
 			known := n.dir.subdirs.Load()
 			a.Nlink = uint32(known + 1)
 			a.Provisional = known == 0
+		case n.has(flagUpper) && !n.dir.resolved.Load():
+			a.Provisional = len(u.lowers) > 0 // a redirect may lead to lowers
 		}
 	case n.has(flagSpecial):
 		a.Rdev = 0
@@ -53,8 +55,16 @@ func (u *Union) GetAttr(n *Node) (Attr, error) {
 	}
 	n.dir.mu.Lock()
 	defer n.dir.mu.Unlock()
-	if err := u.countLocked(n); err != nil {
+	if n.dir.dead {
+		return a, nil
+	}
+	if err := u.resolveLocked(n); err != nil {
 		return a, err
+	}
+	if n.dir.merges(n.has(flagUpper)) {
+		if err := u.countLocked(n); err != nil {
+			return a, err
+		}
 	}
 	return u.attr(n)
 }
@@ -62,7 +72,7 @@ func (u *Union) GetAttr(n *Node) (Attr, error) {
 // countLocked counts the subdirectories of a merged directory. Precondition: renameMu and n.dir.mu are held.
 func (u *Union) countLocked(n *Node) error {
 	d := n.dir
-	if d.dead || d.subdirs.Load() != 0 {
+	if d.subdirs.Load() != 0 {
 		return nil
 	}
 	had := d.listing != nil

@@ -365,12 +365,8 @@ func (c *copyUp) publish() error {
 	if err != nil {
 		return err
 	}
-	if u.opt.NoIndex && c.st.Nlink > 1 && !n.IsDir() {
-		// The copy is another file than the lower's other names now, and no origin says otherwise.
-		var st unix.Statx_t
-		if err := sys.Statx(pf.FD(), l.name, &st); err == nil {
-			n.ino.Store(u.mapIno(sys.Dev(&st), st.Ino))
-		}
+	if c.st.Nlink > 1 && !n.IsDir() {
+		c.renumber(pf, l.name)
 	}
 	// Best effort: a copy-up is no change of the directory that anybody should see.
 	_ = u.m.Utimes(pf.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
@@ -384,6 +380,23 @@ func (c *copyUp) publish() error {
 		}
 	})
 	return nil
+}
+
+// renumber makes the node of a hard-linked object known by its upper inode too. Without an index the copy is another file
+// than the lower's other names now.
+func (c *copyUp) renumber(dir *layer.File, name string) {
+	u, n := c.u, c.n
+	var st unix.Statx_t
+	if sys.Statx(dir.FD(), name, &st) != nil {
+		return
+	}
+	if u.opt.NoIndex {
+		n.ino.Store(u.mapIno(sys.Dev(&st), st.Ino))
+		return
+	}
+	u.treeMu.Lock()
+	u.addKeyLocked(n, inodeKey{sys.Dev(&st), st.Ino})
+	u.treeMu.Unlock()
 }
 
 func (c *copyUp) publishName(dirfd int, name string) error {
@@ -540,8 +553,8 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 	if err := u.m.Removexattr(f.FD(), "", u.names.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
-	if !n.has(flagUnlinked) {
-		u.files.Drop(&n.data)
+	if _, named := u.upperLink(n); named {
+		u.files.Drop(&n.data) // the lower's
 	}
 	n.clear(flagMetacopy)
 	if marked {

@@ -18,7 +18,7 @@ func (u *Union) file(n *Node, write bool) (*layer.File, error) {
 		return nil, unix.EINVAL
 	}
 	if f := u.files.Get(&n.data); f != nil {
-		if f.Writable && !n.has(flagUnlinked) || !write && !n.has(flagUnlinked) {
+		if (f.Writable || !write) && !n.has(flagUnlinked|flagMetacopy) {
 			return f, nil
 		}
 		f.Close()
@@ -147,6 +147,26 @@ func (u *Union) GetFlags(n *Node) (uint32, error) {
 // SetFlags sets the inode flags of n. Immutable and append-only are refused with EPERM where the backing file system
 // refuses them.
 func (u *Union) SetFlags(n *Node, flags uint32) error {
+	return u.changeFlags(n, func(fd int) error { return u.m.SetFlags(fd, flags) })
+}
+
+// GetFSXattr returns the extended inode flags of n, which the kernel asks for before it sets any; ENOTTY where the
+// layer's file system has none.
+func (u *Union) GetFSXattr(n *Node) (sys.FSXattr, error) {
+	f, err := u.openForFlags(n)
+	if err != nil {
+		return sys.FSXattr{}, err
+	}
+	defer f.Close()
+	return sys.GetFSXattr(f.FD())
+}
+
+// SetFSXattr sets the extended inode flags of n.
+func (u *Union) SetFSXattr(n *Node, x sys.FSXattr) error {
+	return u.changeFlags(n, func(fd int) error { return u.m.SetFSXattr(fd, x) })
+}
+
+func (u *Union) changeFlags(n *Node, set func(fd int) error) error {
 	if n.mode == unix.S_IFREG {
 		if err := u.copyUp(n, copyData, -1); err != nil {
 			return err
@@ -159,7 +179,7 @@ func (u *Union) SetFlags(n *Node, flags uint32) error {
 		return err
 	}
 	defer f.Close()
-	if err := u.m.SetFlags(f.FD(), flags); err != nil {
+	if err := set(f.FD()); err != nil {
 		return err
 	}
 	if !n.has(flagUnlinked) {

@@ -143,7 +143,7 @@ func (u *Union) attrLoc(n *Node) (loc, error) {
 // held.
 func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 	if f := u.files.Get(&n.data); f != nil {
-		if (!write || f.Writable) && !n.has(flagUnlinked) {
+		if (!write || f.Writable) && !n.has(flagUnlinked) && !(f.Writable && n.has(flagMetacopy)) {
 			return f, nil
 		}
 		f.Close()
@@ -158,6 +158,10 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 		return nil, unix.ESTALE // a caller's copy-up was undone: cannot happen
 	}
 	if !inUpper {
+		if f := u.files.Get(&n.data); f != nil {
+			f.Close() // the upper object is held there, for want of a name
+			return u.openLowerDataUncached(n)
+		}
 		return u.openLowerData(n)
 	}
 	l, err := u.upperLoc(n)

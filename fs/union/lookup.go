@@ -27,6 +27,8 @@ type entry struct {
 	// file's origin would have, lowerNlink the link count of the lower file where it is known.
 	index, originKey string
 	lowerNlink       uint32
+	// lowerKey is the lower inode of such a file.
+	lowerKey inodeKey
 	layer            *layer.Layer
 }
 
@@ -471,6 +473,7 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
 	}
 	e.origin = u.mapIno(sys.Dev(&e.st), e.st.Ino)
 	e.lowerNlink = e.st.Nlink
+	e.lowerKey = inodeKey{sys.Dev(&e.st), e.st.Ino}
 	e.st, e.index, e.upper, e.layer = st, key, true, u.upper
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
 		if _, err := sys.Getxattrat(idx, key, ns.Metacopy, nil); err == nil {
@@ -542,6 +545,9 @@ func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, of
 		return nil, "", 0, false // each name is copied up for itself, as by the kernel
 	}
 	keys = append(keys, inodeKey{sys.Dev(&e.st), e.st.Ino})
+	if e.index != "" {
+		keys = append(keys, e.lowerKey)
+	}
 	if !e.upper || u.names == nil || u.work == nil {
 		return keys, "", 0, false
 	}

@@ -267,3 +267,8 @@ func (m *Mutator) Syncfs(fd int) error {
 func (m *Mutator) SetFlags(fd int, flags uint32) error {
 	return m.do("setflags", func() error { return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(flags)) })
 }
+
+// SetFSXattr sets the extended flags of an open file (FS_IOC_FSSETXATTR).
+func (m *Mutator) SetFSXattr(fd int, x FSXattr) error {
+	return m.do("setfsxattr", func() error { return ioctlPtr(fd, fsIocFSSetXattr, unsafe.Pointer(&x)) })
+}

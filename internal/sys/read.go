@@ -236,3 +236,18 @@ func GetFlags(fd int) (uint32, error) {
 	v, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 	return uint32(v), err
 }
+
+// FSXattr is struct fsxattr of include/uapi/linux/fs.h, as the kernel lays it out: the flags, extent size and project of
+// an inode that FS_IOC_FSGETXATTR tells.
+type FSXattr [28]byte
+
+const (
+	fsIocFSGetXattr = 0x801c581f
+	fsIocFSSetXattr = 0x401c5820
+)
+
+// GetFSXattr reads the extended flags of an open file; ENOTTY where the file system has none.
+func GetFSXattr(fd int) (x FSXattr, err error) {
+	err = ioctlPtr(fd, fsIocFSGetXattr, unsafe.Pointer(&x))
+	return x, err
+}

@@ -78,6 +78,24 @@ func Differences() []Difference {
 			"POSIX",
 		},
 		{
+			"passthrough-locks",
+			"a lock that was taken before copy-up holds after it",
+			"in data=passthrough, a lock on a lower file does not hold against descriptors opened after its copy-up",
+			"the kernel cannot change the file behind an open passthrough descriptor, so the copy is a new inode to it",
+		},
+		{
+			"passthrough-immutable",
+			"an immutable file cannot be opened for writing",
+			"in data=passthrough, one that was open before it became immutable can be written until it is closed",
+			"the kernel writes to the backing file without asking the server",
+		},
+		{
+			"rootless-inode",
+			"in a user namespace, inode numbers change on copy-up where the file system has no handles",
+			"those of symlinks, devices, FIFOs and sockets change at a remount after a rename or link; others never",
+			"user.* attributes, which hold the origin, exist on files and directories alone",
+		},
+		{
 			"stray-whiteout",
 			"a whiteout in a directory that only one layer has is listed, though it cannot be looked up",
 			"it is neither listed nor found",
