@@ -1,8 +1,10 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +19,26 @@ type Overlay struct {
 
 // MountOverlay mounts the kernel's overlayfs at target. It uses the new mount interface, so that the number of lowers is
 // not bounded by a page of options. The error carries the kernel's own message if there is one.
+//
+// An upper that a namespace which a test running beside copied still holds mounted is busy for as long as that lives: it
+// is waited for.
 func MountOverlay(o Overlay, target string) error {
+	deadline := time.Now().Add(busyWait)
+	for {
+		err := mountOverlay(o, target)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(busyPoll)
+	}
+}
+
+const (
+	busyWait = 30 * time.Second
+	busyPoll = 20 * time.Millisecond
+)
+
+func mountOverlay(o Overlay, target string) error {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("fsopen overlay: %w", err)
