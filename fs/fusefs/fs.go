@@ -233,7 +233,9 @@ const maxWrite = 1 << 20
 
 // options returns what is negotiated in INIT. atomicTrunc may only be set when mode passthrough is certain.
 func (f *FS) options(atomicTrunc bool) *fuse.MountOptions {
-	caps := uint64(fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO | fuse.CAP_EXPORT_SUPPORT |
+	// No handles: a node id means another file in the next mount, and an overlay on top of this one would keep it as
+	// the origin of its copies.
+	caps := uint64(fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DONT_MASK | fuse.CAP_ASYNC_DIO | fuse.CAP_NO_EXPORT_SUPPORT |
 		fuse.CAP_CREATE_SUPP_GROUP | fuse.CAP_SETXATTR_EXT)
 	if atomicTrunc {
 		caps |= fuse.CAP_ATOMIC_O_TRUNC

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"math/bits"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 
@@ -47,8 +48,11 @@ type table struct {
 	dir atomic.Pointer[[]atomic.Pointer[chunk]]
 
 	mu sync.Mutex
-	// gens holds, per chunk, a generation that none of its ids ever had; it outlives the chunk.
-	gens []uint32
+	// gens holds, per chunk, a generation that none of its ids ever had; it outlives the chunk. They count from first,
+	// which differs from mount to mount: an old kernel hands out file handles all the same, and one of an earlier
+	// mount must not be taken for one of this.
+	gens  []uint32
+	first uint32
 	// avail has a bit for each chunk that has a free slot or is not allocated.
 	avail []uint64
 	used  int
@@ -66,6 +70,7 @@ func newTable(root *union.Node) *table {
 	t := &table{}
 	dir := make([]atomic.Pointer[chunk], 1)
 	t.dir.Store(&dir)
+	t.first = rand.Uint32()
 	t.gens = make([]uint32, 1)
 	t.avail = []uint64{1}
 	// Id 0 is reserved by the protocol; it and the root are never freed.
@@ -193,7 +198,7 @@ func (t *table) alloc() (uint64, *slot) {
 	dir := *t.dir.Load()
 	ch := dir[ci].Load()
 	if ch == nil {
-		ch = newChunk(t.gens[ci])
+		ch = newChunk(t.first + t.gens[ci])
 		dir[ci].Store(ch)
 	}
 	i := ch.free - 1
@@ -253,7 +258,7 @@ func (t *table) release(id uint64, s *slot) {
 	s.open.Store(nil)
 	s.special.Store(false)
 	s.gen++
-	t.gens[ci] = max(t.gens[ci], s.gen)
+	t.gens[ci] = max(t.gens[ci], s.gen-t.first)
 	s.lookups, s.refs = ch.free, 0
 	ch.free = id&(chunkLen-1) + 1
 	ch.used--

@@ -126,8 +126,11 @@ func (u *Union) attr(n *Node) (Attr, error) {
 		a.Nlink = 0
 	} else if n.hard() != nil {
 		n.copyMu.Lock()
-		if n.hard().index() != "" {
+		switch {
+		case n.hard().index() != "":
 			a.Nlink = uint32(max(int(st.Nlink)+n.hard().delta, 0))
+		case !n.has(flagUpper):
+			a.Nlink = uint32(max(int(st.Nlink)+n.hard().adjust, 1))
 		}
 		n.copyMu.Unlock()
 	}
@@ -251,17 +254,15 @@ func (u *Union) setTimes(l loc, in *SetAttrIn) error {
 }
 
 // killSetID clears the set-id bits of an open upper file as a write by a process without CAP_FSETID does (cf. attr.c
-// setattr_should_drop_suidgid). File capabilities went with the write itself.
+// setattr_should_drop_suidgid; the exception for members of the group of a file without group execution is not made, as they
+// are not known). File capabilities went with the write itself.
 func (u *Union) killSetID(fd int) error {
 	var st unix.Statx_t
 	if err := sys.Statx(fd, "", &st); err != nil {
 		return err
 	}
 	mode := uint32(st.Mode) & 0o7777
-	kept := mode &^ unix.S_ISUID
-	if mode&unix.S_IXGRP != 0 {
-		kept &^= unix.S_ISGID
-	}
+	kept := mode &^ (unix.S_ISUID | unix.S_ISGID)
 	if kept == mode {
 		return nil
 	}

@@ -27,9 +27,10 @@ type entry struct {
 	// file's origin would have, lowerNlink the link count of the lower file where it is known.
 	index, originKey string
 	lowerNlink       uint32
+	adjust           int // see hardlink.adjust
 	// lowerKey is the lower inode of such a file.
 	lowerKey inodeKey
-	layer            *layer.Layer
+	layer    *layer.Layer
 }
 
 func (e *entry) mode() uint32 {
@@ -374,7 +375,26 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 		return nil
 	}
 	e.special = top.marks.specials && isSpecial(f.FD(), name, &e.st)
-	return u.probeIndex(f.FD(), name, e)
+	return u.probeLinks(f.FD(), name, e)
+}
+
+// probeLinks looks at the further names of a lower file.
+func (u *Union) probeLinks(dirfd int, name string, e *entry) error {
+	if e.st.Nlink < 2 {
+		return nil
+	}
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		var buf [32]byte
+		n, err := sys.Getxattrat(dirfd, name, ns.Nlink, buf[:])
+		if err != nil {
+			continue
+		}
+		if d, err := ovl.ParseNlink(buf[:n]); err == nil && !d.OfLower && int(e.st.Nlink)+d.Delta > 0 {
+			e.adjust = d.Delta
+			break
+		}
+	}
+	return u.probeIndex(dirfd, name, e)
 }
 
 // probeNameLocked looks a name up in several lowers that were not listed. Of a directory, e.dirs is filled. Precondition:
@@ -446,7 +466,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		e.lower = lowerRef{layer: low.layer, dir: low.path, name: name, view: d.view}
 		if typ != unix.DT_DIR {
 			e.special = low.marks.specials && isSpecial(f.FD(), name, st)
-			err = u.probeIndex(f.FD(), name, e)
+			err = u.probeLinks(f.FD(), name, e)
 		}
 	}
 	return ln, true, err
@@ -455,7 +475,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 // probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
 // overlayfs namei.c ovl_lookup_index).
 func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
-	if e.st.Nlink < 2 || u.work == nil || u.opt.NoIndex || !e.layer.Handles() {
+	if u.work == nil || u.opt.NoIndex || !e.layer.Handles() {
 		return nil
 	}
 	idx, err := u.work.IndexFD(false)
@@ -526,6 +546,9 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	}
 	for _, k := range keys {
 		u.addKeyLocked(n, k)
+	}
+	if len(keys) > 0 {
+		n.hard().adjust = e.adjust
 	}
 	if index != "" {
 		n.hard().setIndex(index)

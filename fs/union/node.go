@@ -65,6 +65,9 @@ type hardlink struct {
 	fresh []linkKey
 	// more are the links besides Node.link; the value is link.upper.
 	more map[linkKey]bool
+	// adjust is what the stored link count of a lower file adds to its inode's: the hard-link index of the upper that
+	// the layer once was is no name. Set once.
+	adjust int
 	// entry is the name of the node's entry in the hard-link index, nil for none. Changed under Node.copyMu.
 	entry atomic.Pointer[string]
 	// delta is the union's link count minus the upper inode's, while index is set. Guarded by Node.copyMu.
