@@ -35,7 +35,7 @@ EXERCISE_TIME ?= 10m
 all: build ## Build (the default)
 
 build: ## Build ./plyfs, static, without cgo
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o plyfs ./cmd/plyfs
+	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o plyfs ./cmd/plyfs
 
 # To serve callers of fuse-overlayfs too, `make install LINK_FUSE_OVERLAYFS=1` adds a link of that name in BINDIR.
 install: build ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)

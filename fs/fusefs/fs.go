@@ -104,6 +104,7 @@ type FS struct {
 	lookups atomic.Uint64 // LOOKUP requests, to tell a retry of the VFS from a reopen
 	counts  counters
 	notices notifier
+	memory  reclaimer
 	warned  sync.Once // passthrough was refused for a file
 }
 

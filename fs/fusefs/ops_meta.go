@@ -103,6 +103,7 @@ func (f *FS) forget(id, count uint64) {
 		f.closeBacking(open)
 	}
 	f.u.Forget(n, refs)
+	f.memory.forgot()
 }
 
 func (f *FS) getattr(id uint64, a *attrs) fuse.Status {
