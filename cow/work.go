@@ -86,9 +86,7 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 		return w, err
 	}
 	w.probe(o.UserXattr)
-	if fd, err := sys.Openat(base.FD(), indexDir, unix.O_PATH|unix.O_DIRECTORY); err == nil {
-		w.index = fd
-	}
+	w.index, _ = OpenIndex(base)
 	if o.Volatile {
 		return w, w.markVolatile()
 	}
@@ -256,6 +254,16 @@ func (w *Work) remove(dirfd int, name string) {
 		w.remove(fd, n)
 	}
 	_ = unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR)
+}
+
+// OpenIndex opens the hard-link index in the work directory base, for a mount that only reads; -1 and an error where there
+// is none. The caller owns the descriptor.
+func OpenIndex(base *layer.Layer) (int, error) {
+	fd, err := sys.Openat(base.FD(), indexDir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return -1, err
+	}
+	return fd, nil
 }
 
 // IndexFD is the directory of the hard-link index, made on first use when create is set; -1 when there is none.

@@ -20,7 +20,7 @@ func (s *stack) check(p personality) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.work != nil {
+	if s.work != nil && !s.readOnly {
 		if err := s.checkUpper(); err != nil {
 			return nil, err
 		}

@@ -18,6 +18,8 @@ const maxLowers = 500
 type stack struct {
 	lowers      []*layer.Layer
 	upper, work *layer.Layer // nil where the mount has none
+	// readOnly says that the upper is only read; work is then for the hard-link index in it.
+	readOnly bool
 }
 
 // openStack opens the layers that o names, as directories that stay open, so that no path is resolved through the mount
@@ -50,11 +52,21 @@ func openStack(o mountopt.Options) (s *stack, err error) {
 	if o.UpperDir == "" {
 		return s, nil // a workdir alone is of no use, nor an error (cf. overlayfs params.c ovl_fs_params_verify)
 	}
-	if s.upper, err = openLayer("upperdir", o.UpperDir); err != nil || o.ReadOnly {
+	if s.upper, err = openLayer("upperdir", o.UpperDir); err != nil {
 		return s, err
 	}
-	s.work, err = openLayer("workdir", o.WorkDir)
-	return s, err
+	if !o.ReadOnly {
+		s.work, err = openLayer("workdir", o.WorkDir)
+		return s, err
+	}
+	s.readOnly = true
+	if o.WorkDir != "" {
+		// A mount that only reads takes hard links from the index there; it does without if there is none.
+		if s.work, err = openLayer("workdir", o.WorkDir); err != nil {
+			s.work = nil
+		}
+	}
+	return s, nil
 }
 
 func (s *stack) close() {

@@ -361,7 +361,7 @@ func (c *copyUp) publish() error {
 		return err
 	}
 	if index != "" {
-		idx, _ := u.work.IndexFD(false)
+		idx, _ := u.indexFD()
 		err = u.m.Link(idx, index, pf.FD(), l.name)
 	} else {
 		err = c.publishName(pf.FD(), l.name)

@@ -38,10 +38,10 @@ func (u *Union) mapIno(dev, ino uint64) uint64 {
 // originOf is the number of an upper object that was copied up: its lower's, read from the origin attribute; zero when
 // it has none that can be read. key is the name that the origin has in the hard-link index.
 func (u *Union) originOf(dirfd int, name string) (ino uint64, key string) {
-	if u.names == nil {
-		return 0, ""
+	v, err := cow.GetXattr(dirfd, name, ovl.Trusted().Origin)
+	if err != nil {
+		v, err = cow.GetXattr(dirfd, name, ovl.User().Origin)
 	}
-	v, err := cow.GetXattr(dirfd, name, u.names.Origin)
 	if err != nil {
 		return 0, ""
 	}

@@ -262,7 +262,7 @@ func (u *Union) linkAlias(n *Node, p place) error {
 	if index == "" {
 		return u.linkInto(from, p)
 	}
-	idx, err := u.work.IndexFD(false)
+	idx, err := u.indexFD()
 	if err != nil {
 		return err
 	}
@@ -319,7 +319,7 @@ func (u *Union) storeDelta(n *Node) error {
 	if n.hard() == nil || n.hard().index() == "" || !n.hard().ofLower {
 		return nil
 	}
-	idx, err := u.work.IndexFD(false)
+	idx, err := u.indexFD()
 	if err != nil || idx < 0 {
 		return err
 	}

@@ -118,7 +118,7 @@ func (u *Union) upperLoc(n *Node) (loc, error) {
 		return loc{f, l.name, u.upper}, err
 	}
 	if n.hard() != nil && n.hard().index() != "" {
-		fd, err := u.work.IndexFD(false)
+		fd, err := u.indexFD()
 		return loc{layer.Borrow(fd), n.hard().index(), u.upper}, err
 	}
 	if f := u.files.Get(&n.data); f != nil { // being unlinked right now

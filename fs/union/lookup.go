@@ -208,7 +208,7 @@ func (u *Union) readUpperMarks(dir *Node, dirfd int, name string, e *entry) erro
 			}
 		}
 	}
-	if e.origin == 0 && e.st.Nlink == 1 && u.names == ovl.User() {
+	if e.origin == 0 && e.st.Nlink == 1 && u.names != ovl.Trusted() {
 		u.lowerNumber(dir, name, e)
 	}
 	if !e.metacopy {
@@ -475,10 +475,10 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 // probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
 // overlayfs namei.c ovl_lookup_index).
 func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
-	if u.work == nil || u.opt.NoIndex || !e.layer.Handles() {
+	if u.opt.NoIndex || !e.layer.Handles() {
 		return nil
 	}
-	idx, err := u.work.IndexFD(false)
+	idx, err := u.indexFD()
 	if err != nil || idx < 0 {
 		return err
 	}
@@ -571,7 +571,7 @@ func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, of
 	if e.index != "" {
 		keys = append(keys, e.lowerKey)
 	}
-	if !e.upper || u.names == nil || u.work == nil {
+	if !e.upper {
 		return keys, "", 0, false
 	}
 	if index = e.index; index == "" {
@@ -586,7 +586,7 @@ func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, of
 
 // indexOfUpper is the index entry of an upper hard link, "" when it is none that was copied up.
 func (u *Union) indexOfUpper(e *entry) string {
-	idx, err := u.work.IndexFD(false)
+	idx, err := u.indexFD()
 	if err != nil || idx < 0 || e.originKey == "" {
 		return ""
 	}
@@ -600,11 +600,14 @@ func (u *Union) indexOfUpper(e *entry) string {
 // readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. The index entry
 // itself is no name, hence the default.
 func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
-	idx, err := u.work.IndexFD(false)
+	idx, err := u.indexFD()
 	if err != nil {
 		return -1, false
 	}
-	v, err := cow.GetXattr(idx, index, u.names.Nlink)
+	v, err := cow.GetXattr(idx, index, ovl.Trusted().Nlink)
+	if err != nil {
+		v, err = cow.GetXattr(idx, index, ovl.User().Nlink)
+	}
 	if err != nil {
 		return -1, false
 	}

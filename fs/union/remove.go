@@ -248,7 +248,7 @@ func (u *Union) forgetName(dir *Node, name string, n *Node) {
 // dropIndexLocked removes the index entry of n when the union has no name of it any more (cf. util.c
 // ovl_cleanup_index). Precondition: n.copyMu is held.
 func (u *Union) dropIndexLocked(n *Node) {
-	idx, err := u.work.IndexFD(false)
+	idx, err := u.indexFD()
 	if err != nil || idx < 0 {
 		return
 	}

@@ -211,11 +211,9 @@ func (u *Union) recoverUnsynced() error {
 	if err := r.walk(u.upper.FD(), "."); err != nil {
 		return err
 	}
-	if u.work != nil {
-		if idx, _ := u.work.IndexFD(false); idx >= 0 {
-			if err := r.walk(idx, "."); err != nil {
-				return err
-			}
+	if idx, _ := u.indexFD(); idx >= 0 {
+		if err := r.walk(idx, "."); err != nil {
+			return err
 		}
 	}
 	if err := u.m.Syncfs(u.upper.FD()); err != nil {

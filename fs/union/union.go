@@ -27,6 +27,8 @@ type Union struct {
 	upper  *layer.Layer
 	// work is nil for a union that nothing is written to.
 	work *cow.Work
+	// index is the hard-link index of a union that only reads its upper, -1 for none.
+	index int
 	// names are the attributes that can be written to the upper, nil for none.
 	names *ovl.Names
 	// aufs says that deletions are written in the AUFS form.
@@ -78,7 +80,7 @@ type Stats struct {
 // New assembles a union. It owns the layers of o from then on, also when it fails. It takes back what an earlier mount of
 // the same upper left staged or unsynced, which may block for as long as a sync takes.
 func New(o Options) (u *Union, err error) {
-	u = &Union{opt: o, log: o.Logger, m: o.Mutator, lowers: o.Lowers, upper: o.Upper, inodes: map[inodeKey]*Node{}}
+	u = &Union{opt: o, log: o.Logger, m: o.Mutator, lowers: o.Lowers, upper: o.Upper, inodes: map[inodeKey]*Node{}, index: -1}
 	defer func() {
 		if err != nil {
 			u.closeLayers()
@@ -121,6 +123,9 @@ func (u *Union) openWork() (err error) {
 	o := &u.opt
 	if u.upper == nil || o.ReadOnly {
 		u.opt.ReadOnly = true
+		if u.upper != nil && o.Work != nil {
+			u.index, _ = cow.OpenIndex(o.Work)
+		}
 		return nil
 	}
 	if o.Work == nil {
@@ -154,6 +159,14 @@ func (u *Union) openWork() (err error) {
 		u.upper.SetOverride(ovl.OverrideNames()[o.XattrPermissions-1])
 	}
 	return nil
+}
+
+// indexFD is the directory of the hard-link index, -1 for none.
+func (u *Union) indexFD() (int, error) {
+	if u.work == nil {
+		return u.index, nil
+	}
+	return u.work.IndexFD(false)
 }
 
 // numberDevices gives each device of the layers its part of the inode number space.
@@ -227,6 +240,9 @@ func (u *Union) Close() error {
 }
 
 func (u *Union) closeLayers() {
+	if u.index >= 0 {
+		unix.Close(u.index)
+	}
 	if u.work != nil {
 		u.work.Close()
 	}
