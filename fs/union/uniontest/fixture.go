@@ -145,10 +145,11 @@ func Times(p string, atime, mtime unix.Timespec) Applier {
 // Xattr sets an attribute, without following a symlink. A name that begins "overlay." gets the layer's prefix.
 func Xattr(p, name, value string) Applier {
 	return func(l *LayerDir) error {
-		if strings.HasPrefix(name, "overlay.") {
-			name = l.Prefix + name
+		attr := name // the applier may serve several layers at once
+		if strings.HasPrefix(attr, "overlay.") {
+			attr = l.Prefix + attr
 		}
-		return unix.Lsetxattr(l.path(p), name, []byte(value), 0)
+		return unix.Lsetxattr(l.path(p), attr, []byte(value), 0)
 	}
 }
 
