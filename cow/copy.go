@@ -2,6 +2,7 @@ package cow
 
 import (
 	"errors"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -11,11 +12,17 @@ import (
 // copyChunk bounds one copy_file_range call, so that a kill or an unmount is never waited for long.
 const copyChunk = 64 << 20
 
+// Copier copies data from one file system to another, and remembers whether they share extents. The zero value is ready;
+// it is safe for concurrent use.
+type Copier struct {
+	noClone atomic.Bool
+}
+
 // CopyData makes the first size bytes of dst, an empty file, equal to those of src: by reflink where the file system
 // shares extents, else range by range, so that holes stay holes (cf. overlayfs copy_up.c ovl_copy_up_file). It returns
 // the number of bytes that were written or shared. It blocks for as long as the data takes and is called with no lock
 // held.
-func CopyData(m *sys.Mutator, dst, src int, size int64) (copied int64, err error) {
+func (c *Copier) CopyData(m *sys.Mutator, dst, src int, size int64) (copied int64, err error) {
 	if size == 0 {
 		return 0, nil
 	}
@@ -24,8 +31,20 @@ func CopyData(m *sys.Mutator, dst, src int, size int64) (copied int64, err error
 		return 0, err
 	}
 	// A reflink shares whole files; a truncated prefix is copied.
-	if st.Size == size && m.Clone(dst, src) == nil {
-		return size, nil
+	if st.Size == size && !c.noClone.Load() {
+		switch err := m.Clone(dst, src); {
+		case err == nil:
+			return size, nil
+		case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENOTTY):
+			c.noClone.Store(true)
+		}
+	}
+	if st.Blocks*512 >= st.Size && st.Size == size { // no holes to look for, and nothing to cut off
+		copied, err = copySpan(m, dst, src, 0, size)
+		if err != nil || copied == size {
+			return copied, err
+		}
+		return copied, m.Truncate(dst, size)
 	}
 	off := int64(0)
 	for off < size {

@@ -140,6 +140,11 @@ func (w *Work) makeStage() error {
 			return err
 		}
 		var st unix.Statx_t
+		// Below a set-gid directory the bit would pass on to what is staged.
+		if err := unix.Fchmod(fd, 0o700); err != nil {
+			unix.Close(fd)
+			return err
+		}
 		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil && sys.Statx(w.dir, w.name, &st) == nil {
 			w.stage = fd

@@ -233,7 +233,7 @@ func (c *copyUp) stageData() error {
 		}
 		c.marked = true
 	}
-	copied, err := cow.CopyData(u.m, c.tmp, src, size)
+	copied, err := u.copiers[c.n.lower.layer].CopyData(u.m, c.tmp, src, size)
 	u.copyUpBytes.Add(uint64(copied))
 	return err
 }
@@ -258,8 +258,10 @@ func (c *copyUp) stageAttrs() error {
 			return err
 		}
 		mode = overrideMode
-	} else if err := u.m.Chown(dirfd, name, int(c.st.Uid), int(c.st.Gid)); err != nil {
-		return err
+	} else if int(c.st.Uid) != u.euid || int(c.st.Gid) != u.egid {
+		if err := u.m.Chown(dirfd, name, int(c.st.Uid), int(c.st.Gid)); err != nil {
+			return err
+		}
 	}
 	if c.n.mode != unix.S_IFLNK {
 		if err := u.m.Chmod(dirfd, name, mode); err != nil {
@@ -468,7 +470,7 @@ func (c *copyUp) settle(more func()) {
 	defer n.copyMu.Unlock()
 	u.files.Drop(&n.data)
 	if c.tmp >= 0 && !c.meta && !n.IsDir() {
-		u.files.Put(&n.data, c.tmp, readable(c.tmp)).Close()
+		u.files.Put(&n.data, c.tmp, n.mode == unix.S_IFREG || c.name == "").Close()
 		c.tmp = -1
 	} else if c.tmp >= 0 && n.mode == unix.S_IFREG && u.firstLink(n).parent == nil {
 		u.files.Put(&n.data, c.tmp, true).Close()
@@ -539,7 +541,7 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 		}
 		marked = true
 	}
-	copied, err := cow.CopyData(u.m, f.FD(), src, size)
+	copied, err := u.copiers[n.lower.layer].CopyData(u.m, f.FD(), src, size)
 	u.copyUpBytes.Add(uint64(copied))
 	if err != nil {
 		return err

@@ -350,7 +350,7 @@ func (r *recovery) restore(fd int, mark ovl.UnsyncedMark) error {
 		return err
 	}
 	r.restored++
-	if _, err := cow.CopyData(u.m, fd, src, int64(st.Size)); err != nil {
+	if _, err := u.copiers[ref.layer].CopyData(u.m, fd, src, int64(st.Size)); err != nil {
 		return err
 	}
 	_ = u.m.Removexattr(fd, "", u.names.Metacopy) // a data copy that was under way is complete now

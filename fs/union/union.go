@@ -24,7 +24,9 @@ type Union struct {
 	log    *slog.Logger
 	m      *sys.Mutator
 	lowers []*layer.Layer
-	upper  *layer.Layer
+	// copiers copy from the lower of the same index.
+	copiers []cow.Copier
+	upper   *layer.Layer
 	// work is nil for a union that nothing is written to.
 	work *cow.Work
 	// index is the hard-link index of a union that only reads its upper, -1 for none.
@@ -81,6 +83,7 @@ type Stats struct {
 // the same upper left staged or unsynced, which may block for as long as a sync takes.
 func New(o Options) (u *Union, err error) {
 	u = &Union{opt: o, log: o.Logger, m: o.Mutator, lowers: o.Lowers, upper: o.Upper, inodes: map[inodeKey]*Node{}, index: -1}
+	u.copiers = make([]cow.Copier, len(o.Lowers))
 	defer func() {
 		if err != nil {
 			u.closeLayers()
