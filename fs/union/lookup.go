@@ -217,46 +217,6 @@ func (u *Union) readUpperMarks(dir *Node, dirfd int, name string, e *entry) erro
 	return u.findMetacopyData(dir, dirfd, name, e)
 }
 
-// lowerNumber gives a symlink, device, FIFO or socket, on which no attribute of the user namespace can say its origin, the
-// inode number of the lower object of the same type that it hides: nobody else shows that number, so it stays unique, and
-// the same over remounts.
-func (u *Union) lowerNumber(dir *Node, name string, e *entry) {
-	typ := uint32(e.st.Mode) & unix.S_IFMT
-	if typ == unix.S_IFREG || typ == unix.S_IFDIR {
-		return
-	}
-	found, dirs, err := u.probeLowers(dir.dir.lowers, name)
-	if err != nil || found.layer < 0 || dirs != nil {
-		return
-	}
-	l, err := u.refLoc(found)
-	if err != nil {
-		return
-	}
-	defer l.close()
-	var st unix.Statx_t
-	if l.layer.Stat(l.fd(), l.name, &st) == nil && uint32(st.Mode)&unix.S_IFMT == typ && st.Nlink == 1 {
-		e.origin = u.mapIno(sys.Dev(&st), st.Ino)
-	}
-}
-
-// lowerLinks fills in the link count of the lower file of an upper hard link, while it still has its lower's name.
-func (u *Union) lowerLinks(dir *Node, name string, e *entry) {
-	found, dirs, err := u.probeLowers(dir.dir.lowers, name)
-	if err != nil || found.layer < 0 || dirs != nil {
-		return
-	}
-	l, err := u.refLoc(found)
-	if err != nil {
-		return
-	}
-	defer l.close()
-	var st unix.Statx_t
-	if l.layer.Stat(l.fd(), l.name, &st) == nil && st.Nlink > 1 {
-		e.lowerNlink = st.Nlink
-	}
-}
-
 // findMetacopyData finds the lower whose data an upper metadata-only copy stands for.
 func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) error {
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
@@ -378,25 +338,6 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 	return u.probeLinks(f.FD(), name, e)
 }
 
-// probeLinks looks at the further names of a lower file.
-func (u *Union) probeLinks(dirfd int, name string, e *entry) error {
-	if e.st.Nlink < 2 {
-		return nil
-	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
-		var buf [32]byte
-		n, err := sys.Getxattrat(dirfd, name, ns.Nlink, buf[:])
-		if err != nil {
-			continue
-		}
-		if d, err := ovl.ParseNlink(buf[:n]); err == nil && !d.OfLower && int(e.st.Nlink)+d.Delta > 0 {
-			e.adjust = d.Delta
-			break
-		}
-	}
-	return u.probeIndex(dirfd, name, e)
-}
-
 // probeNameLocked looks a name up in several lowers that were not listed. Of a directory, e.dirs is filled. Precondition:
 // dir.dir.mu is held.
 func (u *Union) probeNameLocked(d *dirState, name string, e *entry) (lowerName, bool, error) {
@@ -472,37 +413,6 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 	return ln, true, err
 }
 
-// probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
-// overlayfs namei.c ovl_lookup_index).
-func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
-	if u.opt.NoIndex || !e.layer.Handles() {
-		return nil
-	}
-	idx, err := u.indexFD()
-	if err != nil || idx < 0 {
-		return err
-	}
-	h, err := sys.Handle(dirfd, name)
-	if err != nil {
-		return nil //nolint:nilerr // a file system without handles has no index
-	}
-	key := ovl.Origin{UUID: e.layer.UUID, FileHandle: h}.IndexName()
-	var st unix.Statx_t
-	if u.upper.Stat(idx, key, &st) != nil {
-		return nil //nolint:nilerr // no entry
-	}
-	e.origin = u.mapIno(sys.Dev(&e.st), e.st.Ino)
-	e.lowerNlink = e.st.Nlink
-	e.lowerKey = inodeKey{sys.Dev(&e.st), e.st.Ino}
-	e.st, e.index, e.upper, e.layer = st, key, true, u.upper
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
-		if _, err := sys.Getxattrat(idx, key, ns.Metacopy, nil); err == nil {
-			e.metacopy = true
-		}
-	}
-	return nil
-}
-
 // instantiate makes the node of a found entry, or finds the one that its inode has already, and gives it the name. The
 // node comes with a reference. Precondition: dir.dir.mu is held.
 func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
@@ -556,70 +466,4 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	}
 	u.attachLocked(n, dir, name, upperName)
 	return n
-}
-
-// hardKeys are the inodes by which other names of the object may be recognised, and its place in the hard-link index
-// with the difference between the union's link count and the upper inode's (see hardlink).
-func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, ofLower bool) {
-	if e.mode() == unix.S_IFDIR || e.st.Nlink < 2 && e.index == "" {
-		return nil, "", 0, false
-	}
-	if !e.upper && u.opt.NoIndex {
-		return nil, "", 0, false // each name is copied up for itself, as by the kernel
-	}
-	keys = append(keys, inodeKey{sys.Dev(&e.st), e.st.Ino})
-	if e.index != "" {
-		keys = append(keys, e.lowerKey)
-	}
-	if !e.upper {
-		return keys, "", 0, false
-	}
-	if index = e.index; index == "" {
-		index = u.indexOfUpper(e)
-	}
-	if index == "" {
-		return keys, "", 0, false
-	}
-	delta, ofLower = u.readDelta(index, e)
-	return keys, index, delta, ofLower
-}
-
-// indexOfUpper is the index entry of an upper hard link, "" when it is none that was copied up.
-func (u *Union) indexOfUpper(e *entry) string {
-	idx, err := u.indexFD()
-	if err != nil || idx < 0 || e.originKey == "" {
-		return ""
-	}
-	var st unix.Statx_t
-	if sys.Statx(idx, e.originKey, &st) != nil || st.Ino != e.st.Ino {
-		return ""
-	}
-	return e.originKey
-}
-
-// readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. The index entry
-// itself is no name, hence the default.
-func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
-	idx, err := u.indexFD()
-	if err != nil {
-		return -1, false
-	}
-	v, err := cow.GetXattr(idx, index, ovl.Trusted().Nlink)
-	if err != nil {
-		v, err = cow.GetXattr(idx, index, ovl.User().Nlink)
-	}
-	if err != nil {
-		return -1, false
-	}
-	d, err := ovl.ParseNlink(v)
-	switch {
-	case err != nil:
-		u.log.Warn("link count attribute is malformed", "index", index, "err", err)
-		return -1, false
-	case !d.OfLower:
-		return d.Delta, false
-	case e.lowerNlink == 0:
-		return -1, true // the lower is not to be found under this name: left by a crash, then renamed
-	}
-	return int(e.lowerNlink) + d.Delta - int(e.st.Nlink), true
 }
