@@ -55,7 +55,7 @@ type Work struct {
 	dir      int // work/work
 	stage    int // work/work/plyfs-X, flocked for the life of the mount
 	name     string
-	index    int // work/index, -1 until made
+	index    atomic.Int32 // work/index, -1 until made
 	seq      atomic.Uint64
 	volatile bool
 }
@@ -66,7 +66,8 @@ var ErrVolatileLeft = errors.New("a volatile mount of this upper did not end cle
 // OpenWork prepares base as the work directory of a mount whose upper lies on the same file system. It removes what
 // processes that are gone left staged, and nothing else.
 func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
-	w = &Work{base: base, m: o.Mutator, dir: -1, stage: -1, index: -1, volatile: o.Volatile}
+	w = &Work{base: base, m: o.Mutator, dir: -1, stage: -1, volatile: o.Volatile}
+	w.index.Store(-1)
 	defer func() {
 		if err != nil {
 			w.release()
@@ -86,7 +87,9 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 		return w, err
 	}
 	w.probe(o.UserXattr)
-	w.index, _ = OpenIndex(base)
+	if fd, err := OpenIndex(base); err == nil {
+		w.index.Store(int32(fd))
+	}
 	if o.Volatile {
 		return w, w.markVolatile()
 	}
@@ -274,8 +277,8 @@ func OpenIndex(base *layer.Layer) (int, error) {
 // IndexFD is the directory of the hard-link index, made on first use when create is set; -1 when there is none.
 // Precondition: calls with create set are serialised by the caller.
 func (w *Work) IndexFD(create bool) (int, error) {
-	if w.index >= 0 || !create {
-		return w.index, nil
+	if fd := int(w.index.Load()); fd >= 0 || !create {
+		return fd, nil
 	}
 	if err := w.m.Mkdir(w.base.FD(), indexDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 		return -1, err
@@ -284,7 +287,7 @@ func (w *Work) IndexFD(create bool) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	w.index = fd
+	w.index.Store(int32(fd))
 	return fd, nil
 }
 
@@ -298,7 +301,10 @@ func (w *Work) Close() {
 }
 
 func (w *Work) release() {
-	for _, fd := range []*int{&w.stage, &w.dir, &w.index} {
+	if fd := int(w.index.Swap(-1)); fd >= 0 {
+		unix.Close(fd)
+	}
+	for _, fd := range []*int{&w.stage, &w.dir} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 			*fd = -1

@@ -208,6 +208,7 @@ func (u *Union) recoverUnsynced() error {
 		return nil // the marks are those of a mount that is alive
 	}
 	r := &recovery{u: u}
+	defer r.close()
 	if err := r.walk(u.upper.FD(), "."); err != nil {
 		return err
 	}
@@ -221,11 +222,9 @@ func (u *Union) recoverUnsynced() error {
 	}
 	for _, f := range r.marked {
 		if err := u.m.Removexattr(f.fd, "", u.names.Unsynced); err != nil && !errors.Is(err, unix.ENODATA) {
-			r.close()
 			return err
 		}
 	}
-	r.close()
 	if err := u.m.Syncfs(u.upper.FD()); err != nil {
 		return err
 	}
