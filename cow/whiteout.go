@@ -34,7 +34,12 @@ func (w *Work) WhiteoutAt(dirfd int, name string) error {
 	if err := w.m.Mknod(w.stage, sharedWhiteout, unix.S_IFCHR, 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	return w.m.Link(w.stage, sharedWhiteout, dirfd, name)
+	err = w.m.Link(w.stage, sharedWhiteout, dirfd, name)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EMLINK) {
+		// Another one that found the old inode full took the new one away, or filled it.
+		return w.m.Mknod(dirfd, name, unix.S_IFCHR, 0)
+	}
+	return err
 }
 
 // RemoveDir takes the directory name below dirfd, which holds nothing but whiteouts, out of the way by one rename and

@@ -22,6 +22,7 @@ const (
 	stagePrefix    = "plyfs-"
 	indexDir       = "index"
 	incompatDir    = "incompat"
+	volatileDir    = "volatile"
 	unsyncedFile   = "plyfs.unsynced"
 	sharedWhiteout = "whiteout"
 )
@@ -77,8 +78,8 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 	if w.dir, err = ensureDir(base.FD(), stageDir); err != nil {
 		return w, err
 	}
-	if _, err := volatileMark(w.dir); err == nil {
-		return w, ErrVolatileLeft
+	if err := checkIncompat(w.dir); err != nil {
+		return w, err
 	}
 	if err := w.makeStage(); err != nil {
 		return w, err
@@ -103,15 +104,29 @@ func ensureDir(dirfd int, name string) (int, error) {
 	return sys.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
-func volatileMark(dir int) (int, error) {
-	var st unix.Statx_t
-	return 0, sys.Statx(dir, incompatDir+"/volatile", &st)
+// checkIncompat refuses a work directory with marks of overlays that must not be mounted, or not by this one (cf. overlayfs
+// readdir.c ovl_workdir_cleanup_recurse).
+func checkIncompat(dir int) error {
+	fd, err := sys.Openat(dir, incompatDir, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s/%s: %w", stageDir, incompatDir, err)
+	}
+	defer unix.Close(fd)
+	return layer.List(fd, func(e layer.RawDirent) error {
+		if e.Name == volatileDir {
+			return ErrVolatileLeft
+		}
+		return fmt.Errorf("%s/%s/%s marks a feature that plyfs does not know: %w", stageDir, incompatDir, e.Name, unix.EINVAL)
+	})
 }
 
 // markVolatile leaves the kernel's mark (cf. overlayfs super.c ovl_create_volatile_dirty).
 func (w *Work) markVolatile() error {
 	at := w.dir
-	for _, name := range []string{incompatDir, "volatile"} {
+	for _, name := range []string{incompatDir, volatileDir} {
 		fd, err := ensureDir(at, name)
 		if at != w.dir {
 			unix.Close(at)
@@ -129,35 +144,46 @@ func (w *Work) markVolatile() error {
 	return unix.Close(fd)
 }
 
+// stageTries is how often a new staging directory may be lost to the sweep of another mount.
+const stageTries = 64
+
 // makeStage makes this mount's own staging directory and takes its lock, which dies with the process.
 func (w *Work) makeStage() error {
-	var b [8]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return err
-	}
-	w.name = stagePrefix + hex.EncodeToString(b[:])
-	// A sweep of another mount may remove the new directory before it is locked: then it is made again.
-	for try := 0; ; try++ {
+	for range stageTries {
+		// A new name each time: a sweep that found the last one unlocked may be late to remove it, by its name.
+		var b [8]byte
+		if _, err := rand.Read(b[:]); err != nil {
+			return err
+		}
+		w.name = stagePrefix + hex.EncodeToString(b[:])
 		fd, err := ensureDir(w.dir, w.name)
+		if errors.Is(err, unix.ENOENT) {
+			continue // swept before it was opened
+		}
 		if err != nil {
 			return err
 		}
-		var st unix.Statx_t
-		// Below a set-gid directory the bit would pass on to what is staged.
-		if err := unix.Fchmod(fd, 0o700); err != nil {
+		if err = lockStage(fd); err != nil {
 			unix.Close(fd)
-			return err
+			return fmt.Errorf("%s: %w", w.name, err)
 		}
-		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && sys.Statx(w.dir, w.name, &st) == nil {
+		var st unix.Statx_t
+		if sys.Statx(w.dir, w.name, &st) == nil {
 			w.stage = fd
 			return nil
 		}
-		unix.Close(fd)
-		if try == 8 {
-			return fmt.Errorf("cannot lock %s: %w", w.name, unix.EBUSY)
-		}
+		unix.Close(fd) // swept before it was locked
 	}
+	return fmt.Errorf("%s is removed by another again and again: %w", stageDir, unix.EBUSY)
+}
+
+func lockStage(fd int) error {
+	// Below a set-gid directory the bit would pass on to what is staged.
+	if err := unix.Fchmod(fd, 0o700); err != nil {
+		return err
+	}
+	// A sweep or Alone of another mount holds it for a moment.
+	return sys.Retry(func() error { return unix.Flock(fd, unix.LOCK_EX) })
 }
 
 // sweep removes everything staged whose owner is gone: unlocked plyfs directories, and the kernel's and

@@ -125,6 +125,13 @@ func (c *Cache) Pin(s *Slot) {
 	c.mu.Unlock()
 }
 
+// PutPinned is Put and Pin in one, for a descriptor that nobody uses yet: between the two another's Put could close it.
+func (c *Cache) PutPinned(s *Slot, fd int, writable bool) {
+	f := c.Put(s, fd, writable)
+	c.Pin(s)
+	f.Close()
+}
+
 // Shrink closes half of the idle descriptors: the process ran into RLIMIT_NOFILE.
 func (c *Cache) Shrink() {
 	c.mu.Lock()

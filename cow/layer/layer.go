@@ -119,6 +119,9 @@ func OpenDirAt(dirfd int, path string) (int, error) {
 	for len(path) > maxWalk {
 		cut := strings.LastIndexByte(path[:maxWalk], '/')
 		if cut <= 0 {
+			if at != dirfd {
+				unix.Close(at)
+			}
 			return -1, unix.ENAMETOOLONG
 		}
 		fd, err := sys.OpenBeneath(at, path[:cut], unix.O_PATH|unix.O_DIRECTORY)
@@ -155,6 +158,9 @@ func (l *Layer) applyOverride(dirfd int, name string, st *unix.Statx_t) error {
 	}
 	var buf [256]byte
 	n, err := sys.Getxattrat(dirfd, name, l.override, buf[:])
+	if errors.Is(err, unix.ERANGE) {
+		return fmt.Errorf("%s in %s: attribute %s is longer than any owner and mode: %w", name, l.Path, l.override, unix.EIO)
+	}
 	if err != nil {
 		return nil //nolint:nilerr // an object without the attribute is described by its inode
 	}

@@ -29,6 +29,9 @@ type Origin struct {
 func (o Origin) Encode() []byte {
 	b := make([]byte, fhHeader, fhHeader+len(o.Bytes))
 	b[0], b[1], b[2], b[4] = fhVersion, fhMagic, byte(fhHeader+len(o.Bytes)), byte(o.Type)
+	if nativeBigEndian() {
+		b[3] = fhBigEndian
+	}
 	copy(b[5:], o.UUID[:])
 	return append(b, o.Bytes...)
 }

@@ -46,16 +46,17 @@ func (d NlinkDelta) Encode() []byte {
 	return fmt.Appendf([]byte{base}, "%+d", d.Delta)
 }
 
-// ParseNlink decodes an nlink attribute.
+// ParseNlink decodes an nlink attribute. Numbers beyond 32 bits are refused, as the kernel does (cf. overlayfs inode.c
+// ovl_get_nlink): the sum with a link count then fits an int.
 func ParseNlink(b []byte) (NlinkDelta, error) {
 	if len(b) < 3 || (b[0] != 'U' && b[0] != 'L') || (b[1] != '+' && b[1] != '-') {
 		return NlinkDelta{}, fmt.Errorf("link count %q is malformed", b)
 	}
-	n, err := strconv.Atoi(string(b[1:]))
+	n, err := strconv.ParseInt(string(b[1:]), 10, 32)
 	if err != nil {
 		return NlinkDelta{}, fmt.Errorf("link count %q: %w", b, err)
 	}
-	return NlinkDelta{OfLower: b[0] == 'L', Delta: n}, nil
+	return NlinkDelta{OfLower: b[0] == 'L', Delta: int(n)}, nil
 }
 
 // OverrideNames are the attributes in which a store keeps owner and mode, in the order in which they are looked for.
