@@ -120,6 +120,8 @@ type copyUp struct {
 	marked bool   // the staged file carries the unsynced mark
 	meta   bool   // the staged file has no data
 	done   bool
+	// unlinked says that the object has no name left: the descriptor is the only way to it.
+	unlinked bool
 }
 
 // prepare looks at the lower object.
@@ -454,13 +456,22 @@ func (c *copyUp) publishUnlinked() error {
 	}
 	c.marked = false
 	if n.IsDir() {
-		u.dirs.Put(&n.dir.upper, c.tmp, false).Close()
-		u.dirs.Pin(&n.dir.upper)
+		u.dirs.PutPinned(&n.dir.upper, c.tmp, false)
 		c.tmp = -1
 	}
+	c.unlinked = true
 	c.settle(func() { n.set(flagUnlinked) })
-	u.files.Pin(&n.data)
 	return nil
+}
+
+// keep hands the descriptor of the copy to its node.
+func (c *copyUp) keep(writable bool) {
+	if c.unlinked {
+		c.u.files.PutPinned(&c.n.data, c.tmp, writable)
+	} else {
+		c.u.files.Put(&c.n.data, c.tmp, writable).Close()
+	}
+	c.tmp = -1
 }
 
 // settle switches the node to its new upper object.
@@ -470,11 +481,9 @@ func (c *copyUp) settle(more func()) {
 	defer n.copyMu.Unlock()
 	u.files.Drop(&n.data)
 	if c.tmp >= 0 && !c.meta && !n.IsDir() {
-		u.files.Put(&n.data, c.tmp, n.mode == unix.S_IFREG || c.name == "").Close()
-		c.tmp = -1
+		c.keep(n.mode == unix.S_IFREG || c.name == "")
 	} else if c.tmp >= 0 && n.mode == unix.S_IFREG && u.firstLink(n).parent == nil {
-		u.files.Put(&n.data, c.tmp, true).Close()
-		c.tmp = -1
+		c.keep(true)
 	}
 	if c.meta {
 		n.set(flagMetacopy)

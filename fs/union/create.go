@@ -510,8 +510,7 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	n := u.newNode(u.mapIno(sys.Dev(&st), st.Ino), unix.S_IFREG)
 	n.refs = 1
 	n.set(flagUpper | flagUnlinked)
-	u.files.Put(&n.data, s.fd, true).Close()
-	u.files.Pin(&n.data)
+	u.files.PutPinned(&n.data, s.fd, true)
 	s.fd = -1
 	a := u.toAttr(n, &st)
 	a.Nlink = 0

@@ -111,6 +111,15 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 	return n, u.toAttr(n, st), nil
 }
 
+// find is Lookup for a caller that wants no attributes.
+func (u *Union) find(dir *Node, name string) (*Node, error) {
+	if n := u.child(dir, name); n != nil {
+		return n, nil
+	}
+	n, _, err := u.Lookup(dir, name)
+	return n, err
+}
+
 // lookupLocked finds name in dir. st is what was read on the way, nil if the node was known. Precondition: renameMu and
 // dir.dir.mu are held.
 func (u *Union) lookupLocked(dir *Node, name string) (*Node, *unix.Statx_t, error) {

@@ -20,7 +20,7 @@ func (u *Union) remove(dir *Node, name string, wantDir bool) error {
 	if u.work == nil {
 		return unix.EROFS
 	}
-	n, _, err := u.Lookup(dir, name)
+	n, err := u.find(dir, name)
 	if err != nil {
 		return err
 	}
@@ -197,8 +197,7 @@ func (u *Union) holdUnlinked(n *Node) error {
 		return err
 	}
 	u.files.Drop(&n.data)
-	u.files.Put(&n.data, fd, flags == unix.O_RDWR).Close()
-	u.files.Pin(&n.data)
+	u.files.PutPinned(&n.data, fd, flags == unix.O_RDWR)
 	return nil
 }
 
@@ -267,6 +266,20 @@ func (u *Union) dropIndexLocked(n *Node) {
 func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
 	n.dir.mu.Lock()
 	defer n.dir.mu.Unlock()
+	r, err := u.removalLocked(dir, name, n)
+	if err != nil {
+		return err
+	}
+	defer r.dir.Close()
+	if err := u.resolveLocked(n); err != nil {
+		return err
+	}
+	if done, err := u.rmdirPlainLocked(r, n); done {
+		if err == nil {
+			u.forgetDirLocked(dir, name, n)
+		}
+		return err
+	}
 	empty, err := u.emptyLocked(n)
 	if err != nil {
 		return err
@@ -274,33 +287,63 @@ func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
 	if !empty {
 		return unix.ENOTEMPTY
 	}
-	r, err := u.removalLocked(dir, name, n)
+	if n.has(flagUpper) {
+		if err := u.holdDir(n); err != nil {
+			return err
+		}
+	}
+	if err := u.removeDir(r); err != nil {
+		u.dirs.Drop(&n.dir.upper)
+		return err
+	}
+	u.forgetDirLocked(dir, name, n)
+	return nil
+}
+
+// rmdirPlainLocked removes a directory that only the upper has with one system call: the file system knows whether it is
+// empty. It reports false when that did not settle the matter. Precondition: n.dir.mu is held, n is resolved.
+func (u *Union) rmdirPlainLocked(r removal, n *Node) (done bool, err error) {
+	if r.below || len(n.dir.lowers) > 0 || !n.has(flagUpper) {
+		return false, nil
+	}
+	if err := u.holdDir(n); err != nil {
+		return true, err
+	}
+	if err = u.m.Rmdir(r.dir.FD(), r.name); err == nil {
+		return true, nil
+	}
+	u.dirs.Drop(&n.dir.upper)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		return false, nil // perhaps of nothing but whiteouts
+	}
+	return true, err
+}
+
+// holdDir pins a descriptor of n's upper, which is about to lose its name: from then on it is the only way to it.
+// Dropping it undoes that.
+func (u *Union) holdDir(n *Node) error {
+	f, err := u.dirUpper(n)
 	if err != nil {
 		return err
 	}
-	defer r.dir.Close()
-	if n.has(flagUpper) {
-		f, err := u.dirUpper(n)
-		if err != nil {
-			return err
-		}
-		u.dirs.Pin(&n.dir.upper)
-		f.Close()
-	}
-	if err := u.removeDir(r, len(n.dir.lowers) > 0); err != nil {
-		return err
-	}
+	u.dirs.Pin(&n.dir.upper)
+	f.Close()
+	return nil
+}
+
+// forgetDirLocked settles what is known after the layers lost the directory n. Precondition: renameMu is held for
+// writing, dir.dir.mu and n.dir.mu are held.
+func (u *Union) forgetDirLocked(dir *Node, name string, n *Node) {
 	n.dir.dead = true
 	n.dir.listing = nil
 	n.set(flagUnlinked)
 	dir.dir.countDirLocked(-1)
 	u.forgetName(dir, name, n)
 	dir.dir.listRemovedLocked(name)
-	return nil
 }
 
-// removeDir does to the upper what removes an empty directory; merged says that it hides lower entries by whiteouts.
-func (u *Union) removeDir(r removal, merged bool) error {
+// removeDir does to the upper what removes a directory that shows nothing, but may hold whiteouts.
+func (u *Union) removeDir(r removal) error {
 	w, fd := u.work, r.dir.FD()
 	switch {
 	case r.below && u.aufs:
@@ -312,12 +355,6 @@ func (u *Union) removeDir(r removal, merged bool) error {
 		return u.removeName(r)
 	case r.below:
 		return w.RemoveDir(fd, r.name, true)
-	}
-	if !merged {
-		err := u.m.Rmdir(fd, r.name)
-		if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
 	}
 	return w.RemoveDir(fd, r.name, false)
 }

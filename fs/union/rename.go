@@ -80,10 +80,10 @@ func (r *rename) find(noReplace bool) (err error) {
 	if r.odir.dir == nil || r.ndir.dir == nil {
 		return unix.ENOTDIR
 	}
-	if r.src, _, err = u.Lookup(r.odir, r.oname); err != nil {
+	if r.src, err = u.find(r.odir, r.oname); err != nil {
 		return err
 	}
-	r.dst, _, err = u.Lookup(r.ndir, r.nname)
+	r.dst, err = u.find(r.ndir, r.nname)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		if r.exchange {
