@@ -101,6 +101,7 @@ type FS struct {
 	validNsec uint32
 	keep      bool // timeouts are unlimited
 
+	probing atomic.Bool   // the probe file is there
 	lookups atomic.Uint64 // LOOKUP requests, to tell a retry of the VFS from a reopen
 	counts  counters
 	notices notifier

@@ -14,7 +14,10 @@ import (
 // open answers OPEN. In no-open mode that happens once: the kernel then never asks again.
 func (f *FS) open(c *union.Caller, id uint64, flags, openFlags uint32, o *opened) fuse.Status {
 	s := f.table.slot(id)
-	if s == nil {
+	switch {
+	case id == probeID:
+		return fuse.ENOSYS
+	case s == nil:
 		return fuse.Status(unix.ESTALE)
 	}
 	switch f.modeNow() {

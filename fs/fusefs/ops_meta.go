@@ -12,6 +12,8 @@ import (
 // entry is what a name stands for, as the kernel is told.
 type entry struct {
 	id, gen uint64 // id 0: no such name, and the kernel may remember that
+	// fleeting says that the kernel must look the name up again the next time.
+	fleeting bool
 	attrs
 }
 
@@ -44,6 +46,10 @@ func (f *FS) lookup(dir uint64, name string, e *entry) fuse.Status {
 	s := f.table.slot(dir)
 	if s == nil {
 		return fuse.Status(unix.ESTALE)
+	}
+	if f.probing.Load() && dir == rootID && name == probeName {
+		f.lookupProbe(e)
+		return fuse.OK
 	}
 	d := s.node.Load()
 	switch name {

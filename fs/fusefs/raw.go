@@ -61,7 +61,10 @@ func (f *FS) fillAttrOut(out *fuse.AttrOut, a *attrs) {
 }
 
 func (f *FS) fillEntry(out *fuse.EntryOut, e *entry) {
-	*out = fuse.EntryOut{NodeId: e.id, Generation: e.gen, EntryValid: f.validSec, EntryValidNsec: f.validNsec}
+	*out = fuse.EntryOut{NodeId: e.id, Generation: e.gen}
+	if !e.fleeting {
+		out.EntryValid, out.EntryValidNsec = f.validSec, f.validNsec
+	}
 	if e.id == 0 {
 		return
 	}

@@ -122,8 +122,10 @@ func (f *FS) putEntry(b []byte, e *entry) {
 	clear(b[:entryOutSize])
 	order.PutUint64(b[0:], e.id)
 	order.PutUint64(b[8:], e.gen)
-	order.PutUint64(b[16:], f.validSec)
-	order.PutUint32(b[32:], f.validNsec)
+	if !e.fleeting {
+		order.PutUint64(b[16:], f.validSec)
+		order.PutUint32(b[32:], f.validNsec)
+	}
 	if e.id == 0 {
 		return
 	}
