@@ -19,7 +19,7 @@ const module = "plyfs"
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/plyfs": {
-			"layerdb", "drivers/...", "fs/fusefs", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench", "internal/sys",
+			"layerdb", "drivers/...", "fs/fusefs", "fs/fsck", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench", "internal/sys",
 		},
 		"layerdb":              {"drivers", "cow/tarlayer", "metadata/kv", "internal/sys"},
 		"drivers/snapshotter":  {"drivers", "layerdb"},
@@ -29,6 +29,7 @@ func arrows() map[string][]string {
 		"fs":                   {},
 		"fs/fusefs":            {"fs/union", "internal/sys"},
 		"fs/union":             {"cow/...", "metadata", "internal/sys"},
+		"fs/fsck":              {"cow/...", "metadata", "internal/sys"},
 		"fs/mountopt":          {},
 		"cow/...":              {"cow/...", "internal/sys"},
 		"metadata":             {"metadata/kv", "internal/sys"},

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
+	"plyfs/internal/sys"
 )
 
 // place is where a directory is: two paths with equal dev and ino are one directory.
@@ -27,7 +28,7 @@ func (s *stack) check(p personality) (warnings []string, err error) {
 		if warnings, err = s.checkWork(p, roots); err != nil {
 			return nil, err
 		}
-		if err := s.checkVolatile(); err != nil {
+		if err := s.checkIncompat(); err != nil {
 			return nil, err
 		}
 	}
@@ -118,16 +119,26 @@ func (s *stack) checkWork(p personality, roots map[place]string) (warnings []str
 	return nil, nil
 }
 
-// checkVolatile refuses an upper that a volatile mount left, since what it holds may be incomplete after a crash
-// (cf. overlayfs super.c ovl_workdir_cleanup_recurse, which finds the incompat directory).
-func (s *stack) checkVolatile() error {
-	const mark = "work/incompat/volatile"
-	var st unix.Stat_t
-	if unix.Fstatat(s.work.FD(), mark, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		return faultf(exitMount, "upperdir=%s was last used by a volatile mount and may be incomplete; start with an empty one, "+
-			"or, if the system did not crash since, remove %s/%s", s.upper.Path, s.work.Path, mark)
+// checkIncompat refuses an upper that a volatile mount left, since what it holds may be incomplete after a crash, and one
+// that was marked as beyond mounts that do not know the mark (cf. overlayfs readdir.c ovl_workdir_cleanup_recurse).
+func (s *stack) checkIncompat() error {
+	const marks = "work/incompat"
+	fd, err := sys.OpenBeneath(s.work.FD(), marks, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
 	}
-	return nil
+	if err != nil {
+		return faultf(exitMount, "workdir=%s: %s: %s; the mounting user needs to read it", s.work.Path, marks, reason(err))
+	}
+	defer unix.Close(fd)
+	return layer.List(fd, func(e layer.RawDirent) error {
+		if e.Name == "volatile" {
+			return faultf(exitMount, "upperdir=%s was last used by a volatile mount and may be incomplete; start with an empty one, "+
+				"or, if the system did not crash since, remove %s/%s/%s", s.upper.Path, s.work.Path, marks, e.Name)
+		}
+		return faultf(exitMount, "upperdir=%s has the mark of a feature that plyfs does not know; mount it with what wrote it, "+
+			"or start with an empty one; the mark is %s/%s/%s", s.upper.Path, s.work.Path, marks, e.Name)
+	})
 }
 
 // checkLowers refuses a lower layer inside another layer (cf. overlayfs super.c ovl_check_layer).

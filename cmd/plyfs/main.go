@@ -55,6 +55,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		mountCommand(),
 		umountCommand(),
+		fsckCommand(),
 		versionCommand(),
 		bench.Command(),
 	}

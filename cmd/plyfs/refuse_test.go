@@ -18,7 +18,8 @@ func layerTree(t *testing.T) string {
 	t.Helper()
 	dir := testenv.Scratch(t)
 	leavesNothing(t, dir)
-	mkdirs(t, dir, "lower/in/work", "lower/in/upper", "lower2", "upper/in", "work/in", "merged", "left/upper", "left/work/work/incompat/volatile")
+	mkdirs(t, dir, "lower/in/work", "lower/in/upper", "lower2", "upper/in", "work/in", "merged", "left/upper", "left/work/work/incompat/volatile",
+		"later/upper", "later/work/work/incompat/later")
 	write(t, "", dir, "file")
 	return dir
 }
@@ -54,6 +55,10 @@ func TestRefuses(t *testing.T) {
 		{
 			"volatile left", "lowerdir=lower,upperdir=left/upper,workdir=left/work", "merged", exitMount,
 			"upperdir=" + abs("left/upper") + " was last used by a volatile mount and may be incomplete; start with an empty one, or, if the system did not crash since, remove " + abs("left/work") + "/work/incompat/volatile",
+		},
+		{
+			"unknown feature", "lowerdir=lower,upperdir=later/upper,workdir=later/work", "merged", exitMount,
+			"upperdir=" + abs("later/upper") + " has the mark of a feature that plyfs does not know; mount it with what wrote it, or start with an empty one; the mark is " + abs("later/work") + "/work/incompat/later",
 		},
 		{"no mount point", "lowerdir=lower", "none", exitMount, "mount point none does not exist; create the directory, or correct the path"},
 		{"mount point a file", "lowerdir=lower", "file", exitMount, "mount point file is not a directory; give a directory"},

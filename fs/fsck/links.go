@@ -1,0 +1,294 @@
+package fsck
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// linkKey is a lower inode, by the file system's UUID.
+type linkKey struct {
+	uuid [16]byte
+	ino  uint64
+}
+
+// linkCount counts the names of a lower inode that is in the index.
+type linkCount struct {
+	// lower is the link count of the lower inode, 0 if none of its names was met.
+	lower uint32
+	// shown are the names that the lowers show and the upper leaves alone, covered those that the upper hides.
+	shown, covered uint32
+}
+
+// checkLinks counts the names of what is in the index and compares with what is stored.
+func (c *checker) checkLinks() error {
+	if c.index < 0 || c.live {
+		return nil
+	}
+	if len(c.links) > 0 && c.withLowers() {
+		if err := c.countLinks(); err != nil {
+			return err
+		}
+	}
+	return c.listIndex(func(name string, st *unix.Statx_t) error {
+		key, _, err := keyOf(name)
+		if err != nil {
+			return nil //nolint:nilerr // reported by checkIndex
+		}
+		m, err := readMarks(c.index, name)
+		if err != nil {
+			return err
+		}
+		ino, ok := key.Inode()
+		if !ok || !c.withLowers() || c.incomplete || !c.lowers.has(key.UUID) {
+			c.checkNlinkForm(name, st, &m)
+			return nil
+		}
+		c.checkCount(name, st, &m, c.links[linkKey{key.UUID, ino}])
+		return nil
+	})
+}
+
+// has says whether a layer of the file system uuid, or of any if it is zero, is there whose inodes can be recognised.
+func (ls lowers) has(uuid [16]byte) bool {
+	return slices.ContainsFunc(ls, func(l *layer.Layer) bool {
+		return l.Handles() && (l.UUID == uuid || uuid == [16]byte{})
+	})
+}
+
+// checkNlinkForm reports a stored count that can't be read, where the right one is not known.
+func (c *checker) checkNlinkForm(name string, st *unix.Statx_t, m *marks) {
+	if m.nlink == nil {
+		return
+	}
+	if _, err := ovl.ParseNlink(m.nlink.value); err != nil {
+		c.report(Finding{
+			Severity: Error, Class: NlinkMalformed, Layer: InWork, Path: indexDir + "/" + name,
+			Explanation: fmt.Sprintf("%v, of a file with %d names in the upper", err, int(st.Nlink)-1),
+			Remedy:      "check it with all lowers",
+		}, nil)
+	}
+}
+
+// checkCount compares the stored link count of one entry with the names that there are. Names that no walk of the union
+// meets (below a deleted directory, or outside of the layers) may count or not.
+func (c *checker) checkCount(name string, st *unix.Statx_t, m *marks, n linkCount) {
+	f := Finding{Severity: Error, Layer: InWork, Path: indexDir + "/" + name}
+	names := int(st.Nlink) - 1 + int(n.shown)
+	if names == 0 {
+		f.Class = IndexOrphan
+		f.Explanation = "the file has no name in the union any more"
+		if f.Repair = "removes it"; n.lower == 0 {
+			// Its lower may just have been moved: a copy of a layer has other inodes.
+			f.Repair = ""
+			f.Explanation += ", and the lowers do not show the one that it is a copy of"
+			f.Remedy = "look at the file; remove it if it is not needed, or its layer was not copied from elsewhere"
+		}
+		c.report(f, func() error { return c.m.Unlink(c.index, name) })
+		return
+	}
+	right := ovl.NlinkDelta{Delta: int(n.shown) - 1}
+	ns := ovl.Trusted()
+	if m.nlink != nil {
+		ns = m.nlink.ns
+	} else if m.origin != nil {
+		ns = m.origin.ns
+	}
+	fix := func() error { return c.m.Setxattr(c.index, name, ns.Nlink, right.Encode(), 0) }
+	f.Repair = "writes the right one"
+	stored := int(st.Nlink) - 1
+	switch {
+	case m.nlink == nil && m.origin == nil:
+		return // no attribute can be written on it
+	case m.nlink != nil:
+		d, err := ovl.ParseNlink(m.nlink.value)
+		if err != nil {
+			f.Class, f.Explanation = NlinkMalformed, err.Error()
+			c.report(f, fix)
+			return
+		}
+		if d.OfLower && n.lower == 0 {
+			return // relative to a file that is not met
+		}
+		stored = int(st.Nlink) + d.Delta
+		if d.OfLower {
+			stored = int(n.lower) + d.Delta
+		}
+	}
+	unmet := max(0, int(n.lower)-int(n.shown)-int(n.covered))
+	if stored >= names && (n.lower == 0 || stored <= names+unmet) {
+		return
+	}
+	f.Class = NlinkWrong
+	f.Explanation = fmt.Sprintf("the stored link count says %d, and the file has %d names in the union", stored, names)
+	c.report(f, fix)
+}
+
+// linkWalk walks the merged tree to count names.
+type linkWalk struct {
+	c     *checker
+	stack []linkFrame
+}
+
+type linkFrame struct {
+	dir     unionDir
+	name    string
+	subdirs []string
+}
+
+// countLinks walks the merged tree and counts the names of the lower inodes in c.links. It opens every directory and no
+// file.
+func (c *checker) countLinks() error {
+	root := unionDir{upper: true}
+	var err error
+	if root.below, err = c.lowers.roots(0); err != nil {
+		return err
+	}
+	w := &linkWalk{c: c}
+	if err := w.visit(root, ""); err != nil {
+		return err
+	}
+	for len(w.stack) > 0 {
+		top := &w.stack[len(w.stack)-1]
+		last := len(top.subdirs) - 1
+		if last < 0 {
+			w.stack = w.stack[:len(w.stack)-1]
+			continue
+		}
+		name := top.subdirs[last]
+		top.subdirs = top.subdirs[:last]
+		next, ok, err := c.step(top.dir, name)
+		if err == nil && ok {
+			err = w.visit(next, name)
+		}
+		if err != nil {
+			c.unreadable(InUpper, w.pathOf(name), err)
+		}
+		if err := c.progress("links", ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *linkWalk) pathOf(name string) string {
+	var names []string
+	for i := range w.stack {
+		if w.stack[i].name != "" {
+			names = append(names, w.stack[i].name)
+		}
+	}
+	return strings.Join(append(names, name), "/")
+}
+
+// visit counts in one merged directory and puts it on the stack.
+func (w *linkWalk) visit(d unionDir, name string) error {
+	c := w.c
+	upper := -1
+	if d.upper {
+		var err error
+		if upper, err = c.opt.Upper.OpenDir(d.at.path()); err != nil {
+			return err
+		}
+		defer unix.Close(upper)
+	}
+	below, err := c.lowers.open(d.below)
+	if err != nil {
+		return err
+	}
+	defer below.close()
+	f := linkFrame{dir: d, name: name}
+	seen := map[string]bool{}
+	sub := func(fd int, e layer.RawDirent) error {
+		if seen[e.Name] {
+			return nil
+		}
+		is, err := isDir(fd, e)
+		if is {
+			seen[e.Name] = true
+			f.subdirs = append(f.subdirs, e.Name)
+		}
+		return err
+	}
+	if upper >= 0 {
+		if err := layer.List(upper, func(e layer.RawDirent) error { return sub(upper, e) }); err != nil {
+			return err
+		}
+	}
+	for i, fd := range below.fds {
+		err := layer.List(fd, func(e layer.RawDirent) error {
+			if err := w.count(upper, below, i, e); err != nil {
+				return err
+			}
+			return sub(fd, e)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	w.stack = append(w.stack, f)
+	return nil
+}
+
+func isDir(fd int, e layer.RawDirent) (bool, error) {
+	if e.Type != unix.DT_UNKNOWN {
+		return e.Type == unix.DT_DIR, nil
+	}
+	var st unix.Statx_t
+	err := sys.Statx(fd, e.Name, &st)
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR, err
+}
+
+// count looks whether an entry of the i-th lower is a name of an inode in the index, and counts it.
+func (w *linkWalk) count(upper int, below *mergedDir, i int, e layer.RawDirent) error {
+	c := w.c
+	l, fd := c.lowers[below.dirs[i].layer], below.fds[i]
+	if e.Type == unix.DT_DIR || !l.Handles() {
+		return nil
+	}
+	for _, uuid := range [...][16]byte{l.UUID, {}} {
+		key := linkKey{uuid, e.Ino}
+		n, wanted := c.links[key]
+		if !wanted {
+			continue
+		}
+		h, err := sys.Handle(fd, e.Name)
+		if err != nil {
+			return err
+		}
+		var st unix.Statx_t
+		if sys.Statx(c.index, ovl.Origin{UUID: uuid, FileHandle: h}.IndexName(), &st) != nil {
+			continue // another generation of that inode number
+		}
+		if err := sys.Statx(fd, e.Name, &st); err != nil {
+			return err
+		}
+		n.lower = st.Nlink
+		top, err := below.find(e.Name)
+		if err != nil {
+			return err
+		}
+		if !top.ok || top.in != i {
+			c.links[key] = n
+			return nil // hidden by another lower: not a name of the union since ever
+		}
+		kind, err := c.upperKind(upper, e.Name)
+		if err != nil {
+			return err
+		}
+		if kind == kindNone {
+			n.shown++
+		} else {
+			n.covered++
+		}
+		c.links[key] = n
+		return nil
+	}
+	return nil
+}

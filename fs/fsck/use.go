@@ -1,0 +1,142 @@
+package fsck
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/internal/sys"
+)
+
+// checkUse finds out whether a mount is alive: plyfs holds a lock in the work directory, and the kernel's overlayfs
+// shows in the mount table, as far as this process sees it.
+func (c *checker) checkUse() error {
+	who := ""
+	if name, err := c.lockedStage(); err != nil {
+		return err
+	} else if name != "" {
+		who = fmt.Sprintf("its work directory %s holds %s/%s locked", c.opt.Work.Path, stageDir, name)
+	}
+	if who == "" {
+		if at := c.overlayMount(); at != "" {
+			who = "the kernel's overlayfs has it mounted on " + at
+		}
+	}
+	if who == "" {
+		return nil
+	}
+	c.live = true
+	if c.opt.InUse {
+		c.sum.Skipped = append(c.sum.Skipped,
+			"in use by a mount: staged objects, unsynced marks, link counts; what is changed meanwhile may show as a finding")
+		return nil
+	}
+	return fmt.Errorf("upper %s: %s: %w", c.opt.Upper.Path, who, ErrInUse)
+}
+
+// lockedStage is the staging directory of a live mount, "" if there is none.
+func (c *checker) lockedStage() (string, error) {
+	if c.opt.Work == nil {
+		return "", nil
+	}
+	dir, err := sys.Openat(c.opt.Work.FD(), stageDir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if notThere(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("workdir %s: %s: %w", c.opt.Work.Path, stageDir, err)
+	}
+	defer unix.Close(dir)
+	locked := ""
+	err = layer.List(dir, func(e layer.RawDirent) error {
+		if !strings.HasPrefix(e.Name, stagePrefix) {
+			return nil
+		}
+		held, err := isLocked(dir, e.Name)
+		if held {
+			locked = e.Name
+		}
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("workdir %s: %w", c.opt.Work.Path, err)
+	}
+	return locked, err
+}
+
+// isLocked says whether somebody holds a lock on the directory name below dirfd. It takes the lock for a moment.
+func isLocked(dirfd int, name string) (bool, error) {
+	fd, err := sys.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if notThere(err) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
+// overlayMount is where the kernel's overlayfs has the upper mounted, "" if nowhere. It sees this mount namespace only.
+func (c *checker) overlayMount() string {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return "" // without /proc there is nothing to be seen
+	}
+	for _, m := range mounts {
+		for _, opt := range strings.Split(m.VFSOptions, ",") {
+			key, dir, _ := strings.Cut(opt, "=")
+			if (key == "upperdir" || key == "workdir") && c.isOurs(unescape(dir)) {
+				return m.Mountpoint
+			}
+		}
+	}
+	return ""
+}
+
+// unescape undoes the octal escapes of the mount table (cf. seq_file.c string_escape_mem).
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// isOurs says whether a path of the mount table is the upper or the work directory. A relative one, relative to
+// whatever directory the mounting process was in, is taken to be if the ends are equal.
+func (c *checker) isOurs(path string) bool {
+	for _, l := range []*layer.Layer{c.opt.Upper, c.opt.Work} {
+		if l == nil {
+			continue
+		}
+		if !filepath.IsAbs(path) {
+			if strings.HasSuffix(l.Path, "/"+path) {
+				return true
+			}
+			continue
+		}
+		var st unix.Statx_t
+		if unix.Statx(unix.AT_FDCWD, path, 0, sys.StatMask, &st) == nil && inodeOf(&st) == (inode{l.Dev, l.Ino}) {
+			return true
+		}
+	}
+	return false
+}
