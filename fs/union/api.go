@@ -154,6 +154,11 @@ type Options struct {
 	Volatile         bool // no sync at all; sticky EIO after a failed writeback
 	NoFsync          bool // fsync=0: fsync of an application is answered without doing it
 
+	// StackIndex is the index of Lowers (see StackOf), nil for none; the union does not close it. VerifyIndex compares every
+	// entry with the layers when it is first used.
+	StackIndex  StackIndex
+	VerifyIndex bool
+
 	// MaxOpenFiles bounds the descriptors that the union keeps open; 0 derives it from RLIMIT_NOFILE.
 	MaxOpenFiles int
 
@@ -164,8 +169,11 @@ type Options struct {
 	Observer Observer
 }
 
-// Observer is implemented by a front end that lets the kernel cache. Calls come with no lock of the union held.
+// Observer is implemented by a front end that lets the kernel cache.
 type Observer interface {
-	// CopiedUp says that the data of n moved from a lower file to an upper one.
+	// CopiedUp says that the data of n moved from a lower file to an upper one. No lock of the union is held.
 	CopiedUp(n *Node)
+	// Corrected says that the attributes of n that were given out are not right: those that the kernel cached must go before
+	// it returns. Locks of the union are held: it must not call back.
+	Corrected(n *Node)
 }

@@ -1,9 +1,12 @@
 package union
 
 import (
+	"strings"
+
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/sys"
+	"plyfs/metadata"
 )
 
 // toAttr converts what a layer says of n's object to what the mount shows.
@@ -292,6 +295,10 @@ func (u *Union) Readlink(n *Node) (string, error) {
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	var m metadata.Entry
+	if !n.has(flagUpper) && u.entryOf(n, &m) {
+		return strings.Clone(m.Target), nil
+	}
 	l, err := u.attrLoc(n)
 	if err != nil {
 		return "", err

@@ -20,6 +20,11 @@ func TestEngine(t *testing.T) {
 	uniontest.Run(t, uniontest.Setup{Factory: direct.Engine{}, Cross: []uniontest.Factory{mounted.Kernel{}}})
 }
 
+// TestEngineIndexed runs it with an index of the lowers.
+func TestEngineIndexed(t *testing.T) {
+	uniontest.Run(t, uniontest.Setup{Factory: direct.Engine{Indexed: true}, Cross: []uniontest.Factory{mounted.Kernel{}}})
+}
+
 // TestEngineFewDescriptors runs it with so few descriptors that nearly every operation opens anew.
 func TestEngineFewDescriptors(t *testing.T) {
 	uniontest.Run(t, uniontest.Setup{Factory: direct.Engine{MaxOpenFiles: 16}})

@@ -252,6 +252,9 @@ func (u *Union) openLowerFD(n *Node) (int, error) {
 	defer l.close()
 	return u.retryFiles(func() (int, error) {
 		fd, err := openNoatime(l.fd(), l.name)
+		if err == nil {
+			u.checkOpened(n, fd)
+		}
 		if err != nil || n.lower.layer == int32(len(u.lowers)-1) {
 			return fd, err
 		}

@@ -28,6 +28,9 @@ type entry struct {
 	index, originKey string
 	lowerNlink       uint32
 	adjust           int // see hardlink.adjust
+	// recorded says that st is from the stack index; subdirs is dirState.subdirs of a directory then.
+	recorded bool
+	subdirs  int32
 	// lowerKey is the lower inode of such a file.
 	lowerKey inodeKey
 	layer    *layer.Layer
@@ -372,6 +375,13 @@ func (u *Union) probeNameLocked(d *dirState, name string, e *entry) (lowerName, 
 // looked at directly and e.st is filled. Precondition: dir.dir.mu is held, dir is resolved and has lowers.
 func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bool, error) {
 	d := dir.dir
+	if rec := u.trusted(d); rec != nil {
+		ln, ok, err := u.recordedLocked(dir, rec, name, e)
+		if err == nil {
+			return ln, ok, nil
+		}
+		u.distrust(err.Error())
+	}
 	if d.names == nil && len(d.lowers) > 1 {
 		if d.probes < maxProbes {
 			return u.probeNameLocked(d, name, e)
@@ -462,6 +472,10 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	if n.dir != nil {
 		n.dir.candidates, n.dir.view = e.dirs, joinPath(dir.dir.view, name)
 		n.dir.below.Store(int32(len(e.dirs)))
+		n.dir.subdirs.Store(e.subdirs)
+	}
+	if e.recorded {
+		n.set(flagRecorded)
 	}
 	for _, k := range keys {
 		u.addKeyLocked(n, k)

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
+	"plyfs/metadata"
 )
 
 // Flags of a node. They are set under Node.copyMu and read without.
@@ -26,6 +27,8 @@ const (
 	flagXWhiteouts
 	// flagNoCaps: a file is known to carry no capabilities.
 	flagNoCaps
+	// flagRecorded: the attributes that were given out are those of the stack index, and not yet compared.
+	flagRecorded
 	// flagImpure: a directory whose upper already carries the impure attribute.
 	flagImpure
 )
@@ -156,6 +159,8 @@ type dirState struct {
 	view   string
 	lowers []lowerDir // immutable once resolved, but for the slots
 
+	// rec is what the stack index says of the merged lowers, nil for nothing; settled by resolve.
+	rec *metadata.Dir
 	// names is the merged view of lowers, nil until needed; immutable once set. Guarded by mu.
 	names map[string]lowerName
 	// probes counts the names that were looked up while names is nil. Guarded by mu.

@@ -2,15 +2,16 @@ package union
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"sort"
 
-	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
+	"plyfs/metadata"
 )
 
 // listEntry is one name of a merged directory.
@@ -28,16 +29,14 @@ type listing struct {
 	removed int
 }
 
-// Offsets 1 and 2 are behind "." and ".."; hashes follow. Eight low bits tell colliding names apart.
+// Offsets 1 and 2 are behind "." and ".."; hashes follow. The low bits tell colliding names apart.
 const (
 	offDot    = 1
 	offDotDot = 2
-	hashShift = 8
+	hashShift = metadata.OffsetShift
 )
 
-func nameOffset(name string) uint64 {
-	return xxhash.Sum64String(name)>>1&^(1<<hashShift-1) | 1<<hashShift
-}
+func nameOffset(name string) uint64 { return metadata.NameOffset(name) }
 
 // ReadDir fills buf with entries of dir from offset on (0 is the beginning) and returns how many; 0 is the end. "." and
 // ".." come first.
@@ -205,6 +204,17 @@ func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) erro
 		}
 		l.entries = append(l.entries, listEntry{name: name, off: nameOffset(name), ino: num, typ: typ})
 	}
+	if rec := u.trusted(d); rec != nil {
+		l.entries = slices.Grow(l.entries, rec.Len())
+		for i := range rec.Len() {
+			name, typ, ino, first, err := rec.NameAt(i)
+			if err != nil {
+				return fmt.Errorf("%w: %w", err, unix.EIO)
+			}
+			add(name, &d.lowers[first], ino, typ)
+		}
+		return nil
+	}
 	if err := u.mergeLocked(d); err != nil {
 		return err
 	}
@@ -227,16 +237,21 @@ func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) erro
 	}
 	defer f.Close()
 	return layer.List(f.FD(), func(e layer.RawDirent) error {
-		if ovl.IsAUFSName(e.Name) && u.aufsHidden(f.FD(), e.Name, e.Type) {
-			return nil
+		typ, hidden, err := u.listedType(f.FD(), e, low.marks)
+		if err == nil && !hidden {
+			add(e.Name, low, e.Ino, typ)
 		}
-		typ, err := u.entryType(f.FD(), e, low.marks)
-		if err != nil || typ == unix.DT_WHT {
-			return err
-		}
-		add(e.Name, low, e.Ino, typ)
-		return nil
+		return err
 	})
+}
+
+// listedType is the type of an entry of a lower directory; hidden says that it is a whiteout or its like.
+func (u *Union) listedType(dirfd int, e layer.RawDirent, m dirMarks) (typ uint8, hidden bool, err error) {
+	if ovl.IsAUFSName(e.Name) && u.aufsHidden(dirfd, e.Name, e.Type) {
+		return 0, true, nil
+	}
+	typ, err = u.entryType(dirfd, e, m)
+	return typ, typ == unix.DT_WHT, err
 }
 
 // listRemovedLocked takes a name out of the listing. Precondition: d.mu is held.

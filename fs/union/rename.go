@@ -339,7 +339,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 	}
 	swapped = true
 	u.dirs.Drop(&r.dst.dir.upper)
-	r.dst.dir.lowers, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil
+	r.dst.dir.lowers, r.dst.dir.rec, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil, nil
 	w.Discard(name)
 	return nil
 }

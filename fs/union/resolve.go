@@ -60,8 +60,10 @@ func (u *Union) resolveLocked(n *Node) error {
 			}
 		}
 	}
-	if err := u.resolveLowersLocked(n, cand); err != nil {
-		return err
+	if len(cand) == 0 || !u.recallLocked(n) {
+		if err := u.resolveLowersLocked(n, cand); err != nil {
+			return err
+		}
 	}
 	d.candidates = nil
 	d.below.Store(int32(len(d.lowers)))
@@ -334,7 +336,7 @@ func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 			r.files[i] = nil
 		}
 	}
-	if len(r.out) > 1 && r.size <= smallDirs {
+	if len(r.out) > 1 && r.size <= smallDirs && !u.describing {
 		return u.mergeLocked(d)
 	}
 	return nil

@@ -2,6 +2,7 @@ package union
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -129,11 +130,14 @@ func (u *Union) unmark(n *Node) error {
 
 // Fsync makes n durable: a file's data and, unless dataOnly, its attributes; a directory's entries. A lower object is
 // durable already. The first fsync of a copied-up file also takes its mark off, durably.
+//
+// In a volatile mount it makes nothing durable, writes nothing, and fails from the first failed write-back on, whatever n is:
+// what an application wrote and believes to be in the upper may be lost (cf. overlayfs util.c ovl_sync_status).
 func (u *Union) Fsync(n *Node, dataOnly bool) error {
-	if u.failed.Load() {
-		return unix.EIO
+	if u.opt.Volatile {
+		return u.volatileStatus(n)
 	}
-	if u.opt.Volatile || u.opt.NoFsync || !n.has(flagUpper) {
+	if u.opt.NoFsync || !n.has(flagUpper) {
 		return nil
 	}
 	u.renameMu.RLock()
@@ -144,15 +148,69 @@ func (u *Union) Fsync(n *Node, dataOnly bool) error {
 	}
 	defer f.Close()
 	if !n.has(flagUnsynced) {
-		return u.sticky(u.m.Fsync(f.FD(), dataOnly))
+		return u.m.Fsync(f.FD(), dataOnly)
 	}
-	if err := u.sticky(u.m.Fsync(f.FD(), true)); err != nil {
+	if err := u.m.Fsync(f.FD(), true); err != nil {
 		return err
 	}
 	if err := u.unmark(n); err != nil {
 		return err
 	}
-	return u.sticky(u.m.Fsync(f.FD(), false))
+	return u.m.Fsync(f.FD(), false)
+}
+
+// volatileStatus is what fsync of n answers in a volatile mount.
+func (u *Union) volatileStatus(n *Node) error {
+	if u.work == nil {
+		return nil // read-only
+	}
+	err := u.work.WriteBackError()
+	if errors.Is(err, cow.ErrUnwatched) {
+		if err = u.writeBackErrorOf(n); err != nil && !errors.Is(err, errWriteBack) {
+			return err // not even that is known; the next fsync may tell
+		}
+	}
+	switch {
+	case err != nil:
+		if !u.failed.Swap(true) {
+			u.log.Error("data of a volatile mount was lost: write-back to the file system of its upper failed; start with an "+
+				"empty upper", "upper", u.upper.Path, "err", err)
+		}
+		return err
+	case u.failed.Load():
+		return unix.EIO
+	}
+	return nil
+}
+
+// errWriteBack is wrapped by what writeBackErrorOf found, as opposed to what kept it from looking.
+var errWriteBack = errors.New("write-back failed")
+
+// beyondData is an offset behind which no file has pages.
+const beyondData = 1 << 50
+
+// writeBackErrorOf says whether data of n, a file of the upper, could not be written back since its descriptor was opened or
+// the error last reported.
+func (u *Union) writeBackErrorOf(n *Node) error {
+	if n.mode != unix.S_IFREG || !n.has(flagUpper) {
+		return nil
+	}
+	u.renameMu.RLock()
+	f, err := u.syncFile(n)
+	u.renameMu.RUnlock()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = sys.Retry(func() error {
+		// Waiting for a range without pages takes no time and starts no write, and yet reports the error of the whole file
+		// (cf. mm/filemap.c file_fdatawait_range).
+		return unix.SyncFileRange(f.FD(), beyondData, 1, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+	})
+	if err == nil || errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errWriteBack, err)
 }
 
 // syncFile opens n for fsync. Precondition: renameMu is held.
@@ -188,8 +246,8 @@ func (u *Union) syncFile(n *Node) (*layer.File, error) {
 	return layer.Own(fd), nil
 }
 
-// sticky remembers a failed write of a volatile mount: every later fsync fails too, since nothing was ever synced (cf.
-// overlayfs documentation, volatile mount).
+// sticky remembers a write that a volatile mount's upper failed: every later fsync fails too. Only EIO loses data that was
+// accepted before; a full disk or an exceeded limit was told to the writer, who may carry on.
 func (u *Union) sticky(err error) error {
 	if u.opt.Volatile && errors.Is(err, unix.EIO) {
 		u.failed.Store(true)

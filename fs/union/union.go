@@ -62,7 +62,11 @@ type Union struct {
 		closed   bool
 	}
 
+	// describing says that Describe merges each directory itself.
+	describing bool
+
 	failed      atomic.Bool
+	distrusted  atomic.Bool // the stack index is not believed any more
 	nodes       atomic.Int64
 	copyUps     atomic.Uint64
 	copyUpBytes atomic.Uint64

@@ -40,6 +40,9 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	if u.lacksXattr(n, ovl.EscapeXattr(name)) {
+		return 0, unix.ENODATA
+	}
 	l, err := u.attrLoc(n)
 	if err != nil {
 		return 0, err
@@ -75,6 +78,9 @@ func (u *Union) Listxattr(n *Node, dest []byte) (int, error) {
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	if u.lacksXattr(n, "") {
+		return 0, nil
+	}
 	l, err := u.attrLoc(n)
 	if err != nil {
 		return 0, err

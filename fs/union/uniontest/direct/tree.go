@@ -23,6 +23,8 @@ type Engine struct {
 	Mutator *sys.Mutator
 	// MaxOpenFiles bounds the engine's descriptors; 0 is its own choice.
 	MaxOpenFiles int
+	// Indexed gives it an index of the lowers, made when the tree is opened.
+	Indexed bool
 }
 
 // Name returns "engine".
@@ -66,6 +68,7 @@ type shared struct {
 	engine Engine
 	spec   uniontest.Spec
 	u      *union.Union
+	index  *memoryIndex // of an Indexed engine
 	mu     sync.Mutex
 	held   int // references to nodes not given back; guarded by mu
 }
@@ -102,6 +105,13 @@ func (t *Tree) open() error {
 	}
 	if err := t.openLayers(&o); err != nil {
 		return err
+	}
+	if t.engine.Indexed && len(o.Lowers) > 0 {
+		var err error
+		if t.index, err = describe(o); err != nil {
+			return err
+		}
+		o.StackIndex = t.index
 	}
 	u, err := union.New(o)
 	if err != nil {

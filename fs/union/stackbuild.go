@@ -1,0 +1,354 @@
+package union
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/internal/sys"
+	"plyfs/metadata"
+)
+
+// StackSink takes what Describe finds.
+type StackSink interface {
+	// Put takes the record of a directory; it is not kept.
+	Put(view string, r *metadata.Record) error
+	// PutDigests takes the digests of the regular files of a directory.
+	PutDigests(view string, ds []metadata.Digest) error
+}
+
+// Describe walks the merged lowers of u and gives a record of each directory to sink, children first; with digests also those of the
+// files' contents. u must have neither an upper nor an index, and must not be used otherwise. A directory that cannot be read
+// is left out, and one that changes meanwhile gives a record that does not fit it, which is found out when it is used. As
+// many directories are held in memory as the tree is deep. It blocks until it is through or ctx ends.
+func (u *Union) Describe(ctx context.Context, sink StackSink, digests bool) error {
+	if u.upper != nil || u.opt.StackIndex != nil {
+		return fmt.Errorf("only a union of lowers without an index can be described: %w", unix.EINVAL)
+	}
+	u.describing = true
+	d := &describer{u: u, ctx: ctx, sink: sink, digests: digests}
+	if digests {
+		d.buf = make([]byte, 1<<20)
+	}
+	return d.walk()
+}
+
+// describer is one run of Describe.
+type describer struct {
+	u       *Union
+	ctx     context.Context //nolint:containedctx // it lives as long as the call that it was given to
+	sink    StackSink
+	digests bool
+	buf     []byte
+	sum     xxhash.Digest
+	levels  []*level
+	spare   []*level
+}
+
+// level is a directory that is being described, between the root and the current one.
+type level struct {
+	n    *Node
+	view string
+	rec  metadata.Record
+	sums []metadata.Digest
+	next int // entry to descend into
+	subs int32
+}
+
+func (d *describer) walk() error {
+	root, err := d.enter(d.u.root, "")
+	if err != nil {
+		return err
+	}
+	d.levels = append(d.levels, root)
+	defer func() {
+		for _, l := range d.levels {
+			d.leave(l)
+		}
+	}()
+	for len(d.levels) > 0 {
+		if err := d.ctx.Err(); err != nil {
+			return err
+		}
+		l := d.levels[len(d.levels)-1]
+		child, err := d.descend(l)
+		if err != nil {
+			return err
+		}
+		if child != nil {
+			d.levels = append(d.levels, child)
+			continue
+		}
+		if err := d.finish(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// descend enters the next subdirectory of l; nil when there is none left.
+func (d *describer) descend(l *level) (*level, error) {
+	for l.next < len(l.rec.Entries) {
+		e := &l.rec.Entries[l.next]
+		l.next++
+		if e.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		view := joinPath(l.view, e.Name)
+		n, err := d.u.find(l.n, e.Name)
+		if err == nil {
+			var child *level
+			if child, err = d.enter(n, view); err == nil {
+				return child, nil
+			}
+		}
+		if d.ctx.Err() != nil {
+			return nil, d.ctx.Err()
+		}
+		d.u.log.Warn("directory left out of the stack index", "path", "/"+view, "error", err)
+	}
+	return nil, nil //nolint:nilnil // the end
+}
+
+// finish hands l over, and its number of subdirectories to its parent.
+func (d *describer) finish(l *level) error {
+	if err := d.sink.Put(l.view, &l.rec); err != nil {
+		return fmt.Errorf("/%s: %w", l.view, err)
+	}
+	if d.digests {
+		if err := d.sink.PutDigests(l.view, l.sums); err != nil {
+			return fmt.Errorf("/%s: %w", l.view, err)
+		}
+	}
+	d.levels = d.levels[:len(d.levels)-1]
+	if k := len(d.levels); k > 0 {
+		up := d.levels[k-1]
+		up.rec.Entries[up.next-1].Subdirs = l.subs + 1
+	}
+	d.leave(l)
+	return nil
+}
+
+func (d *describer) leave(l *level) {
+	if l.n != d.u.root {
+		d.u.Forget(l.n, 1)
+	}
+	clear(l.rec.Entries)
+	*l = level{rec: metadata.Record{Lowers: l.rec.Lowers[:0], Entries: l.rec.Entries[:0]}, sums: l.sums[:0]}
+	d.spare = append(d.spare, l)
+}
+
+// enter describes what is in the directory n, all but what is below its subdirectories. It takes over the reference to n.
+func (d *describer) enter(n *Node, view string) (*level, error) {
+	var l *level
+	if k := len(d.spare); k > 0 {
+		l, d.spare = d.spare[k-1], d.spare[:k-1]
+	} else {
+		l = &level{}
+	}
+	l.n, l.view = n, view
+	if err := d.read(l); err != nil {
+		d.leave(l)
+		return nil, fmt.Errorf("/%s: %w", view, err)
+	}
+	return l, nil
+}
+
+func (d *describer) read(l *level) error {
+	u, n := d.u, l.n
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	n.dir.mu.Lock()
+	defer n.dir.mu.Unlock()
+	if err := u.resolveLocked(n); err != nil {
+		return err
+	}
+	if err := d.stamp(l); err != nil {
+		return err
+	}
+	if err := d.list(l); err != nil {
+		return err
+	}
+	for i := range l.rec.Entries {
+		if err := d.describe(l, &l.rec.Entries[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stamp notes the state of the lower directories, before they are read: a change while they are must show.
+func (d *describer) stamp(l *level) error {
+	for i := range l.n.dir.lowers {
+		low := &l.n.dir.lowers[i]
+		f, err := d.u.openLower(low)
+		if err != nil {
+			return err
+		}
+		var st unix.Statx_t
+		err = sys.Statx(f.FD(), "", &st)
+		f.Close()
+		if err != nil {
+			return err
+		}
+		l.rec.Lowers = append(l.rec.Lowers, metadata.Lower{
+			Layer: low.layer, Path: low.path, XWhiteouts: low.marks.xwhiteouts, Specials: low.marks.specials, Stamp: stampOf(&st),
+		})
+	}
+	return nil
+}
+
+// list notes the names. Preconditions: renameMu and l.n.dir.mu are held, l.n is resolved.
+func (d *describer) list(l *level) error {
+	dir := l.n.dir
+	if len(dir.lowers) > 1 {
+		if err := d.u.mergeLocked(dir); err != nil {
+			return err
+		}
+		for name, ln := range dir.names {
+			if ln.first < 0 {
+				continue
+			}
+			e := metadata.Entry{Name: name, First: int32(ln.first), Mode: uint32(ln.typ) << 12, Ino: ln.ino}
+			for _, k := range ln.dirs {
+				e.Below = append(e.Below, int32(k))
+			}
+			l.rec.Entries = append(l.rec.Entries, e)
+		}
+		return nil
+	}
+	low := &dir.lowers[0]
+	f, err := d.u.openLower(low)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return layer.List(f.FD(), func(r layer.RawDirent) error {
+		typ, hidden, err := d.u.listedType(f.FD(), r, low.marks)
+		if err != nil || hidden {
+			return err
+		}
+		e := metadata.Entry{Name: r.Name, Mode: uint32(typ) << 12, Ino: r.Ino}
+		if typ == unix.DT_DIR {
+			e.Below = []int32{0}
+		}
+		l.rec.Entries = append(l.rec.Entries, e)
+		return nil
+	})
+}
+
+// describe fills in what the object of e is.
+func (d *describer) describe(l *level, e *metadata.Entry) error {
+	u, low := d.u, &l.n.dir.lowers[e.First]
+	lay := u.lowers[low.layer]
+	if e.Mode&unix.S_IFMT == unix.S_IFDIR {
+		l.subs++
+	}
+	if lay.Override() != "" {
+		e.Ask = true
+		return nil
+	}
+	f, err := u.openLower(low)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Statx_t
+	if err := lay.Stat(f.FD(), e.Name, &st); err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
+	}
+	if uint32(st.Mode)&unix.S_IFMT != e.Mode&unix.S_IFMT {
+		return fmt.Errorf("%s changed while the layers were read: %w", e.Name, unix.EAGAIN)
+	}
+	if sys.Dev(&st) != lay.Dev { // something is mounted there
+		e.Ask = true
+		return nil
+	}
+	e.Mode, e.UID, e.GID, e.Nlink, e.Blksize = uint32(st.Mode), st.Uid, st.Gid, st.Nlink, st.Blksize
+	e.Ino, e.Size, e.Blocks, e.Rdev = st.Ino, st.Size, st.Blocks, sys.Rdev(&st)
+	e.Atime, e.Mtime, e.Ctime = stampTime(st.Atime), stampTime(st.Mtime), stampTime(st.Ctime)
+	if st.Mask&unix.STATX_BTIME != 0 {
+		e.Btime = stampTime(st.Btime)
+	}
+	e.Special = low.marks.specials && isSpecial(f.FD(), e.Name, &st)
+	if e.Xattrs, err = recordXattrs(f.FD(), e.Name); err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
+	}
+	switch e.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		if e.Target, err = sys.Readlinkat(f.FD(), e.Name); err != nil {
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+	case unix.S_IFREG:
+		if d.digests {
+			return d.digest(l, e)
+		}
+	}
+	return nil
+}
+
+// recordXattrs reads the attributes of an object as they are on disk.
+func recordXattrs(dirfd int, name string) ([]metadata.Xattr, error) {
+	names, err := cow.ListXattrs(dirfd, name)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	slices.Sort(names)
+	list := make([]metadata.Xattr, 0, len(names))
+	for _, n := range names {
+		v, err := cow.GetXattr(dirfd, name, n)
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case len(v) > metadata.MaxXattrValue:
+			v = nil
+		case v == nil:
+			v = []byte{}
+		}
+		list = append(list, metadata.Xattr{Name: strings.Clone(n), Value: v})
+	}
+	return list, nil
+}
+
+// digest sums the content of a regular file up, as an application would read it. Precondition: l.n.dir.mu is held.
+func (d *describer) digest(l *level, e *metadata.Entry) error {
+	low := &l.n.dir.lowers[e.First]
+	n := &Node{mode: unix.S_IFREG, lower: lowerRef{layer: low.layer, dir: low.path, name: e.Name, view: l.view}}
+	fd, err := d.u.openLowerFD(n)
+	if err != nil {
+		return fmt.Errorf("%s: %w", e.Name, err)
+	}
+	defer unix.Close(fd)
+	d.sum.Reset()
+	size := uint64(0)
+	for {
+		if err := d.ctx.Err(); err != nil {
+			return err
+		}
+		k, err := unix.Read(fd, d.buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+		if k == 0 {
+			break
+		}
+		size += uint64(k)
+		_, _ = d.sum.Write(d.buf[:k])
+	}
+	l.sums = append(l.sums, metadata.Digest{Name: e.Name, Size: size, Sum: d.sum.Sum64()})
+	return nil
+}
