@@ -101,12 +101,12 @@ type Record struct {
 	Entries []Entry
 }
 
-// nameHashShift leaves room below a hash for a reader to tell colliding names apart.
-const nameHashShift = 8
+// OffsetShift is the number of low bits that are the same in all of NameOffset's: they tell colliding names apart.
+const OffsetShift = 8
 
 // NameOffset orders the entries of a directory: it is a name's position for readdir.
 func NameOffset(name string) uint64 { return nameOffset(xxhash.Sum64String(name)) }
 
 func nameOffset(hash uint64) uint64 {
-	return hash>>1&^(1<<nameHashShift-1) | 1<<nameHashShift
+	return hash>>1&^(1<<OffsetShift-1) | 1<<OffsetShift
 }

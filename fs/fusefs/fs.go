@@ -77,6 +77,13 @@ func (o *Observer) CopiedUp(n *union.Node) {
 	}
 }
 
+// Corrected implements union.Observer.
+func (o *Observer) Corrected(n *union.Node) {
+	if f := o.fs.Load(); f != nil {
+		f.corrected(n)
+	}
+}
+
 type mode uint32
 
 const (

@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/fs/union"
 )
 
 // notifier tells the kernel what it cannot know. Notifications are written by a goroutine of their own: the request
@@ -39,6 +41,19 @@ func (n *notifier) attr(id uint64) {
 	case n.wake <- struct{}{}:
 	default:
 	}
+}
+
+// corrected drops the cached attributes of n at once: a request that is being handled may depend on them.
+func (f *FS) corrected(n *union.Node) {
+	dev := f.dev.Load()
+	id := f.table.current(n)
+	if id == 0 || dev == nil {
+		return
+	}
+	if err := invalAttr(dev.Fd(), id); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+		f.log.Warn("notification refused", "node", id, "error", err)
+	}
+	f.counts.notices.Add(1)
 }
 
 func (n *notifier) run(f *FS, fd int) {
