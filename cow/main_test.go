@@ -20,6 +20,9 @@ import (
 // envChild makes the test binary hold the work directory that it names until it is killed.
 const envChild = "PLYFS_COW_TEST_CHILD"
 
+// envVolatile, when set, makes that a volatile mount's.
+const envVolatile = "PLYFS_COW_TEST_VOLATILE"
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(envChild); dir != "" {
 		os.Exit(holdWork(dir))
@@ -163,7 +166,7 @@ func holdWork(dir string) int {
 		fmt.Println(err)
 		return 1
 	}
-	w, err := cow.OpenWork(l, cow.WorkOptions{})
+	w, err := cow.OpenWork(l, cow.WorkOptions{Volatile: os.Getenv(envVolatile) != ""})
 	if err != nil {
 		fmt.Println(err)
 		return 1

@@ -51,14 +51,16 @@ type WorkOptions struct {
 // time: each stages in a directory of its own that it holds a lock on, and removes only those whose owner is gone.
 type Work struct {
 	Features
-	base     *layer.Layer
-	m        *sys.Mutator
-	dir      int // work/work
-	stage    int // work/work/plyfs-X, flocked for the life of the mount
-	name     string
-	index    atomic.Int32 // work/index, -1 until made
-	seq      atomic.Uint64
-	volatile bool
+	base  *layer.Layer
+	m     *sys.Mutator
+	dir   int // work/work
+	stage int // work/work/plyfs-X, flocked for the life of the mount
+	name  string
+	index atomic.Int32 // work/index, -1 until made
+	seq   atomic.Uint64
+	watch int // root of the private overlay of a volatile mount, -1 for none
+	// unwatched is what WriteBackError answers without it.
+	unwatched error
 }
 
 // ErrVolatileLeft says that a volatile mount of the same upper did not end cleanly.
@@ -67,11 +69,11 @@ var ErrVolatileLeft = errors.New("a volatile mount of this upper did not end cle
 // OpenWork prepares base as the work directory of a mount whose upper lies on the same file system. It removes what
 // processes that are gone left staged, and nothing else.
 func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
-	w = &Work{base: base, m: o.Mutator, dir: -1, stage: -1, volatile: o.Volatile}
+	w = &Work{base: base, m: o.Mutator, dir: -1, stage: -1, watch: -1}
 	w.index.Store(-1)
 	defer func() {
 		if err != nil {
-			w.release()
+			w.Close()
 			err = fmt.Errorf("workdir %s: %w", base.Path, err)
 		}
 	}()
@@ -91,10 +93,13 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 	if fd, err := OpenIndex(base); err == nil {
 		w.index.Store(int32(fd))
 	}
-	if o.Volatile {
-		return w, w.markVolatile()
+	if !o.Volatile {
+		return w, nil
 	}
-	return w, nil
+	if err := w.watchWriteBack(); err != nil {
+		return w, err
+	}
+	return w, w.markVolatile()
 }
 
 func ensureDir(dirfd int, name string) (int, error) {
@@ -320,6 +325,10 @@ func (w *Work) IndexFD(create bool) (int, error) {
 // Close removes what this mount staged and, of a volatile mount that ended cleanly, leaves the mark: its content was
 // never synced (cf. overlayfs documentation, volatile mount).
 func (w *Work) Close() {
+	if w.watch >= 0 {
+		unix.Close(w.watch) // unmounts it, before its directories go
+		w.watch = -1
+	}
 	if w.stage >= 0 {
 		w.remove(w.dir, w.name)
 	}

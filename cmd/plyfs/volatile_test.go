@@ -35,7 +35,7 @@ func TestVolatileLostData(t *testing.T) {
 
 func lostData(t *testing.T, s testenv.Starved, mode string) {
 	t.Helper()
-	dir := s.Root
+	dir := filepath.Join(s.Root, "union")
 	leavesNothing(t, dir)
 	mkdirs(t, dir, "lower", "lower2", "upper", "work", "merged")
 	write(t, "low\n", dir, "lower/file")
@@ -57,6 +57,19 @@ func lostData(t *testing.T, s testenv.Starved, mode string) {
 	testenv.Unmount(t, filepath.Join(dir, "merged"))
 	waitGone(t, dir)
 	onlyMark(t, dir)
+	if err := os.RemoveAll(filepath.Join(dir, "work/work/incompat/volatile")); err != nil {
+		t.Fatal(err)
+	}
+	got := runIn(t, dir, "plyfs", "mount", "-o", allLayers+",volatile", "merged")
+	if got.code != exitMount || !strings.Contains(got.stderr, "run sync -f "+dir+"/work,") {
+		t.Errorf("a mount before anyone was told of the error: %+v", got)
+	}
+	onlyMark(t, dir)
+	_ = runIn(t, dir, "/bin/sync", "-f", "work") // tells it
+	mustMount(t, dir, "plyfs", "mount", "-o", allLayers+",volatile", "merged")
+	shell(t, dir, "sync merged")
+	testenv.Unmount(t, filepath.Join(dir, "merged"))
+	waitGone(t, dir)
 }
 
 // onlyMark fails the test unless the work directory holds nothing but the place of the volatile mark.
@@ -69,7 +82,7 @@ func onlyMark(t *testing.T, dir string) {
 
 // TestVolatileKilled: a killed volatile mount leaves nothing that the next mount does not remove.
 func TestVolatileKilled(t *testing.T) {
-	dir := testenv.Ext4(t, 16<<20)
+	dir := filepath.Join(testenv.Ext4(t, 16<<20), "union")
 	leavesNothing(t, dir)
 	mkdirs(t, dir, "lower", "lower2", "upper", "work", "merged")
 	mustMount(t, dir, "plyfs", "mount", "-o", allLayers+",volatile", "merged")

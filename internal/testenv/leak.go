@@ -3,6 +3,7 @@ package testenv
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -55,10 +56,14 @@ func openFiles() map[string]string {
 	m := make(map[string]string)
 	names, _ := filepath.Glob("/proc/self/fd/*")
 	for _, n := range names {
-		// The descriptor of the directory being listed is gone again.
-		if to, err := os.Readlink(n); err == nil {
-			m[filepath.Base(n)] = to
+		to, err := os.Readlink(n)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // that of the directory being listed is gone again
+		case err != nil:
+			to = err.Error() // such as of a path beyond PATH_MAX, which is open none the less
 		}
+		m[filepath.Base(n)] = to
 	}
 	return m
 }
