@@ -85,20 +85,34 @@ func (u *Union) syncPending() {
 	}
 	if err := u.m.Syncfs(u.upper.FD()); err != nil {
 		u.log.Error("background sync failed; marked files keep their mark", "files", len(batch), "err", err)
-		s.mu.Lock()
-		s.pending = append(batch, s.pending...)
-		if !s.closed {
-			s.timer = time.AfterFunc(syncDelay, u.syncPending)
-		}
-		s.mu.Unlock()
+		u.syncAgain(batch)
 		return
 	}
+	var kept []*Node
 	for _, n := range batch {
 		if err := u.unmark(n); err != nil {
-			u.log.Warn("cannot remove the unsynced mark", "file", u.pathOf(n), "err", err)
+			// Whoever finds the mark after a power cut would take back what is written from now on.
+			u.log.Warn("cannot remove the unsynced mark yet", "file", u.pathOf(n), "err", err)
+			kept = append(kept, n)
+			continue
 		}
 		u.marked.Add(^uint64(0))
 		u.Forget(n, 1)
+	}
+	u.syncAgain(kept)
+}
+
+// syncAgain keeps marked files for the next background sync.
+func (u *Union) syncAgain(batch []*Node) {
+	if len(batch) == 0 {
+		return
+	}
+	s := &u.sync
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending = append(batch, s.pending...)
+	if !s.closed {
+		s.timer = time.AfterFunc(syncDelay, u.syncPending)
 	}
 }
 

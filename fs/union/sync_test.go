@@ -215,6 +215,36 @@ func TestFailedSyncKeepsMark(t *testing.T) {
 	}
 }
 
+// TestStuckMarkKeepsRecord: while a mark cannot be taken off, the record of unsynced files stays with it, since a mark that
+// nobody accounts for would take back later data after some power cut.
+func TestStuckMarkKeepsRecord(t *testing.T) {
+	s := newStack(t)
+	u := s.open(&sys.Mutator{Hook: func(op string) error {
+		if op == "removexattr" {
+			return unix.EIO
+		}
+		return nil
+	}})
+	write(t, u, "new")
+	if err := u.Close(); !errors.Is(err, unix.EIO) {
+		t.Errorf("closed with %v", err)
+	}
+	record := s.work + "/plyfs.unsynced"
+	if _, err := os.Stat(record); err != nil {
+		t.Fatalf("the record went although a mark stays: %v", err)
+	}
+	u = s.open(nil)
+	if _, ok := s.mark(); ok {
+		t.Error("the next mount left the mark")
+	}
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(record); err == nil || s.content() != "new" {
+		t.Errorf("record: %v, content %q", err, s.content())
+	}
+}
+
 func TestKilledServerKeepsData(t *testing.T) {
 	s := newStack(t)
 	u := s.open(nil)

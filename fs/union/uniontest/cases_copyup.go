@@ -88,7 +88,7 @@ func copyUpCases() []Case {
 		}},
 		{Name: "copy-up/truncate", Lowers: []Layer{{Sparse("big", 1<<40, "data", 0, 1<<30), RegMode("set", "abc", 0o755), Perm("set", 0o6755)}}, Run: caseCopyUpTruncate},
 		{Name: "copy-up/hard-links", Lowers: []Layer{{Reg("a", "x"), Hard("a", "b"), Hard("a", "d/c")}}, Run: caseCopyUpHardLinks},
-		{Name: "copy-up/hard-links-broken", Options: []string{"index=off"}, Lowers: []Layer{{Reg("a", "x"), Hard("a", "b")}}, Run: func(c *C) {
+		{Name: "copy-up/hard-links-broken", Options: []string{"hardlink_index=off"}, Lowers: []Layer{{Reg("a", "x"), Hard("a", "b")}}, Run: func(c *C) {
 			c.Append("a", "y")
 			c.Has("a", "xy")
 			c.Has("b", "x")

@@ -38,7 +38,7 @@ type Spec struct {
 	Lowers []string
 	// Upper and Work are empty for a tree without an upper.
 	Upper, Work string
-	// Options are mount options, "key=value" or "key": metacopy=off, redirect_dir=off, index=off, ro, volatile and
+	// Options are mount options, "key=value" or "key": metacopy=off, redirect_dir=off, hardlink_index=off, ro, volatile and
 	// others that implementations translate.
 	Options []string
 }

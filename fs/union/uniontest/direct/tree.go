@@ -23,8 +23,12 @@ type Engine struct {
 	Mutator *sys.Mutator
 	// MaxOpenFiles bounds the engine's descriptors; 0 is its own choice.
 	MaxOpenFiles int
-	// Indexed gives it an index of the lowers, made when the tree is opened.
+	// Indexed gives it an index of the lowers, made when the tree is opened; Index replaces that index by another. An index
+	// made here must fit to the end.
 	Indexed bool
+	Index   func(made union.StackIndex) union.StackIndex
+	// Verify compares all that the index says with the layers.
+	Verify bool
 }
 
 // Name returns "engine".
@@ -91,7 +95,7 @@ func (t *Tree) open() error {
 			o.NoMetacopy = true
 		case "redirect_dir=off":
 			o.RedirectDir = union.RedirectOff
-		case "index=off":
+		case "hardlink_index=off":
 			o.NoIndex = true
 		case "ro":
 			o.ReadOnly = true
@@ -111,7 +115,10 @@ func (t *Tree) open() error {
 		if t.index, err = describe(o); err != nil {
 			return err
 		}
-		o.StackIndex = t.index
+		o.StackIndex, o.VerifyIndex = t.index, t.engine.Verify
+		if t.engine.Index != nil {
+			o.StackIndex = t.engine.Index(t.index)
+		}
 	}
 	u, err := union.New(o)
 	if err != nil {
@@ -163,6 +170,9 @@ func (t *Tree) Close() error {
 	var left error
 	if n := u.Stats().Nodes; t.held == 0 && n > 1 {
 		left = fmt.Errorf("the union keeps %d nodes that were all forgotten", n)
+	}
+	if reason := t.Stale(); reason != "" && t.engine.Index == nil {
+		left = fmt.Errorf("the index was not believed: %s", reason)
 	}
 	if t.held != 0 {
 		left = fmt.Errorf("the test holds %d nodes", t.held)

@@ -54,6 +54,9 @@ func kernelOptions(s uniontest.Spec) []string {
 	var opts []string
 	given := make(map[string]bool)
 	for _, o := range s.Options {
+		if v, ok := strings.CutPrefix(o, "hardlink_index="); ok {
+			o = "index=" + v
+		}
 		k, _, _ := strings.Cut(o, "=")
 		switch k {
 		case "metacopy", "redirect_dir", "index", "volatile", "xino":

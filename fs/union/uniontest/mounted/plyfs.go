@@ -91,7 +91,8 @@ func (p Plyfs) options(s uniontest.Spec) string {
 	if s.Upper != "" {
 		opts = append(opts, "upperdir="+s.Upper, "workdir="+s.Work)
 	}
-	opts = append(opts, "data="+p.Data)
+	// A builder in the background would keep the layers busy after the mount has gone.
+	opts = append(opts, "data="+p.Data, "index=off")
 	opts = append(opts, s.Options...)
 	return strings.Join(append(opts, p.Extra...), ",")
 }
