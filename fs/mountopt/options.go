@@ -118,6 +118,18 @@ type Word struct {
 	HasValue bool
 }
 
+// Index says how the stack index is used.
+type Index int
+
+// IndexDefault is IndexOn, but with a Timeout, which is for layers that change.
+const (
+	IndexDefault Index = iota
+	IndexOn
+	IndexOff
+	// IndexVerify compares every entry with the layers when it is first used.
+	IndexVerify
+)
+
 // Options is what an option string says. The zero value is the empty string; every field at its zero value was not given
 // or was given as its default.
 type Options struct {
@@ -134,7 +146,11 @@ type Options struct {
 
 	RedirectDir RedirectDir
 	Metacopy    Switch
-	Index       Switch
+	// HardlinkIndex at Off breaks hard links on copy-up, as the kernel's index=off.
+	HardlinkIndex Switch
+	// Index says whether the stack index is used, IndexDir where it is, "" for the usual place.
+	Index    Index
+	IndexDir string
 	Xino        Xino
 	// Fsync at Off answers fsync(2) without doing it.
 	Fsync     Switch

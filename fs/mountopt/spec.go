@@ -131,6 +131,36 @@ func pathSpec(key string, field func(*Options) *string) spec {
 	}
 }
 
+// indexSpec is index=on|off|verify, or index=DIR, which is on in DIR. A mode after a directory keeps it.
+func indexSpec() spec {
+	const key = "index"
+	modes := []string{"", "on", "off", "verify"}
+	return spec{
+		keys: []string{key},
+		set: func(o *Options, t token) error {
+			p, err := path(t)
+			switch i := slices.Index(modes, p); {
+			case err != nil:
+				return t.bad("needs a value", "give one of "+list(modes)+", or a directory")
+			case i > 0:
+				o.Index = Index(i)
+			case strings.Contains(p, "/"):
+				o.Index, o.IndexDir = IndexOn, p
+			default:
+				return t.bad("is not known", "give one of "+list(modes)+", or a directory with a slash in it")
+			}
+			return nil
+		},
+		words: func(o *Options) []Word {
+			words := valueIf(o.IndexDir != "", key, o.IndexDir)
+			if o.IndexDir != "" && o.Index == IndexOn {
+				return words
+			}
+			return slices.Concat(words, valueIf(o.Index != IndexDefault, key, modes[o.Index]))
+		},
+	}
+}
+
 // stringSpec is key=TEXT.
 func stringSpec(key string, field func(*Options) *string) spec {
 	s := pathSpec(key, field)
