@@ -46,10 +46,16 @@ type Cache struct {
 	log  *slog.Logger
 }
 
-// DefaultDir is where indexes are kept unless a user says otherwise: /var/cache/plyfs/index for the root of the initial user
-// namespace, plyfs/index in the user's cache directory (XDG_CACHE_HOME or ~/.cache) for everyone else. It is an error that
-// a user has none.
+// DirEnv is the environment variable that names another place for indexes.
+const DirEnv = "PLYFS_INDEX_DIR"
+
+// DefaultDir is where indexes are kept unless a user says otherwise, by DirEnv too: /var/cache/plyfs/index for the root of
+// the initial user namespace, plyfs/index in the user's cache directory (XDG_CACHE_HOME or ~/.cache) for everyone else. It
+// is an error that a user has none.
 func DefaultDir() (string, error) {
+	if dir := os.Getenv(DirEnv); dir != "" {
+		return dir, nil
+	}
 	if os.Geteuid() == 0 && initialNamespace() {
 		return "/var/cache/plyfs/index", nil
 	}

@@ -298,6 +298,11 @@ func TestOwner(t *testing.T) {
 
 func TestDefaultDir(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", "/x")
+	t.Setenv(DirEnv, "/chosen")
+	if dir, err := DefaultDir(); err != nil || dir != "/chosen" {
+		t.Errorf("%s, %v; want what %s says", dir, err, DirEnv)
+	}
+	t.Setenv(DirEnv, "")
 	dir, err := DefaultDir()
 	want := "/x/plyfs/index"
 	if os.Geteuid() == 0 && initialNamespace() {

@@ -81,6 +81,15 @@ const (
 	NlinkWrong Class = "nlink-wrong"
 )
 
+// Classes of findings in the index of the stack of lowers.
+const (
+	// StackIndexDiffers: an entry differs from the layers, or the index is damaged. Repair marks the index stale: mounts
+	// read the layers, and build it anew.
+	StackIndexDiffers Class = "stack-index-differs"
+	// StackIndexUnreadable: a lower could not be compared with the index. Not repaired.
+	StackIndexUnreadable Class = "stack-index-unreadable"
+)
+
 // Classes returns all classes, in the order of the documentation.
 func Classes() []Class {
 	return []Class{
@@ -88,6 +97,6 @@ func Classes() []Class {
 		RedirectShared, RedirectLoop, MetacopyWithoutData, MetacopyNotRegular, MetacopyMalformed, OriginMalformed,
 		ImpureUnmarked, SpecialsUnmarked, NlinkMalformed, UnsyncedMark, UnsyncedMarkMalformed, HiddenName, LowersDiffer,
 		Unreadable, StagedLeftover, VolatileMarker, IncompatMarker, UnsyncedRecord, IndexNameMalformed, IndexOriginDiffers,
-		IndexOrphan, NlinkWrong,
+		IndexOrphan, NlinkWrong, StackIndexDiffers, StackIndexUnreadable,
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/internal/sys"
+	"plyfs/metadata"
 )
 
 // ErrInUse says that a live mount uses the upper or the work directory.
@@ -24,6 +25,8 @@ type Options struct {
 	// Lowers are those of the mounts of this upper, all of them, topmost first. Without any, what can't be judged without
 	// them is left out, and Summary.Skipped says so.
 	Lowers []*layer.Layer
+	// StackIndex is the index of Lowers, nil for none. It is compared with them, but for the contents of files.
+	StackIndex *metadata.Index
 	// Repair repairs what can be repaired.
 	Repair bool
 	// InUse checks although a mount is alive, whose changes may then show as findings. It excludes Repair.
@@ -61,13 +64,15 @@ const (
 const (
 	InUpper = "upper"
 	InWork  = "work"
+	InIndex = "index"
 )
 
 // Finding is one thing that is out of order.
 type Finding struct {
 	Severity Severity
 	Class    Class
-	// Layer is InUpper or InWork; Path is relative to it, "." for its root. Bytes of names are as on disk.
+	// Layer is InUpper, InWork or InIndex; Path is relative to it (of the index: to the merged lowers), "." for its root. Bytes
+	// of names are as on disk.
 	Layer, Path string
 	// Explanation says what is wrong and what follows, in one line.
 	Explanation string
@@ -141,8 +146,7 @@ type checker struct {
 	synced bool
 }
 
-// run makes the checks, in an order in which none reports what the repair of one before it did. A check of something
-// else, such as an index of the stack, is one more step here.
+// run makes the checks, in an order in which none reports what the repair of one before it did.
 func (c *checker) run() error {
 	if err := c.checkUse(); err != nil {
 		return err
@@ -155,6 +159,7 @@ func (c *checker) run() error {
 		c.checkUpper,   // every object of the upper
 		c.checkLinks,   // the names of what the index holds
 		c.settleRecord, // the record of unsynced marks, now that all are known
+		c.checkStackIndex,
 	} {
 		if err := step(); err != nil {
 			return err

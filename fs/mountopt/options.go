@@ -151,7 +151,7 @@ type Options struct {
 	// Index says whether the stack index is used, IndexDir where it is, "" for the usual place.
 	Index    Index
 	IndexDir string
-	Xino        Xino
+	Xino     Xino
 	// Fsync at Off answers fsync(2) without doing it.
 	Fsync     Switch
 	Writeback Switch

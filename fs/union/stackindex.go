@@ -247,7 +247,9 @@ func fillStatx(st *unix.Statx_t, m *metadata.Entry, dev uint64) {
 	}
 }
 
-func statxTime(t metadata.Time) unix.StatxTimestamp { return unix.StatxTimestamp{Sec: t.Sec, Nsec: t.Nsec} }
+func statxTime(t metadata.Time) unix.StatxTimestamp {
+	return unix.StatxTimestamp{Sec: t.Sec, Nsec: t.Nsec}
+}
 
 // entryOf finds the recorded entry of a lower object whose attributes came from the index, in the directory that it lies in.
 func (u *Union) entryOf(n *Node, m *metadata.Entry) bool {

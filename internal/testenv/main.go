@@ -47,7 +47,8 @@ func Main(m *testing.M, o Options) int {
 		return 1
 	}
 	defer os.RemoveAll(scratch)
-	env := append(os.Environ(), envStage+"=root", envScratch+"="+scratch)
+	// Whatever is mounted for long enough to get an index must not leave it on the machine.
+	env := append(os.Environ(), envStage+"=root", envScratch+"="+scratch, "PLYFS_INDEX_DIR="+filepath.Join(scratch, "index"))
 	if o.Binary && os.Getenv(envBinary) == "" {
 		env = append(env, build(scratch)...)
 	}
