@@ -36,7 +36,7 @@ func unionOptions(o mountopt.Options, env environment) union.Options {
 		XattrPermissions: union.XattrPermissions(o.XattrPermissions),
 		RedirectDir:      redirectDir(o.RedirectDir),
 		NoMetacopy:       o.Metacopy == mountopt.Off,
-		NoIndex:          o.Index == mountopt.Off,
+		NoIndex:          o.HardlinkIndex == mountopt.Off,
 		NoACL:            o.NoACL,
 		NoXattrs:         o.NoXattrs,
 		StaticNlink:      o.StaticNlink,

@@ -53,7 +53,7 @@ func TestUnionOptions(t *testing.T) {
 		{"redirect_dir=off", environment{}, union.Options{RedirectDir: union.RedirectFollow}},
 		{"redirect_dir=nofollow", environment{}, union.Options{RedirectDir: union.RedirectOff}},
 		{"metacopy=on,index=on,fsync=1", environment{}, union.Options{}},
-		{"metacopy=off,index=off,fsync=0", environment{}, union.Options{NoMetacopy: true, NoIndex: true, NoFsync: true}},
+		{"metacopy=off,hardlink_index=off,fsync=0", environment{}, union.Options{NoMetacopy: true, NoIndex: true, NoFsync: true}},
 		{
 			"noacl,noxattrs=1,static_nlink,userxattr,volatile,max_open_files=9",
 			environment{},

@@ -19,6 +19,8 @@ import (
 	"plyfs/cow/layer"
 	"plyfs/fs/fsck"
 	"plyfs/fs/mountopt"
+	"plyfs/fs/union"
+	"plyfs/metadata"
 )
 
 // The exit codes of plyfs fsck, which are those of fsck(8): the sum of what applies.
@@ -84,17 +86,24 @@ func runFsck(c *cli.Context, args []string) error {
 	if repair && dry {
 		return faultf(fsckUsage, "--repair changes the layers and --dry-run nothing; give one of the two")
 	}
-	s, err := openFsckStack(args, repair)
+	s, o, err := openFsckStack(args, repair)
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	index, err := fsckIndex(o, s)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "plyfs fsck: the index of the lowers is not checked, and mounts go without it: %v\n", err)
+	}
+	if index != nil {
+		defer index.Close()
+	}
 	ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, unix.SIGTERM)
 	defer stop()
 	out := bufio.NewWriter(c.App.Writer)
 	p := newFsckPrinter(out, c)
 	sum, err := fsck.Run(ctx, fsck.Options{
-		Upper: s.upper, Work: s.work, Lowers: s.lowers, Repair: repair, InUse: dry,
+		Upper: s.upper, Work: s.work, Lowers: s.lowers, StackIndex: index, Repair: repair, InUse: dry,
 		Report: p.finding, Progress: progressTo(os.Stderr),
 	})
 	p.end(sum, err)
@@ -134,24 +143,24 @@ func fsckFault(err error) error {
 
 // openFsckStack opens the layers that the arguments name. The lowers and, without repair, the work directory may be
 // left out.
-func openFsckStack(args []string, repair bool) (s *stack, err error) {
+func openFsckStack(args []string, repair bool) (s *stack, o mountopt.Options, err error) {
 	for _, a := range args {
 		if strings.HasPrefix(a, "-") {
-			return nil, faultf(fsckUsage, "flag %s stands behind the options; usage: %s", a, fsckUsageLine)
+			return nil, o, faultf(fsckUsage, "flag %s stands behind the options; usage: %s", a, fsckUsageLine)
 		}
 	}
-	o, err := mountopt.Parse(args...)
+	o, err = mountopt.Parse(args...)
 	switch {
 	case err != nil:
-		return nil, faultf(fsckUsage, "%v", err)
+		return nil, o, faultf(fsckUsage, "%v", err)
 	case len(o.Unknown) > 0:
-		return nil, faultf(fsckUsage, "unknown option %s; %s", o.Unknown[0], fsckHint(o.Unknown[0]))
+		return nil, o, faultf(fsckUsage, "unknown option %s; %s", o.Unknown[0], fsckHint(o.Unknown[0]))
 	case o.UpperDir == "":
-		return nil, faultf(fsckUsage, "no upperdir given; usage: %s", fsckUsageLine)
+		return nil, o, faultf(fsckUsage, "no upperdir given; usage: %s", fsckUsageLine)
 	case repair && o.WorkDir == "":
-		return nil, faultf(fsckUsage, "no workdir given; --repair needs it to know whether the upper is mounted")
+		return nil, o, faultf(fsckUsage, "no workdir given; --repair needs it to know whether the upper is mounted")
 	case len(o.LowerDirs) > maxLowers:
-		return nil, faultf(fsckUsage, "%d lower directories given, the limit is %d", len(o.LowerDirs), maxLowers)
+		return nil, o, faultf(fsckUsage, "%d lower directories given, the limit is %d", len(o.LowerDirs), maxLowers)
 	}
 	s = &stack{}
 	defer func() {
@@ -162,22 +171,55 @@ func openFsckStack(args []string, repair bool) (s *stack, err error) {
 	}()
 	raiseFileLimit()
 	if s.upper, err = openLayer("upperdir", o.UpperDir); err != nil {
-		return s, err
+		return s, o, err
 	}
 	if o.WorkDir != "" {
 		if s.work, err = openLayer("workdir", o.WorkDir); err != nil {
-			return s, err
+			return s, o, err
 		}
 	}
 	for _, dir := range o.LowerDirs {
 		var l *layer.Layer
 		if l, err = openLayer("lowerdir", dir); err != nil {
-			return s, err
+			return s, o, err
 		}
 		s.lowers = append(s.lowers, l)
 	}
 	_, err = s.roots()
-	return s, err
+	return s, o, err
+}
+
+// fsckIndex opens the index of the lowers if mounts with o would use it. It returns nil if there is none. Nothing in
+// the directory of indexes is made or changed.
+func fsckIndex(o mountopt.Options, s *stack) (*metadata.Index, error) {
+	dir := o.IndexDir
+	if dir == "" {
+		var err error
+		if dir, err = metadata.DefaultDir(); err != nil {
+			return nil, nil //nolint:nilnil // who has no place for an index has none
+		}
+	}
+	if _, err := os.Stat(dir); err != nil || len(s.lowers) == 0 || o.Index == mountopt.IndexOff {
+		return nil, nil //nolint:nilnil // as above
+	}
+	uo := lowersOnly(o, s, nil)
+	id, err := union.StackOf(&uo)
+	if err != nil {
+		return nil, err
+	}
+	cache, err := metadata.OpenCache(dir, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer cache.Close()
+	x, err := cache.OpenName(id.Name())
+	if errors.Is(err, metadata.ErrNotBuilt) {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	if err == nil && x.Info().Stale != "" {
+		return nil, x.Close()
+	}
+	return x, err
 }
 
 func fsckHint(w mountopt.Word) string {

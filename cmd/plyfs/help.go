@@ -38,12 +38,13 @@ Owners
 Format of the upper layer
     redirect_dir=on|follow|off|nofollow   rename directories of lower layers (on)
     metacopy=on|off        copy only metadata on chmod, chown, ... (on)
-    index=on|off           keep hard links together when they are copied up (on)
+    hardlink_index=on|off  keep hard links together when they are copied up (on)
     whiteout=auto|kernel|aufs             the form of deletions (auto)
     userxattr              write user.overlay.* attributes, not trusted.overlay.*
 
 Behaviour
     data=auto|passthrough|noopen          who reads and writes file contents (auto)
+    index=on|off|verify|DIR               answer for the lower layers from an index (on)
     timeout=SECONDS        how long the kernel may trust what it knows; 0 for layers
                            that are changed from outside (unlimited)
     volatile               never sync: fast, and lost after a crash

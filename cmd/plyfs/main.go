@@ -56,6 +56,7 @@ func commands() []*cli.Command {
 		mountCommand(),
 		umountCommand(),
 		fsckCommand(),
+		indexCommand(),
 		versionCommand(),
 		bench.Command(),
 	}

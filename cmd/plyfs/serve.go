@@ -22,6 +22,7 @@ type server struct {
 	daemon *daemon
 
 	union *union.Union
+	index *stackIndex
 	dev   *fusefs.Device
 	fs    *fusefs.FS
 }
@@ -43,6 +44,7 @@ func serve(r request, d *daemon) error {
 	if cerr := s.union.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("after the unmount: %w", cerr)
 	}
+	s.index.close()
 	if err != nil {
 		s.log.Error("ended with an error", "error", err)
 		return err
@@ -109,11 +111,14 @@ func (s *server) mount() error {
 	uo := unionOptions(s.opts, s.env)
 	uo.Lowers, uo.Upper, uo.Work = layers.lowers, layers.upper, layers.work
 	uo.Logger, uo.Observer = s.log, observer
+	s.index = openIndex(s.opts, &uo, s.log)
 	if s.union, err = union.New(uo); err != nil {
+		s.index.close()
 		return faultf(exitMount, "%v", err)
 	}
 	if s.dev, err = fusefs.Mount(mc); err != nil {
 		_ = s.union.Close()
+		s.index.close()
 		return mountFault(s.target, err)
 	}
 	fc := serveConfig(s.opts)
@@ -135,6 +140,7 @@ func (s *server) serveMount() error {
 			_ = s.dev.Unmount()
 			return
 		}
+		s.index.buildLater()
 		s.log.Info("mounted", "target", s.target, "lowers", len(s.opts.LowerDirs), "upper", s.opts.UpperDir)
 	})
 	if failure != nil {

@@ -202,7 +202,8 @@ func (v *indexVerifier) content(e *metadata.Entry, d metadata.Digest) error {
 		v.find(IndexEdited, in, e.Name, "was changed while it was read")
 	case borrowed:
 		v.find(IndexEdited, in, e.Name,
-			"has another content than was recorded (digest %016x of %d bytes, recorded was %016x of %d); its times are not known",
+			"has another content than was recorded (digest %016x of %d bytes, recorded was %016x of %d), "+
+				"and its times are not known",
 			sum, size, d.Sum, d.Size)
 	default:
 		v.find(IndexBitRot, in, e.Name,

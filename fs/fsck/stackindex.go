@@ -39,7 +39,8 @@ const (
 	IndexDirectoryChanged IndexKind = "directory-changed"
 	// IndexDirectoryGone: a layer has no such directory any more.
 	IndexDirectoryGone IndexKind = "directory-gone"
-	// IndexEdited: the object is not the one that was recorded, or was changed since: its inode number, size or times differ.
+	// IndexEdited: the object is not the one that was recorded, or was changed since: its inode number, size or times
+	// differ.
 	IndexEdited IndexKind = "edited"
 	// IndexGone: the layer has no such name any more.
 	IndexGone IndexKind = "gone"
@@ -83,9 +84,10 @@ type IndexSummary struct {
 // indexWorkers is how many directories are compared at once, at most.
 const indexWorkers = 4
 
-// VerifyIndex compares every directory and entry of a stack index with the layers. It holds a few directories in memory at a
-// time, and blocks for as long as looking at every object of the layers takes; with Content, as long as reading them. Findings
-// are no error: an error says that the check could not be completed. It wraps context.Canceled, or what a layer answered.
+// VerifyIndex compares every directory and entry of a stack index with the layers. It holds a few directories in memory
+// at a time, and blocks for as long as looking at every object of the layers takes; with Content, as long as reading
+// them. Findings are no error: an error says that the check could not be completed. It wraps context.Canceled, or what
+// a layer answered.
 func VerifyIndex(ctx context.Context, o IndexOptions) (IndexSummary, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

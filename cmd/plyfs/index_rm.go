@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"plyfs/fs/mountopt"
+	"plyfs/metadata"
+)
+
+const indexRmUsage = "plyfs index rm [--dir DIR] NAME... | --all | --stale"
+
+// indexNameLen is the length of the name of an index; one that was set aside has a longer one.
+const indexNameLen = 16
+
+// indexRmCommand is plyfs index rm.
+func indexRmCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "rm",
+		Usage:     "remove indexes; mounts that use them go on",
+		UsageText: indexRmUsage,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Usage: "remove all"},
+			&cli.BoolFlag{Name: "stale", Usage: "remove those that are stale or broken, and those that were set aside"},
+			dirFlag(),
+		},
+		OnUsageError: indexUsageError(indexRmUsage),
+		Action:       runIndexRm,
+	}
+}
+
+func runIndexRm(c *cli.Context) error {
+	ways := 0
+	for _, given := range []bool{c.NArg() > 0, c.Bool("all"), c.Bool("stale")} {
+		if given {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return faultf(indexUsage, "give names, or --all, or --stale; usage: %s", indexRmUsage)
+	}
+	cache, err := existingIndexCache(c, mountopt.Options{}, indexLog())
+	if err != nil {
+		return err
+	}
+	if cache == nil {
+		if c.NArg() > 0 {
+			return faultf(indexFailed, "index %s: %v; see plyfs index ls", c.Args().First(), metadata.ErrNotBuilt)
+		}
+		return nil
+	}
+	defer cache.Close()
+	names := c.Args().Slice()
+	if len(names) == 0 {
+		infos, err := cache.List()
+		if err != nil {
+			return indexFault(err)
+		}
+		for _, i := range infos {
+			if c.Bool("all") || i.Stale != "" || i.Broken != "" || len(i.Name) != indexNameLen {
+				names = append(names, i.Name)
+			}
+		}
+	}
+	for _, n := range names {
+		if err := cache.Remove(n); err != nil {
+			return faultf(indexFailed, "%v; see plyfs index ls", err)
+		}
+		fmt.Fprintf(c.App.Writer, "removed %s\n", n)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// until waits for something that takes a mount's builder a few seconds.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("waited a minute for %s", what)
+}
+
+// builders returns the processes that build an index in dir's cache.
+func builders(t *testing.T, dir string) int {
+	t.Helper()
+	lines := shell(t, dir, "grep -lz -- --idle /proc/[0-9]*/cmdline 2>/dev/null || true")
+	n := 0
+	for _, name := range strings.Fields(lines) {
+		if b, err := os.ReadFile(name); err == nil && strings.Contains(string(b), dir) {
+			n++
+		}
+	}
+	return n
+}
+
+func readLog(t *testing.T, dir string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+const indexedLayers = allLayers + ",index=cache/index,log=log"
+
+// TestIndexLife: a mount that lasts builds the index, the next one answers from it, an edited file is served as it is and ends
+// the use of the index, and the mount after that builds another.
+func TestIndexLife(t *testing.T) {
+	dir := unionTree(t)
+	mustMount(t, dir, "plyfs", "mount", "-o", indexedLayers, "merged")
+	if _, err := os.Stat(filepath.Join(dir, "cache")); err == nil {
+		t.Error("the cache directory was made at once")
+	}
+	until(t, "the index", func() bool { return strings.Contains(readLog(t, dir), `msg="stack index built"`) })
+	shell(t, dir, "umount merged")
+	waitGone(t, dir)
+
+	mustMount(t, dir, "plyfs", "mount", "-o", indexedLayers, "merged")
+	got := shell(t, dir, "ls merged; stat -c %s merged/file; echo changed >>lower/file; cat merged/file; stat -c %s merged/file")
+	if want := "file\nsecond\n4\nlow\nchanged\n12\n"; got != want {
+		t.Errorf("the mount shows %q, want %q", got, want)
+	}
+	for _, want := range []string{"was changed in place", "the stack index is not used any more"} {
+		if !strings.Contains(readLog(t, dir), want) {
+			t.Errorf("the log does not say %q:\n%s", want, readLog(t, dir))
+		}
+	}
+	if strings.Count(readLog(t, dir), "stack index built") != 1 {
+		t.Error("an index that was there was built again")
+	}
+	shell(t, dir, "umount merged")
+	waitGone(t, dir)
+	if got := shell(t, dir, program(t, "plyfs")+" index ls --json --dir cache/index"); !strings.Contains(got, "/file in layer") {
+		t.Errorf("index ls does not say why it is stale: %s", got)
+	}
+
+	mustMount(t, dir, "plyfs", "mount", "-o", indexedLayers, "merged")
+	until(t, "the second index", func() bool { return strings.Count(readLog(t, dir), "stack index built") == 2 })
+	shell(t, dir, "umount merged")
+	waitGone(t, dir)
+}
+
+// TestIndexBuilderEnds: an unmount, and a kill of the server, end the builder, which leaves nothing that counts as an index.
+func TestIndexBuilderEnds(t *testing.T) {
+	for _, how := range []string{"umount merged", "kill -9 $(cat pid); umount -l merged"} {
+		dir := unionTree(t)
+		// Enough to do for the builder to be caught at it.
+		shell(t, dir, "for i in $(seq 200); do mkdir lower/d$i; (cd lower/d$i && seq 400 | xargs touch); done")
+		cmd, _ := startForeground(t, dir, indexedLayers)
+		shell(t, dir, "echo "+strconv.Itoa(cmd.Process.Pid)+" >pid")
+		until(t, "the builder", func() bool { return builders(t, dir) > 0 })
+		shell(t, dir, how)
+		_ = cmd.Wait()
+		until(t, "the end of the builder", func() bool { return builders(t, dir) == 0 })
+		got := shell(t, dir, program(t, "plyfs")+" index ls --json --dir cache/index")
+		if strings.Contains(got, `"state": "broken"`) {
+			t.Errorf("after %s: %s", how, got)
+		}
+	}
+}
+
+// TestIndexUnusable: a cache that cannot be used is a warning where it was asked for, and never fails a mount.
+func TestIndexUnusable(t *testing.T) {
+	dir := unionTree(t)
+	shell(t, dir, "mkdir cache; chmod 777 cache")
+	mustMount(t, dir, "plyfs", "mount", "-o", allLayers+",index=./cache,log=log", "merged")
+	if got := shell(t, dir, "cat merged/file"); got != "low\n" {
+		t.Errorf("the mount holds %q", got)
+	}
+	if log := readLog(t, dir); !strings.Contains(log, "no stack index") || !strings.Contains(log, "cache") {
+		t.Errorf("the log says nothing of the cache:\n%s", log)
+	}
+	shell(t, dir, "umount merged")
+	waitGone(t, dir)
+}
+
+// TestIndexUserNamespace: the root of a user namespace has an index of his own, since he sees other owners.
+func TestIndexUserNamespace(t *testing.T) {
+	dir := unionTree(t)
+	build := program(t, "plyfs") + " index build -q --dir $PWD/cache -o lowerdir=lower:lower2"
+	shell(t, dir, build+"; unshare -Ur sh -ec '"+build+"'")
+	if got := strings.Count(shell(t, dir, program(t, "plyfs")+" index ls --json --dir cache"), `"name"`); got != 2 {
+		t.Errorf("%d indexes of the same layers in two namespaces, want 2", got)
+	}
+}
