@@ -25,6 +25,7 @@ type childSpec struct {
 	Settle    string `json:"settle"`
 	System    System `json:"system"`
 	Layout    Layout `json:"layout"`
+	Index     string `json:"index"`
 	ServerPID int    `json:"server_pid"`
 
 	Caches CachePolicy `json:"caches"`
@@ -118,7 +119,7 @@ func (s childSpec) run(ctx context.Context, in io.Reader, enc *json.Encoder) (me
 	}
 	e := &Env{
 		Dir: s.Layout.Target, Root: -1, Scale: s.Scale, Tree: s.Tree, Aux: s.Aux, Worker: s.Worker,
-		ServerPID: s.ServerPID, caches: s.Caches, settle: s.Settle,
+		ServerPID: s.ServerPID, System: s.System, Layout: s.Layout, Index: s.Index, caches: s.Caches, settle: s.Settle,
 	}
 	if w.Workers > 0 {
 		e.gate = func() error {
@@ -159,9 +160,9 @@ func (s childSpec) addMounting(e *Env) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
-	e.Mount = func(ctx context.Context) error { return s.System.mount(ctx, s.Layout) }
-	e.Unmount = func(context.Context) error { return unmount(s.Layout.Target) }
-	e.Reap = func(ctx context.Context) error { return reapAll(ctx) }
+	e.Mount = s.System.mount
+	e.Unmount = func(_ context.Context, l Layout) error { return unmount(l.Target) }
+	e.Reap = reapAll
 	return nil
 }
 

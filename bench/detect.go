@@ -41,7 +41,7 @@ type Choice struct {
 func Detect(ctx context.Context, c Choice) ([]System, error) {
 	names := c.Systems
 	if len(names) == 0 {
-		names = []string{KernelOverlay, FuseOverlayfs, Plyfs}
+		names = []string{KernelOverlay, FuseOverlayfs, Plyfs, PlyfsIndex}
 	}
 	var out []System
 	for _, name := range names {
@@ -69,20 +69,32 @@ func detectOne(ctx context.Context, name string, c Choice) ([]System, error) {
 		v := programVersion(ctx, program)
 		return []System{{Name: FuseOverlayfs, Version: v, Program: []string{program}}}, nil
 	case Plyfs:
-		v := programVersion(ctx, c.Program)
 		var out []System
 		for _, mode := range c.Data {
-			opts := "data=" + string(mode)
-			if c.Options != "" {
-				opts += "," + c.Options
-			}
-			out = append(out, System{
-				Name: Plyfs + "-" + string(mode), Version: v, Program: []string{c.Program, "mount"}, Options: opts,
-			})
+			sys := c.plyfs(ctx, mode)
+			sys.Options += ",index=off"
+			out = append(out, sys)
 		}
 		return out, nil
+	case PlyfsIndex:
+		sys := c.plyfs(ctx, NoOpen)
+		sys.Name, sys.Indexer = PlyfsIndex, []string{c.Program, "index", "build"}
+		return []System{sys}, nil
 	}
-	return nil, fmt.Errorf("unknown system %q; known are %s, %s and %s", name, KernelOverlay, FuseOverlayfs, Plyfs)
+	return nil, fmt.Errorf("unknown system %q; known are %s, %s, %s and %s",
+		name, KernelOverlay, FuseOverlayfs, Plyfs, PlyfsIndex)
+}
+
+// plyfs is plyfs in a data mode, with nothing said of an index.
+func (c Choice) plyfs(ctx context.Context, mode DataMode) System {
+	opts := "data=" + string(mode)
+	if c.Options != "" {
+		opts += "," + c.Options
+	}
+	return System{
+		Name: Plyfs + "-" + string(mode), Version: programVersion(ctx, c.Program),
+		Program: []string{c.Program, "mount"}, Options: opts,
+	}
 }
 
 // programVersion is what --version prints on the line that names the program.
@@ -136,10 +148,11 @@ func (p Place) String() string {
 const (
 	tmpfsMedium = "tmpfs"
 	ext4Medium  = "ext4"
+	loopMedium  = "loop"
 )
 
 // openMedium makes a private directory on what a flag names: "tmpfs" is a new tmpfs mounted below base, "ext4" the
-// file system of base, which has to be one, and anything else a directory.
+// file system of base, which has to be one, "loop" a new ext4 in a file below base, and anything else a directory.
 func openMedium(base, name string) (Medium, error) {
 	switch name {
 	case tmpfsMedium:
@@ -158,6 +171,8 @@ func openMedium(base, name string) (Medium, error) {
 		}
 		dir := base + "/ext4"
 		return Medium{Name: ext4Medium, Dir: dir}, os.Mkdir(dir, 0o700)
+	case loopMedium:
+		return openLoop(base)
 	}
 	if strings.ContainsAny(name, ",:\\") {
 		return Medium{}, fmt.Errorf("%s: a directory whose name has no comma, colon or backslash is needed", name)
@@ -171,8 +186,13 @@ func openMedium(base, name string) (Medium, error) {
 
 // close removes what openMedium made.
 func (m Medium) close(base string) error {
-	if m.Name == tmpfsMedium && m.Dir == base+"/tmpfs" {
+	switch m.Dir {
+	case base + "/tmpfs":
 		if err := detach(m.Dir); err != nil {
+			return err
+		}
+	case base + loopDir:
+		if err := errors.Join(detach(m.Dir), os.Remove(base+loopFile)); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,5 @@
-// Package bench measures file systems that unite layers: plyfs, the kernel's overlayfs and fuse-overlayfs.
+// Package bench measures file systems that unite layers: plyfs, with and without its index of the layers, the kernel's
+// overlayfs and fuse-overlayfs.
 //
 // It owns three things.
 //
@@ -16,9 +17,16 @@
 //
 // # Words of the state of the caches
 //
-//   - cold: the mount is fresh, and the kernel's caches were dropped before it was made.
+//   - cold: the mount is fresh, and the kernel's caches were dropped before it was made. The medium loop
+//     is made for it: a new ext4 in a file, of which nothing stays in memory, neither as a file nor as a device.
 //   - first: the mount is fresh, and the backing directories and data are in the kernel's caches.
 //   - warm, hot: the same access was made before in the same mount.
+//
+// # The index
+//
+// The system plyfs-index is plyfs with data=noopen and the index of the fixture's layers (index.go), which is built
+// beside them before the first sample, on the same medium, and cached and dropped as they are. That a server has it open
+// is verified. All other variants of plyfs run with index=off. What a large index costs is in indexing.go.
 //
 // There are no locks: one sample runs at a time. The package has no state of its own; all of it is in [Runner] and [Env].
 package bench

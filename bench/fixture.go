@@ -34,7 +34,7 @@ type Keep int
 const (
 	// KeepForRun keeps a fixture until the end of the run.
 	KeepForRun Keep = iota
-	// KeepForWorkload removes it after the workload, since it is huge.
+	// KeepForWorkload removes it, since it is huge, as soon as a workload comes that does not use it.
 	KeepForWorkload
 )
 
@@ -47,16 +47,25 @@ const (
 	repoFiles    = 5_000
 	repoSize     = 1 << 10
 	millionFiles = 1_000_000
+	wideLayers   = 4
+	mostLayers   = 500 // as many as the kernel's overlayfs has at most
 	archiveName  = "archive.tar"
 )
 
 // treeFixture is the tree of small files that walks and opens use, spread over a number of layers that all hold all
 // directories.
-func treeFixture(layers int) Fixture {
+func treeFixture(layers int) Fixture { return spreadFixture("tree", layers, AllMerged) }
+
+// imageFixture is the same tree with each directory in those layers only that have files of it.
+func imageFixture(layers int) Fixture { return spreadFixture("image", layers, InRuns) }
+
+func spreadFixture(name string, layers int, spread Spread) Fixture {
 	return Fixture{
-		Name: "tree" + strconv.Itoa(layers), Layers: layers,
+		Name: name + strconv.Itoa(layers), Layers: layers,
 		Build: func(ctx context.Context, dirs []string, _ string, scale int) (Tree, error) {
-			t := Tree{Files: max(perDir, walkFiles/scale), Size: smallSize, PerDir: perDir, Layers: layers}
+			t := Tree{
+				Files: max(perDir, walkFiles/scale), Size: smallSize, PerDir: perDir, Layers: layers, Spread: spread,
+			}
 			return t, t.build(ctx, dirs)
 		},
 	}
@@ -130,6 +139,17 @@ func millionFixture() Fixture {
 	}
 }
 
+// wideFixture is 1,000,000 empty files in 10,000 directories that each of 4 layers has: what a large index is made of.
+func wideFixture() Fixture {
+	return Fixture{
+		Name: "wide", Layers: wideLayers, Keep: KeepForWorkload,
+		Build: func(ctx context.Context, dirs []string, _ string, scale int) (Tree, error) {
+			t := Tree{Files: millionFiles / scale, PerDir: perDir, Layers: wideLayers}
+			return t, t.build(ctx, dirs)
+		},
+	}
+}
+
 // build makes the tree over the given layer directories.
 func (t Tree) build(ctx context.Context, layers []string) error {
 	roots := make([]int, len(layers))
@@ -140,6 +160,9 @@ func (t Tree) build(ctx context.Context, layers []string) error {
 		}
 		defer unix.Close(fd)
 		roots[i] = fd
+		if t.Spread == InRuns {
+			continue
+		}
 		if err := t.makeDirs(fd); err != nil {
 			return err
 		}
@@ -150,7 +173,13 @@ func (t Tree) build(ctx context.Context, layers []string) error {
 		if i%1000 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := writeFile(roots[i%len(roots)], t.path(i), content, 0o644); err != nil {
+		root := roots[t.layerOf(i)]
+		if t.Spread == InRuns {
+			if err := t.makeParents(root, i); err != nil {
+				return err
+			}
+		}
+		if err := writeFile(root, t.path(i), content, 0o644); err != nil {
 			return err
 		}
 	}

@@ -18,7 +18,7 @@ const (
 func memoryWorkloads() []Workload {
 	return []Workload{{
 		Name: "memory", Doc: "resident memory of the server when 1,000,000 inodes are known, and after drop_caches",
-		Fixture: millionFixture(), MaxSamples: 1, ServerOnly: true, Run: measureMemory,
+		Fixture: millionFixture(), MaxSamples: 1, On: Servers, Run: measureMemory,
 		Series: []Series{{memoryKnown, Bytes}, {memoryDropped, Bytes}},
 	}}
 }
@@ -82,23 +82,29 @@ func fuseInodes() (n int, ok bool) {
 }
 
 // residentBytes reads VmRSS of a process.
-func residentBytes(pid int) (int64, error) {
+func residentBytes(pid int) (int64, error) { return statusBytes(pid, "VmRSS") }
+
+// anonymousBytes reads RssAnon of a process: the memory that it shares with no file and no other process.
+func anonymousBytes(pid int) (int64, error) { return statusBytes(pid, "RssAnon") }
+
+// statusBytes reads a field of /proc/PID/status that is in kB.
+func statusBytes(pid int, field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range bytes.Lines(status) {
-		rest, ok := bytes.CutPrefix(line, []byte("VmRSS:"))
+		rest, ok := bytes.CutPrefix(line, []byte(field+":"))
 		if !ok {
 			continue
 		}
 		kib, err := strconv.ParseInt(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(rest), []byte("kB")))), 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("VmRSS of process %d: %w", pid, err)
+			return 0, fmt.Errorf("%s of process %d: %w", field, pid, err)
 		}
 		return kib << 10, nil
 	}
-	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+	return 0, fmt.Errorf("process %d has no %s", pid, field)
 }
 
 const (

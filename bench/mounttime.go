@@ -28,11 +28,11 @@ func measureMount(ctx context.Context, e *Env) error {
 	var st unix.Stat_t
 	err := e.Measure(func() error {
 		for range mountRounds {
-			if err := e.Mount(ctx); err != nil {
+			if err := e.Mount(ctx, e.Layout); err != nil {
 				return err
 			}
 			err := unix.Lstat(e.Dir+"/"+e.Tree.dirOf(0), &st)
-			if uerr := e.Unmount(ctx); uerr != nil {
+			if uerr := e.Unmount(ctx, e.Layout); uerr != nil {
 				return uerr
 			}
 			if err != nil {

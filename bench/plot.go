@@ -73,15 +73,16 @@ func (r *Report) writeHTMLChecks(b *strings.Builder) {
 	if len(r.Checks) == 0 {
 		return
 	}
-	b.WriteString("<h2>Demands</h2>\n<table><tr><th>workload</th><th>on</th><th>system</th><th>against</th><th>ratio</th>" +
+	b.WriteString("<h2>Demands</h2>\n<table><tr><th>workload</th><th>on</th><th>system</th><th>against</th><th>is</th>" +
 		"<th>at most</th><th></th></tr>\n")
 	for _, c := range r.Checks {
 		verdict := "fail"
 		if c.Pass {
 			verdict = "pass"
 		}
-		fmt.Fprintf(b, "<tr><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%.2f</td><td>%.2f</td><td class=\"%s\">%s</td></tr>\n",
-			html.EscapeString(c.Workload), html.EscapeString(c.Place), html.EscapeString(c.System), c.Against, c.Ratio, c.Max, verdict, verdict)
+		value, limit := c.texts()
+		fmt.Fprintf(b, "<tr><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td class=\"%s\">%s</td></tr>\n",
+			html.EscapeString(c.Workload), html.EscapeString(c.Place), html.EscapeString(c.System), c.Against, value, limit, verdict, verdict)
 	}
 	b.WriteString("</table>\n")
 }
@@ -190,11 +191,15 @@ func (p *plot) group(res Result) {
 		p.y += lineHeight
 	}
 	for _, row := range Rows() {
-		if row.Workload != res.Series || row.Place != "" && row.Place != res.Place {
+		if row.Series != res.Series || row.By != OfKernel || !row.isOn(res.Place) {
 			continue
 		}
-		p.printf("<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#c00000\" stroke-width=\"2\"><title>demanded of plyfs %s: at most %v</title></line>\n",
-			p.x(row.Max), top, p.x(row.Max), p.y, html.EscapeString(string(row.Data)), row.Max)
+		who := row.System
+		if who == "" {
+			who = Plyfs + " " + string(row.Data)
+		}
+		p.printf("<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#c00000\" stroke-width=\"2\"><title>demanded of %s: at most %v</title></line>\n",
+			p.x(row.Max), top, p.x(row.Max), p.y, html.EscapeString(strings.TrimSpace(who)), row.Max)
 	}
 }
 

@@ -156,7 +156,10 @@ func (r *recorder) add(i int, m message, err error) {
 		c.samples[r.w.Name] = append(c.samples[r.w.Name], float64(m.Elapsed))
 	}
 	for _, s := range r.w.Series {
-		c.samples[s.Name] = append(c.samples[s.Name], m.Values[s.Name])
+		// A system without an index reports nothing of its index.
+		if v, ok := m.Values[s.Name]; ok {
+			c.samples[s.Name] = append(c.samples[s.Name], v)
+		}
 	}
 }
 

@@ -52,10 +52,13 @@ type Runner struct {
 // builtFixture is a fixture on a medium.
 type builtFixture struct {
 	dir    string
+	keep   Keep
 	layers []string
 	aux    string
 	tree   Tree
 	err    error // a *SkipError or a failure
+	// index holds the index of the layers, if a system wanted one.
+	index indexDir
 }
 
 // NewRunner returns a runner for c.
@@ -129,6 +132,7 @@ func (r *Runner) runOn(ctx context.Context, layersOn string, report *Report) (er
 		if r.cfg.Only != nil && !r.cfg.Only(w.Name, place.Layers.Name) {
 			continue
 		}
+		r.discardUnused(w.Fixture)
 		results, err := r.measure(ctx, w, place)
 		if err != nil {
 			return err
@@ -145,10 +149,7 @@ func (r *Runner) runOn(ctx context.Context, layersOn string, report *Report) (er
 
 // measure takes all samples of a workload. Only the end of ctx is an error.
 func (r *Runner) measure(ctx context.Context, w Workload, place Place) ([]Result, error) {
-	fx := r.fixture(ctx, w.Fixture, place.Layers)
-	if w.Fixture.Keep == KeepForWorkload {
-		defer r.discard(w.Fixture.Name)
-	}
+	fx := r.fixture(ctx, w, place.Layers)
 	samples := r.cfg.Samples
 	if w.MaxSamples > 0 {
 		samples = min(samples, w.MaxSamples)
@@ -161,14 +162,14 @@ func (r *Runner) measure(ctx context.Context, w Workload, place Place) ([]Result
 		}
 		for _, i := range order {
 			sys := r.cfg.Systems[i]
-			if rec.given(i) || w.ServerOnly && len(sys.Program) == 0 {
+			if rec.given(i) || !w.On.includes(sys) {
 				continue
 			}
 			m, err := r.sample(ctx, w, sys, fx, place)
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			r.cfg.Logger.Debug("sample", "workload", w.Name, "system", sys.Name, "place", place.String(),
+			r.cfg.Logger.Debug("sample", "values", m.Values, "workload", w.Name, "system", sys.Name, "place", place.String(),
 				"elapsed", m.Elapsed, "err", err)
 			rec.add(i, m, err)
 		}
@@ -184,12 +185,25 @@ func indices(n int) []int {
 	return out
 }
 
-// fixture builds a fixture on a medium, or returns the one built before.
-func (r *Runner) fixture(ctx context.Context, f Fixture, on Medium) builtFixture {
-	if b, ok := r.built[f.Name]; ok {
-		return b
+// fixture builds the fixture of a workload on a medium, or returns the one built before, with an index if a system of
+// the run wants one.
+func (r *Runner) fixture(ctx context.Context, w Workload, on Medium) builtFixture {
+	b, ok := r.built[w.Fixture.Name]
+	if !ok {
+		b = r.build(ctx, w.Fixture, on)
 	}
-	b := builtFixture{dir: filepath.Join(on.Dir, f.Name)}
+	for _, sys := range r.cfg.Systems {
+		if b.err == nil && b.index.dir == "" && len(sys.Indexer) > 0 && w.On.includes(sys) {
+			b.index = buildIndex(ctx, sys, b)
+		}
+	}
+	r.built[w.Fixture.Name] = b
+	return b
+}
+
+// build builds a fixture on a medium.
+func (r *Runner) build(ctx context.Context, f Fixture, on Medium) builtFixture {
+	b := builtFixture{dir: filepath.Join(on.Dir, f.Name), keep: f.Keep}
 	b.aux = filepath.Join(b.dir, "aux")
 	b.err = os.MkdirAll(b.aux, 0o755)
 	for i := range f.Layers {
@@ -208,13 +222,18 @@ func (r *Runner) fixture(ctx context.Context, f Fixture, on Medium) builtFixture
 	if b.err != nil {
 		b.err = fmt.Errorf("fixture %s: %w", f.Name, b.err)
 	}
-	r.built[f.Name] = b
 	return b
 }
 
-func (r *Runner) discard(name string) {
-	if err := os.RemoveAll(r.built[name].dir); err != nil {
-		r.cfg.Logger.Error("remove fixture", "fixture", name, "err", err)
+// discardUnused removes the huge fixtures other than next.
+func (r *Runner) discardUnused(next Fixture) {
+	for name, b := range r.built {
+		if name == next.Name || b.keep != KeepForWorkload {
+			continue
+		}
+		if err := os.RemoveAll(b.dir); err != nil {
+			r.cfg.Logger.Error("remove fixture", "fixture", name, "err", err)
+		}
+		delete(r.built, name)
 	}
-	delete(r.built, name)
 }

@@ -32,16 +32,23 @@ func (r *Runner) sample(ctx context.Context, w Workload, sys System, fx builtFix
 	if err := prepareCaches(w.Caches, r.cfg.Caches, fx, place); err != nil {
 		return m, err
 	}
+	index := ""
+	if len(sys.Indexer) > 0 {
+		if index, err = fx.index.dir, fx.index.err; err != nil {
+			return m, err
+		}
+		sys.Options += ",index=" + index
+	}
 	spec := childSpec{
 		Workload: w.Name, Worker: -1, Scale: r.cfg.Scale, Tree: fx.tree, Aux: fx.aux, System: sys, Layout: l,
-		Caches: r.cfg.Caches,
+		Caches: r.cfg.Caches, Index: index,
 	}
 	if place.Upper.Name != tmpfsMedium {
 		spec.Settle = dir
 	}
 	if w.Mounting == Unmounted {
 		m, err = runInChild(ctx, spec)
-		return m, errors.Join(err, detach(l.Target))
+		return m, errors.Join(err, detach(l.Target), detachBelow(dir))
 	}
 	return r.sampleMounted(ctx, spec, w)
 }
@@ -70,7 +77,11 @@ func (r *Runner) sampleMounted(ctx context.Context, spec childSpec, w Workload) 
 	// A process that waits for a server that never answers can't be killed before the server is.
 	defer context.AfterFunc(ctx, v.kill)()
 	spec.ServerPID = v.pid()
-	return runInChild(ctx, spec)
+	m, err = runInChild(ctx, spec)
+	if err == nil && spec.Index != "" {
+		err = expectIndexUsed(v.pid(), spec.Index)
+	}
+	return m, err
 }
 
 // lastLines returns the end of a text.

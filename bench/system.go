@@ -14,11 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The names of the systems that Detect knows; those of plyfs have a data mode appended.
+// The names of the systems that Detect knows. Plyfs stands for one system for each data mode, named after it, all
+// with index=off; PlyfsIndex has data=noopen and an index that is built before the samples.
 const (
 	KernelOverlay = "kernel"
 	FuseOverlayfs = "fuse-overlayfs"
 	Plyfs         = "plyfs"
+	PlyfsIndex    = "plyfs-index"
 )
 
 // System is a file system to measure.
@@ -31,6 +33,9 @@ type System struct {
 	Program []string `json:"program,omitempty"`
 	// Options are appended to -o.
 	Options string `json:"options,omitempty"`
+	// Indexer is the command that builds the index of a stack of lowers, without options; empty for systems without
+	// one. The others mount with the option index=DIR.
+	Indexer []string `json:"indexer,omitempty"`
 }
 
 // Layout is one mount: lower directories, topmost first, upper and work directory and mount point.

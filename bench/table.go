@@ -76,7 +76,13 @@ func (c Cell) text(u Unit) string {
 
 // format writes a value with three significant digits and a unit that fits.
 func (u Unit) format(v float64) string {
+	if v < 0 {
+		return "-" + u.format(-v)
+	}
 	if u == Bytes {
+		if v < 1<<10 {
+			return digits(v) + " B"
+		}
 		return fmt.Sprintf("%.1f MiB", v/(1<<20))
 	}
 	switch d := time.Duration(v); {

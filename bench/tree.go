@@ -2,7 +2,9 @@ package bench
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"path"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +17,30 @@ type Tree struct {
 	Size int `json:"size"`
 	// PerDir is the number of files in a directory.
 	PerDir int `json:"per_dir"`
-	// Layers is the number of lower layers; every directory is in each of them, file i is in layer i modulo Layers.
+	// Layers is the number of lower layers.
 	Layers int `json:"layers"`
+	// Spread says which of them hold what.
+	Spread Spread `json:"spread"`
+}
+
+// Spread says which layers hold a file and its directories.
+type Spread int
+
+const (
+	// AllMerged has every directory in each layer, and file i in layer i modulo Tree.Layers: all that a union of
+	// layers can have to do.
+	AllMerged Spread = iota
+	// InRuns has as many consecutive files in each layer, with just their directories: like the layers of an image, of
+	// which each adds a part.
+	InRuns
+)
+
+// layerOf returns the layer that holds the i-th file.
+func (t Tree) layerOf(i int) int {
+	if t.Spread == InRuns {
+		return i * t.Layers / t.Files
+	}
+	return i % t.Layers
 }
 
 const (
@@ -112,6 +136,17 @@ func writeAll(fd int, p []byte) error {
 
 // opError names the operation and object of a failed system call.
 func opError(op, name string, err error) error { return fmt.Errorf("%s %s: %w", op, name, err) }
+
+// makeParents creates the directories of the i-th file below root, if they are not there.
+func (t Tree) makeParents(root, i int) error {
+	dir := t.dirOf(i)
+	for _, d := range []string{path.Dir(dir), dir} {
+		if err := unix.Mkdirat(root, d, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return opError("mkdir", d, err)
+		}
+	}
+	return nil
+}
 
 // makeDirs creates all directories of t below root.
 func (t Tree) makeDirs(root int) error {

@@ -8,37 +8,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// walkPhase is what is known when a walk is measured.
+type walkPhase struct {
+	name   string
+	caches CacheState
+	before int // walks before the measured one
+}
+
 // walkWorkloads are walks of 20,000 files over 1, 32 and 100 merged layers, by readdir alone and with a stat of every
-// entry; cold, first and warm.
+// entry; cold, first and warm. The first walk of most layers comes next to that of one: the two are compared.
 func walkWorkloads() []Workload {
+	first := walkPhase{"first", BackingCached, 0}
+	phases := []walkPhase{{"cold", BackingDropped, 0}, first, {"warm", BackingCached, 2}}
 	var out []Workload
 	for _, layers := range []int{1, 32, 100} {
-		for _, m := range []struct {
-			name string
-			mode StatMode
-			doc  string
-		}{
-			{"stat", StatEach, "readdir and stat of every entry"},
-			{"readdir", ReaddirOnly, "readdir alone"},
-		} {
-			for _, phase := range []struct {
-				name   string
-				caches CacheState
-				before int // walks before the measured one
-			}{{"cold", BackingDropped, 0}, {"first", BackingCached, 0}, {"warm", BackingCached, 2}} {
-				out = append(out, Workload{
-					Name:    fmt.Sprintf("walk-%s-%s-%d", phase.name, m.name, layers),
-					Doc:     fmt.Sprintf("%s walk of 20,000 files in 200 directories, %s, %d merged layers", phase.name, m.doc, layers),
-					Fixture: treeFixture(layers),
-					Caches:  phase.caches,
-					Run: func(_ context.Context, e *Env) error {
-						return measureWalk(e, m.mode, phase.before)
-					},
-				})
+		for _, mode := range []StatMode{StatEach, ReaddirOnly} {
+			for _, phase := range phases {
+				out = append(out, walkWorkload(layers, mode, phase))
+				if layers == 1 && mode == StatEach && phase.name == first.name {
+					out = append(out, walkWorkload(mostLayers, mode, phase), imageWorkload())
+				}
 			}
 		}
 	}
 	return out
+}
+
+// imageWorkload is the first walk of most layers, where each adds a part of the tree.
+func imageWorkload() Workload {
+	w := walkWorkload(mostLayers, StatEach, walkPhase{"first", BackingCached, 0})
+	w.Name = fmt.Sprintf("walk-first-image-%d", mostLayers)
+	w.Doc = fmt.Sprintf("the same walk, %d layers of which each holds 40 consecutive files and just their directories", mostLayers)
+	w.Fixture = imageFixture(mostLayers)
+	return w
+}
+
+func walkWorkload(layers int, mode StatMode, phase walkPhase) Workload {
+	name, doc := "stat", "readdir and stat of every entry"
+	if mode == ReaddirOnly {
+		name, doc = "readdir", "readdir alone"
+	}
+	return Workload{
+		Name:    fmt.Sprintf("walk-%s-%s-%d", phase.name, name, layers),
+		Doc:     fmt.Sprintf("%s walk of 20,000 files in 200 directories, %s, %d merged layers", phase.name, doc, layers),
+		Fixture: treeFixture(layers),
+		Caches:  phase.caches,
+		Run: func(_ context.Context, e *Env) error {
+			return measureWalk(e, mode, phase.before)
+		},
+	}
 }
 
 // measureWalk measures one walk after a number of equal ones.

@@ -8,6 +8,7 @@ import (
 	"path"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,8 +36,35 @@ type Workload struct {
 	MaxSamples int
 	// Series are the names of what Run reports by Env.Report in place of a time; nil for a time.
 	Series []Series
-	// ServerOnly is set where there is nothing to measure on a file system without a server process.
-	ServerOnly bool
+	// On says on which systems there is something to measure.
+	On Scope
+}
+
+// Scope says on which systems a workload is measured.
+type Scope int
+
+const (
+	// Everywhere is all systems.
+	Everywhere Scope = iota
+	// Servers are the systems that have a server process.
+	Servers
+	// PlyfsOnly are the variants of plyfs: what is measured has no counterpart elsewhere.
+	PlyfsOnly
+	// Indexed are the variants of plyfs that have an index.
+	Indexed
+)
+
+// includes says whether sys is measured.
+func (o Scope) includes(sys System) bool {
+	switch o {
+	case Servers:
+		return len(sys.Program) > 0
+	case PlyfsOnly:
+		return strings.HasPrefix(sys.Name, Plyfs+"-")
+	case Indexed:
+		return len(sys.Indexer) > 0
+	}
+	return true
 }
 
 // Series is one reported quantity of a workload that does not report a time.
@@ -117,9 +145,16 @@ type Env struct {
 	Worker int
 	// ServerPID is the process that serves Dir, 0 if none does.
 	ServerPID int
-	// Mount and Unmount are set for workloads that are Unmounted. Mount returns when Dir serves, Unmount when it is
-	// detached; neither waits for a server to exit, Reap does.
-	Mount, Unmount, Reap func(ctx context.Context) error
+	// System is what is measured, and Layout the mount that the runner prepared. A workload that makes further mounts
+	// keeps their directories beside Layout.Upper.
+	System System
+	Layout Layout
+	// Index is the directory with the index of the lowers, empty for systems without one.
+	Index string
+	// Mount and Unmount are set for workloads that are Unmounted. Mount returns when the target serves, Unmount when
+	// it is detached; neither waits for a server to exit, Reap does. Servers are children of this process.
+	Mount, Unmount func(ctx context.Context, l Layout) error
+	Reap           func(ctx context.Context) error
 
 	caches  CachePolicy
 	settle  string // a directory whose file system is synced before measuring; "" for none
@@ -211,6 +246,7 @@ func All() []Workload {
 	for _, group := range [][]Workload{
 		walkWorkloads(), lookupWorkloads(), openWorkloads(), readWorkloads(), writeWorkloads(), copyUpWorkloads(),
 		removeWorkloads(), createWorkloads(), gitWorkloads(), parallelWorkloads(), mountWorkloads(), memoryWorkloads(),
+		indexWorkloads(),
 	} {
 		all = append(all, group...)
 	}
