@@ -31,6 +31,7 @@ type server struct {
 func serve(r request, d *daemon) error {
 	s := &server{request: r, daemon: d, env: readEnvironment()}
 	raiseFileLimit()
+	paceCollector()
 	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
 	if err := s.mount(); err != nil {
 		return err

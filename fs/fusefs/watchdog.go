@@ -11,7 +11,7 @@ import (
 const (
 	// tick is how often the watchdog looks. A handler that is found in the same request twice is stuck, so that
 	// another reader starts after one to two ticks.
-	tick = 400 * time.Microsecond
+	tick = time.Millisecond
 	// idleTicks without any request put the watchdog to sleep.
 	idleTicks = 10
 	// window is the number of ticks over which the load of the readers is judged.

@@ -336,7 +336,7 @@ func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 			r.files[i] = nil
 		}
 	}
-	if len(r.out) > 1 && r.size <= smallDirs && !u.describing {
+	if len(r.out) > 1 && r.size <= smallDirs && u.describer == nil {
 		return u.mergeLocked(d)
 	}
 	return nil
@@ -393,6 +393,10 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 			f.Close()
 		}
 	}()
+	var st unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &st); err != nil {
+		return dirMark{}, err
+	}
 	m, err := r.u.readMark(f.FD(), more)
 	if err != nil {
 		return m, err
@@ -400,11 +404,10 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 	// A slot must not be copied: the cache knows it by its address.
 	c = lowerDir{layer: c.layer, path: c.path, marks: m.dirMarks}
 	r.out = append(r.out, c)
-	var st unix.Statx_t
-	if err := sys.Statx(f.FD(), "", &st); err != nil {
-		return m, err
-	}
 	r.size += st.Size
+	if r.u.describer != nil {
+		r.u.describer.stamps = append(r.u.describer.stamps, stampOf(&st))
+	}
 	if c.path == "" || len(r.out) > maxKeptLowers {
 		r.files = append(r.files, nil)
 		return m, nil

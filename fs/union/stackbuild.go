@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
@@ -32,13 +34,16 @@ func (u *Union) Describe(ctx context.Context, sink StackSink, digests bool) erro
 	if u.upper != nil || u.opt.StackIndex != nil {
 		return fmt.Errorf("only a union of lowers without an index can be described: %w", unix.EINVAL)
 	}
-	u.describing = true
 	d := &describer{u: u, ctx: ctx, sink: sink, digests: digests}
+	u.describer = d
 	if digests {
 		d.buf = make([]byte, 1<<20)
 	}
 	return d.walk()
 }
+
+// parallelMin is the number of entries below which a further goroutine is not worth its start.
+const parallelMin = 32
 
 // describer is one run of Describe.
 type describer struct {
@@ -50,6 +55,9 @@ type describer struct {
 	sum     xxhash.Digest
 	levels  []*level
 	spare   []*level
+	// stamps are those of the lower directories that were resolved last, taken before anything in them was read: a change
+	// while they are read must show.
+	stamps []metadata.Stamp
 }
 
 // level is a directory that is being described, between the root and the current one.
@@ -167,42 +175,55 @@ func (d *describer) read(l *level) error {
 	defer u.renameMu.RUnlock()
 	n.dir.mu.Lock()
 	defer n.dir.mu.Unlock()
+	d.stamps = d.stamps[:0]
 	if err := u.resolveLocked(n); err != nil {
 		return err
 	}
-	if err := d.stamp(l); err != nil {
-		return err
-	}
+	d.noteLowers(l)
 	if err := d.list(l); err != nil {
 		return err
 	}
-	for i := range l.rec.Entries {
-		if err := d.describe(l, &l.rec.Entries[i]); err != nil {
-			return err
+	for i, es := 0, l.rec.Entries; i < len(es); i++ {
+		if es[i].Mode&unix.S_IFMT == unix.S_IFDIR {
+			l.subs++
 		}
 	}
-	return nil
+	return d.describeAll(l)
 }
 
-// stamp notes the state of the lower directories, before they are read: a change while they are must show.
-func (d *describer) stamp(l *level) error {
+// describeAll describes the entries of l, by several goroutines where that pays.
+func (d *describer) describeAll(l *level) error {
+	es := l.rec.Entries
+	workers := max(1, min(runtime.GOMAXPROCS(0), len(es)/parallelMin))
+	if d.digests { // one buffer
+		workers = 1
+	}
+	var group sync.WaitGroup
+	errs := make([]error, workers)
+	for w := range workers {
+		part := func() {
+			for i := w * len(es) / workers; i < (w+1)*len(es)/workers && errs[w] == nil; i++ {
+				errs[w] = d.describe(l, &es[i])
+			}
+		}
+		if w == workers-1 {
+			part()
+		} else {
+			group.Go(part)
+		}
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+// noteLowers notes which lower directories take part, and their stamps.
+func (d *describer) noteLowers(l *level) {
 	for i := range l.n.dir.lowers {
 		low := &l.n.dir.lowers[i]
-		f, err := d.u.openLower(low)
-		if err != nil {
-			return err
-		}
-		var st unix.Statx_t
-		err = sys.Statx(f.FD(), "", &st)
-		f.Close()
-		if err != nil {
-			return err
-		}
 		l.rec.Lowers = append(l.rec.Lowers, metadata.Lower{
-			Layer: low.layer, Path: low.path, XWhiteouts: low.marks.xwhiteouts, Specials: low.marks.specials, Stamp: stampOf(&st),
+			Layer: low.layer, Path: low.path, XWhiteouts: low.marks.xwhiteouts, Specials: low.marks.specials, Stamp: d.stamps[i],
 		})
 	}
-	return nil
 }
 
 // list notes the names. Preconditions: renameMu and l.n.dir.mu are held, l.n is resolved.
@@ -248,9 +269,6 @@ func (d *describer) list(l *level) error {
 func (d *describer) describe(l *level, e *metadata.Entry) error {
 	u, low := d.u, &l.n.dir.lowers[e.First]
 	lay := u.lowers[low.layer]
-	if e.Mode&unix.S_IFMT == unix.S_IFDIR {
-		l.subs++
-	}
 	if lay.Override() != "" {
 		e.Ask = true
 		return nil

@@ -62,8 +62,8 @@ type Union struct {
 		closed   bool
 	}
 
-	// describing says that Describe merges each directory itself.
-	describing bool
+	// describer is the running Describe, nil for none: it merges each directory itself.
+	describer *describer
 
 	failed      atomic.Bool
 	distrusted  atomic.Bool // the stack index is not believed any more
