@@ -188,7 +188,7 @@ func (u *Union) recordedLocked(dir *Node, rec *metadata.Dir, name string, e *ent
 	}
 	if m.Nlink > 1 && ln.typ != unix.DT_DIR {
 		if idx, err := u.indexFD(); err != nil || idx >= 0 {
-			return ln, true, nil // other names may have been copied up: its handle tells
+			return ln, true, nil //nolint:nilerr // other names may have been copied up: the caller asks the layer
 		}
 		e.adjust = recordedAdjust(&m)
 	}
@@ -208,7 +208,7 @@ func (u *Union) verifyEntry(d *dirState, m *metadata.Entry, hidden bool) error {
 	low := &d.lowers[m.First]
 	f, err := u.openLower(low)
 	if err != nil {
-		return nil //nolint:nilerr // the caller opens it again and reports
+		return nil // the caller opens it again and reports
 	}
 	defer f.Close()
 	var st unix.Statx_t
