@@ -96,7 +96,8 @@ OPTS=$OPTS${DEMO_OPTS:+${OPTS:+,}$DEMO_OPTS}
 # What apt needs to reach the mirror as this machine does: proxies, and leave for an archive of some age.
 apt-config dump | grep -E '^Acquire::(https?::(Proxy|Verify)|Check-|Retries|ForceIPv|Max-ValidTime)' >"$dir/apt.conf" || true
 
-export DIR=$dir MIRROR SUITE PLYFS NAME OPTS
+# The stack index that the mounts build goes with everything else.
+export DIR=$dir MIRROR SUITE PLYFS NAME OPTS PLYFS_INDEX_DIR=$dir/index
 unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$here/layers.sh" &
 child=$!
 status=0
