@@ -17,13 +17,21 @@ import (
 	"plyfs/internal/sys"
 )
 
+// The names in a work directory.
 const (
-	stageDir       = "work"
-	stagePrefix    = "plyfs-"
-	indexDir       = "index"
-	incompatDir    = "incompat"
-	volatileDir    = "volatile"
-	unsyncedFile   = "plyfs.unsynced"
+	// StageDir holds what is being made: a directory for each mount that uses the work directory, its name beginning with
+	// StagePrefix, and IncompatDir.
+	StageDir    = "work"
+	StagePrefix = "plyfs-"
+	// IndexDir is the hard-link index.
+	IndexDir = "index"
+	// IncompatDir, below StageDir, holds an entry for each feature that keeps others from using the upper; VolatileMark is that
+	// of a volatile mount.
+	IncompatDir  = "incompat"
+	VolatileMark = "volatile"
+	// UnsyncedFile records that copied-up files may carry the unsynced mark.
+	UnsyncedFile = "plyfs.unsynced"
+
 	sharedWhiteout = "whiteout"
 )
 
@@ -77,7 +85,7 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 			err = fmt.Errorf("workdir %s: %w", base.Path, err)
 		}
 	}()
-	if w.dir, err = ensureDir(base.FD(), stageDir); err != nil {
+	if w.dir, err = ensureDir(base.FD(), StageDir); err != nil {
 		return w, err
 	}
 	if err := checkIncompat(w.dir); err != nil {
@@ -112,26 +120,26 @@ func ensureDir(dirfd int, name string) (int, error) {
 // checkIncompat refuses a work directory with marks of overlays that must not be mounted, or not by this one (cf. overlayfs
 // readdir.c ovl_workdir_cleanup_recurse).
 func checkIncompat(dir int) error {
-	fd, err := sys.Openat(dir, incompatDir, unix.O_PATH|unix.O_DIRECTORY)
+	fd, err := sys.Openat(dir, IncompatDir, unix.O_PATH|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%s/%s: %w", stageDir, incompatDir, err)
+		return fmt.Errorf("%s/%s: %w", StageDir, IncompatDir, err)
 	}
 	defer unix.Close(fd)
 	return layer.List(fd, func(e layer.RawDirent) error {
-		if e.Name == volatileDir {
+		if e.Name == VolatileMark {
 			return ErrVolatileLeft
 		}
-		return fmt.Errorf("%s/%s/%s marks a feature that plyfs does not know: %w", stageDir, incompatDir, e.Name, unix.EINVAL)
+		return fmt.Errorf("%s/%s/%s marks a feature that plyfs does not know: %w", StageDir, IncompatDir, e.Name, unix.EINVAL)
 	})
 }
 
 // markVolatile leaves the kernel's mark (cf. overlayfs super.c ovl_create_volatile_dirty).
 func (w *Work) markVolatile() error {
 	at := w.dir
-	for _, name := range []string{incompatDir, volatileDir} {
+	for _, name := range []string{IncompatDir, VolatileMark} {
 		fd, err := ensureDir(at, name)
 		if at != w.dir {
 			unix.Close(at)
@@ -160,7 +168,7 @@ func (w *Work) makeStage() error {
 		if _, err := rand.Read(b[:]); err != nil {
 			return err
 		}
-		w.name = stagePrefix + hex.EncodeToString(b[:])
+		w.name = StagePrefix + hex.EncodeToString(b[:])
 		fd, err := ensureDir(w.dir, w.name)
 		if errors.Is(err, unix.ENOENT) {
 			continue // swept before it was opened
@@ -179,7 +187,7 @@ func (w *Work) makeStage() error {
 		}
 		unix.Close(fd) // swept before it was locked
 	}
-	return fmt.Errorf("%s is removed by another again and again: %w", stageDir, unix.EBUSY)
+	return fmt.Errorf("%s is removed by another again and again: %w", StageDir, unix.EBUSY)
 }
 
 func lockStage(fd int) error {
@@ -196,7 +204,7 @@ func lockStage(fd int) error {
 func (w *Work) sweep() error {
 	var names []string
 	err := layer.List(w.dir, func(e layer.RawDirent) error {
-		if e.Name != w.name && e.Name != incompatDir {
+		if e.Name != w.name && e.Name != IncompatDir {
 			names = append(names, e.Name)
 		}
 		return nil
@@ -205,7 +213,7 @@ func (w *Work) sweep() error {
 		return err
 	}
 	for _, name := range names {
-		if !strings.HasPrefix(name, stagePrefix) {
+		if !strings.HasPrefix(name, StagePrefix) {
 			w.remove(w.dir, name)
 			continue
 		}
@@ -298,7 +306,7 @@ func (w *Work) remove(dirfd int, name string) {
 // OpenIndex opens the hard-link index in the work directory base, for a mount that only reads; -1 and an error where there
 // is none. The caller owns the descriptor.
 func OpenIndex(base *layer.Layer) (int, error) {
-	fd, err := sys.Openat(base.FD(), indexDir, unix.O_PATH|unix.O_DIRECTORY)
+	fd, err := sys.Openat(base.FD(), IndexDir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return -1, err
 	}
@@ -311,10 +319,10 @@ func (w *Work) IndexFD(create bool) (int, error) {
 	if fd := int(w.index.Load()); fd >= 0 || !create {
 		return fd, nil
 	}
-	if err := w.m.Mkdir(w.base.FD(), indexDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := w.m.Mkdir(w.base.FD(), IndexDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 		return -1, err
 	}
-	fd, err := sys.Openat(w.base.FD(), indexDir, unix.O_PATH|unix.O_DIRECTORY)
+	fd, err := sys.Openat(w.base.FD(), IndexDir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return -1, err
 	}
@@ -358,7 +366,7 @@ func BootID() string {
 
 // UnsyncedBoot returns the boot under which a mount last left unsynced marks behind, "" when no upper file carries one.
 func (w *Work) UnsyncedBoot() string {
-	fd, err := sys.Openat(w.base.FD(), unsyncedFile, unix.O_RDONLY)
+	fd, err := sys.Openat(w.base.FD(), UnsyncedFile, unix.O_RDONLY)
 	if err != nil {
 		return ""
 	}
@@ -374,7 +382,7 @@ func (w *Work) UnsyncedBoot() string {
 // NoteUnsynced records, before the first file is marked, that marks may exist, so that the next mount after a crash
 // looks for them. Journals keep the order of this record and the marks.
 func (w *Work) NoteUnsynced() error {
-	fd, err := w.m.Create(w.base.FD(), unsyncedFile, unix.O_WRONLY, 0o600)
+	fd, err := w.m.Create(w.base.FD(), UnsyncedFile, unix.O_WRONLY, 0o600)
 	if errors.Is(err, unix.EEXIST) {
 		return nil
 	}
@@ -388,7 +396,7 @@ func (w *Work) NoteUnsynced() error {
 
 // ForgetUnsynced removes the record: no upper file carries a mark any more.
 func (w *Work) ForgetUnsynced() error {
-	err := w.m.Unlink(w.base.FD(), unsyncedFile)
+	err := w.m.Unlink(w.base.FD(), UnsyncedFile)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -399,7 +407,7 @@ func (w *Work) ForgetUnsynced() error {
 func (w *Work) Alone() bool {
 	alone := true
 	_ = layer.List(w.dir, func(e layer.RawDirent) error {
-		if e.Name == w.name || !strings.HasPrefix(e.Name, stagePrefix) {
+		if e.Name == w.name || !strings.HasPrefix(e.Name, StagePrefix) {
 			return nil
 		}
 		fd, err := sys.Openat(w.dir, e.Name, unix.O_RDONLY|unix.O_DIRECTORY)

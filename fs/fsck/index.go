@@ -26,7 +26,7 @@ func (c *checker) checkIndex() error {
 		return nil
 	}
 	if err != nil {
-		c.unreadable(InWork, indexDir, err)
+		c.unreadable(InWork, cow.IndexDir, err)
 		return nil
 	}
 	c.index = fd
@@ -34,7 +34,7 @@ func (c *checker) checkIndex() error {
 		c.sum.Objects++
 		if strings.HasPrefix(name, indexTemp) {
 			if !c.live {
-				c.reportLeftover(c.index, name, indexDir+"/"+name)
+				c.reportLeftover(c.index, name, cow.IndexDir+"/"+name)
 			}
 			return nil
 		}
@@ -62,12 +62,12 @@ func (c *checker) listIndex(f func(name string, st *unix.Statx_t) error) error {
 			err = f(e.Name, &st)
 		}
 		if err != nil {
-			c.unreadable(InWork, indexDir+"/"+e.Name, err)
+			c.unreadable(InWork, cow.IndexDir+"/"+e.Name, err)
 		}
 		return nil
 	})
 	if err != nil && c.ctx.Err() == nil {
-		c.unreadable(InWork, indexDir, err)
+		c.unreadable(InWork, cow.IndexDir, err)
 		return nil
 	}
 	return err
@@ -85,7 +85,7 @@ func keyOf(name string) (ovl.Origin, []byte, error) {
 
 // checkEntry looks at one entry.
 func (c *checker) checkEntry(name string, st *unix.Statx_t) error {
-	path := indexDir + "/" + name
+	path := cow.IndexDir + "/" + name
 	key, raw, err := keyOf(name)
 	if err != nil && !errors.Is(err, ovl.ErrNoOrigin) {
 		c.reportName(name, path, st)

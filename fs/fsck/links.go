@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
@@ -69,7 +70,7 @@ func (c *checker) checkNlinkForm(name string, st *unix.Statx_t, m *marks) {
 	}
 	if _, err := ovl.ParseNlink(m.nlink.value); err != nil {
 		c.report(Finding{
-			Severity: Error, Class: NlinkMalformed, Layer: InWork, Path: indexDir + "/" + name,
+			Severity: Error, Class: NlinkMalformed, Layer: InWork, Path: cow.IndexDir + "/" + name,
 			Explanation: fmt.Sprintf("%v, of a file with %d names in the upper", err, int(st.Nlink)-1),
 			Remedy:      "check it with all lowers",
 		}, nil)
@@ -79,7 +80,7 @@ func (c *checker) checkNlinkForm(name string, st *unix.Statx_t, m *marks) {
 // checkCount compares the stored link count of one entry with the names that there are. Names that no walk of the union
 // meets (below a deleted directory, or outside of the layers) may count or not.
 func (c *checker) checkCount(name string, st *unix.Statx_t, m *marks, n linkCount) {
-	f := Finding{Severity: Error, Layer: InWork, Path: indexDir + "/" + name}
+	f := Finding{Severity: Error, Layer: InWork, Path: cow.IndexDir + "/" + name}
 	names := int(st.Nlink) - 1 + int(n.shown)
 	if names == 0 {
 		f.Class = IndexOrphan

@@ -139,7 +139,7 @@ func (c *checker) settleRecord() error {
 		return nil
 	}
 	f := Finding{
-		Severity: Note, Class: UnsyncedRecord, Layer: InWork, Path: unsyncedFile,
+		Severity: Note, Class: UnsyncedRecord, Layer: InWork, Path: cow.UnsyncedFile,
 		Explanation: "a mount did not end cleanly: the next one looks at every file of the upper for unsynced copy-ups",
 	}
 	switch {
@@ -157,7 +157,7 @@ func (c *checker) settleRecord() error {
 		if err := c.m.Syncfs(c.opt.Upper.FD()); err != nil {
 			return err
 		}
-		return c.m.Unlink(c.opt.Work.FD(), unsyncedFile)
+		return c.m.Unlink(c.opt.Work.FD(), cow.UnsyncedFile)
 	})
 	return nil
 }

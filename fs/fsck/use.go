@@ -10,6 +10,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/internal/sys"
 )
@@ -21,7 +22,7 @@ func (c *checker) checkUse() error {
 	if name, err := c.lockedStage(); err != nil {
 		return err
 	} else if name != "" {
-		who = fmt.Sprintf("its work directory %s holds %s/%s locked", c.opt.Work.Path, stageDir, name)
+		who = fmt.Sprintf("its work directory %s holds %s/%s locked", c.opt.Work.Path, cow.StageDir, name)
 	}
 	if who == "" {
 		if at := c.overlayMount(); at != "" {
@@ -45,17 +46,17 @@ func (c *checker) lockedStage() (string, error) {
 	if c.opt.Work == nil {
 		return "", nil
 	}
-	dir, err := sys.Openat(c.opt.Work.FD(), stageDir, unix.O_RDONLY|unix.O_DIRECTORY)
+	dir, err := sys.Openat(c.opt.Work.FD(), cow.StageDir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if notThere(err) {
 		return "", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("workdir %s: %s: %w", c.opt.Work.Path, stageDir, err)
+		return "", fmt.Errorf("workdir %s: %s: %w", c.opt.Work.Path, cow.StageDir, err)
 	}
 	defer unix.Close(dir)
 	locked := ""
 	err = layer.List(dir, func(e layer.RawDirent) error {
-		if !strings.HasPrefix(e.Name, stagePrefix) {
+		if !strings.HasPrefix(e.Name, cow.StagePrefix) {
 			return nil
 		}
 		held, err := isLocked(dir, e.Name)

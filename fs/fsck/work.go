@@ -7,23 +7,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
 
-// The names in a work directory, cf. cow/work.go.
-const (
-	stageDir     = "work"
-	stagePrefix  = "plyfs-"
-	indexDir     = "index"
-	incompatDir  = "incompat"
-	volatileName = "volatile"
-	unsyncedFile = "plyfs.unsynced"
-	// indexTemp begins the names of what the kernel's overlayfs stages in the index directory (cf. overlayfs dir.c
-	// ovl_lookup_temp, readdir.c ovl_indexdir_cleanup).
-	indexTemp = "#"
-)
+// indexTemp begins the names of what the kernel's overlayfs stages in the index directory (cf. overlayfs dir.c ovl_lookup_temp,
+// readdir.c ovl_indexdir_cleanup).
+const indexTemp = "#"
 
 // checkLowers looks whether the upper was used over another topmost lower. The kernel's overlayfs notes it at the
 // upper's root (cf. super.c ovl_get_indexdir, ovl_verify_origin).
@@ -68,43 +60,43 @@ func (c *checker) checkWork() error {
 		return err
 	}
 	var st unix.Statx_t
-	c.recorded = sys.Statx(c.opt.Work.FD(), unsyncedFile, &st) == nil
-	dir, err := sys.Openat(c.opt.Work.FD(), stageDir, unix.O_RDONLY|unix.O_DIRECTORY)
+	c.recorded = sys.Statx(c.opt.Work.FD(), cow.UnsyncedFile, &st) == nil
+	dir, err := sys.Openat(c.opt.Work.FD(), cow.StageDir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if notThere(err) {
 		return nil
 	}
 	if err != nil {
-		c.unreadable(InWork, stageDir, err)
+		c.unreadable(InWork, cow.StageDir, err)
 		return nil
 	}
 	defer unix.Close(dir)
 	err = layer.List(dir, func(e layer.RawDirent) error {
 		c.sum.Objects++
-		if e.Name == incompatDir {
+		if e.Name == cow.IncompatDir {
 			return c.checkIncompat(dir)
 		}
 		return c.checkStaged(dir, e.Name)
 	})
 	if err != nil {
-		c.unreadable(InWork, stageDir, err)
+		c.unreadable(InWork, cow.StageDir, err)
 	}
 	return nil
 }
 
 // checkIncompat looks at the marks of features.
 func (c *checker) checkIncompat(dir int) error {
-	fd, err := sys.Openat(dir, incompatDir, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := sys.Openat(dir, cow.IncompatDir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	return layer.List(fd, func(e layer.RawDirent) error {
 		f := Finding{
-			Severity: Error, Class: IncompatMarker, Layer: InWork, Path: stageDir + "/" + incompatDir + "/" + e.Name,
+			Severity: Error, Class: IncompatMarker, Layer: InWork, Path: cow.StageDir + "/" + cow.IncompatDir + "/" + e.Name,
 			Explanation: "is the mark of a feature that a mount used: mounts that do not know it refuse the upper",
 			Remedy:      "mount it as it was, or remove the mark if you know that it does not matter",
 		}
-		if e.Name == volatileName {
+		if e.Name == cow.VolatileMark {
 			f.Class = VolatileMarker
 			f.Explanation = "a volatile mount used the upper, which may be incomplete if the system crashed since: " +
 				"mounts refuse it"
@@ -121,14 +113,14 @@ func (c *checker) checkIncompat(dir int) error {
 
 // checkStaged looks whether what is staged belongs to a live mount.
 func (c *checker) checkStaged(dir int, name string) error {
-	if c.live && !strings.HasPrefix(name, stagePrefix) {
+	if c.live && !strings.HasPrefix(name, cow.StagePrefix) {
 		return nil // of a mount of the kernel's overlayfs
 	}
 	held, err := isLocked(dir, name)
 	if err != nil || held {
 		return err
 	}
-	c.reportLeftover(dir, name, stageDir+"/"+name)
+	c.reportLeftover(dir, name, cow.StageDir+"/"+name)
 	return nil
 }
 
