@@ -87,8 +87,7 @@ func Rows() []Row {
 func indexRows() []Row {
 	rows := []Row{
 		{Series: "walk-first-stat-1", Max: 1.2},
-		// Where all 500 layers have every directory, one comparison for each of them is dearer than the rest of the walk, and
-		// none can be left out: walk-first-stat-500 shows what that costs, and is no demand.
+		{Series: "walk-first-stat-500", By: OfSeries, Base: "walk-first-stat-1", Max: 1.3},
 		{Series: "walk-first-image-500", By: OfSeries, Base: "walk-first-stat-1", Max: 1.3},
 		{Series: "walk-first-stat-32", Max: 0.6},
 		{Series: "walk-first-stat-100", Max: 0.4},

@@ -121,8 +121,8 @@ func TestDemanded(t *testing.T) {
 		workload, medium string
 		want             bool
 	}{
-		{"walk-first-image-500", tmpfsMedium, true},
-		{"walk-first-image-500", loopMedium, false},
+		{"walk-first-stat-500", tmpfsMedium, true},
+		{"walk-first-stat-500", loopMedium, false},
 		{"walk-cold-stat-32", loopMedium, true},
 		{"walk-cold-stat-32", ext4Medium, false},
 		{"mounts", tmpfsMedium, true},
