@@ -26,8 +26,6 @@ var (
 	ErrNotBuilt = errors.New("no such index")
 	// ErrStale says that the layers changed since the index was built. It has to be built anew.
 	ErrStale = errors.New("stale: its layers changed since it was built")
-	// ErrInUse says that a live process uses the index.
-	ErrInUse = errors.New("in use")
 	// ErrInvalid says that a record cannot be stored: its builder made a mistake.
 	ErrInvalid = errors.New("invalid record")
 	// ErrUnsafe says that others could change the cache directory.

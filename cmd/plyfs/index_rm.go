@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -9,7 +10,7 @@ import (
 	"plyfs/metadata"
 )
 
-const indexRmUsage = "plyfs index rm [--dir DIR] NAME... | --all | --stale"
+const indexRmUsage = "plyfs index rm [--json] [--dir DIR] NAME... | --all | --stale"
 
 // indexNameLen is the length of the name of an index; one that was set aside has a longer one.
 const indexNameLen = 16
@@ -23,7 +24,7 @@ func indexRmCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "all", Usage: "remove all"},
 			&cli.BoolFlag{Name: "stale", Usage: "remove those that are stale or broken, and those that were set aside"},
-			dirFlag(),
+			jsonFlag(), dirFlag(),
 		},
 		OnUsageError: indexUsageError(indexRmUsage),
 		Action:       runIndexRm,
@@ -48,7 +49,7 @@ func runIndexRm(c *cli.Context) error {
 		if c.NArg() > 0 {
 			return faultf(indexFailed, "index %s: %v; see plyfs index ls", c.Args().First(), metadata.ErrNotBuilt)
 		}
-		return nil
+		return printRemoved(c, nil)
 	}
 	defer cache.Close()
 	names := c.Args().Slice()
@@ -63,10 +64,28 @@ func runIndexRm(c *cli.Context) error {
 			}
 		}
 	}
+	removed := make([]string, 0, len(names))
 	for _, n := range names {
 		if err := cache.Remove(n); err != nil {
-			return faultf(indexFailed, "%v; see plyfs index ls", err)
+			return errors.Join(printRemoved(c, removed), faultf(indexFailed, "%v; see plyfs index ls", err))
 		}
+		removed = append(removed, n)
+	}
+	return printRemoved(c, removed)
+}
+
+// indexRemoved is the output of --json.
+type indexRemoved struct {
+	Removed []string `json:"removed"`
+}
+
+// printRemoved names the indexes that are gone, also when a later one could not be removed.
+func printRemoved(c *cli.Context, names []string) error {
+	if c.Bool("json") {
+		fmt.Fprintf(c.App.Writer, "%s\n", jsonOf(indexRemoved{Removed: append([]string{}, names...)}))
+		return nil
+	}
+	for _, n := range names {
 		fmt.Fprintf(c.App.Writer, "removed %s\n", n)
 	}
 	return nil

@@ -441,6 +441,14 @@ func TestIndexRmStale(t *testing.T) {
 	if l := listed(t, dir); len(l) != 1 || l[0].Name != good.Name {
 		t.Errorf("%+v", l)
 	}
+	// One that is there and one that is not: what is gone is named all the same.
+	r := plyfsIndex(t, dir, "rm", "--json", good.Name, good.Name)
+	if got := fromJSON[indexRemoved](t, r, indexFailed); !slices.Equal(got.Removed, []string{good.Name}) {
+		t.Errorf("%+v", r)
+	}
+	if got := fromJSON[indexRemoved](t, plyfsIndex(t, dir, "rm", "--json", "--all"), 0); len(got.Removed) != 0 {
+		t.Errorf("nothing is left, and yet %+v", got)
+	}
 }
 
 // TestIndexRefuses: bad command lines.
