@@ -1,0 +1,209 @@
+package drivers
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mounts counts who uses the mounted layers of a driver. The counts are kept in a directory, one file a layer, written
+// before a mount is made and after it is gone, so that a process that takes over after a crash knows them; what it reads
+// there it believes only as far as something is mounted.
+//
+// Calls for one id are serialised by the caller, with Locks.
+type Mounts struct {
+	dir  string
+	boot string
+
+	mu    sync.Mutex
+	table map[string]mountRecord // guarded by mu
+}
+
+// mountRecord is one mounted layer, and the content of its file.
+type mountRecord struct {
+	Target string `json:"target"`
+	Count  int    `json:"count"`
+	// Options tells a mount from one with other options.
+	Options GetOptions `json:"options"`
+	// Boot is the boot in which the mount was made: none survives the next.
+	Boot string `json:"boot"`
+	// Plain says that Target is a directory, not a mount point: the reference ends with the process.
+	Plain bool `json:"-"`
+}
+
+// OpenMounts reads the counts in dir, which it makes if needed, and forgets those whose mount is gone.
+func OpenMounts(dir string) (*Mounts, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("identify this boot: %w", err)
+	}
+	m := &Mounts{dir: dir, boot: strings.TrimSpace(string(boot)), table: make(map[string]mountRecord)}
+	return m, m.Refresh()
+}
+
+// Refresh reads the counts anew and drops those of mounts that are gone, also the servers of which died. References to plain
+// directories stay.
+func (m *Mounts) Refresh() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names, err := os.ReadDir(m.dir)
+	if err != nil {
+		return err
+	}
+	seen := make(map[string]bool, len(names))
+	var errs []error
+	for _, e := range names {
+		id := e.Name()
+		if ValidID(id) != nil {
+			// A file that was being written when its process died.
+			errs = append(errs, os.Remove(filepath.Join(m.dir, id)))
+			continue
+		}
+		seen[id] = true
+		rec, err := m.readLocked(id)
+		if err != nil || rec.Boot != m.boot || !IsMountPoint(rec.Target) {
+			delete(m.table, id)
+			errs = append(errs, os.Remove(filepath.Join(m.dir, id)))
+			continue
+		}
+		m.table[id] = rec
+	}
+	for id, rec := range m.table {
+		if !rec.Plain && !seen[id] {
+			delete(m.table, id)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Mounts) readLocked(id string) (rec mountRecord, err error) {
+	b, err := os.ReadFile(filepath.Join(m.dir, id))
+	if err != nil {
+		return rec, err
+	}
+	return rec, json.Unmarshal(b, &rec)
+}
+
+// writeLocked replaces the record of id. It is not synced: a mount does not outlive a power cut either.
+func (m *Mounts) writeLocked(id string, rec mountRecord) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	// No id begins so.
+	tmp := filepath.Join(m.dir, "."+id)
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(m.dir, id))
+}
+
+func (m *Mounts) removeLocked(id string) error {
+	err := os.Remove(filepath.Join(m.dir, id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Get adds a reference to the mount of id at target. If it is the first, or the mount is gone, mount makes it. A reference
+// with other options than those of the mount is refused with ErrInUse. If mount leaves target a plain directory, the
+// reference ends with this process.
+func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error {
+	m.mu.Lock()
+	rec, held := m.table[id]
+	m.mu.Unlock()
+	if held && (rec.Plain || IsMountPoint(rec.Target)) {
+		if rec.Options != o {
+			return fmt.Errorf("layer %s is mounted with other options: %w", id, ErrInUse)
+		}
+		rec.Count++
+		return m.set(id, rec)
+	}
+	rec = mountRecord{Target: target, Count: 1, Options: o, Boot: m.boot}
+	// The record comes first: a crash between the two leaves a record without a mount, which is dropped, and never a mount
+	// that nobody knows.
+	if err := m.set(id, rec); err != nil {
+		return err
+	}
+	if err := mount(); err != nil {
+		return errors.Join(err, m.drop(id))
+	}
+	if IsMountPoint(target) {
+		return nil
+	}
+	rec.Plain = true
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.table[id] = rec
+	return m.removeLocked(id)
+}
+
+// Put takes a reference away. If it was the last, unmount undoes the mount; while that fails the reference stays. Without a
+// reference the error wraps ErrInvalid.
+func (m *Mounts) Put(id string, unmount func(target string) error) error {
+	m.mu.Lock()
+	rec, held := m.table[id]
+	m.mu.Unlock()
+	if !held {
+		return fmt.Errorf("layer %s is not mounted: %w", id, ErrInvalid)
+	}
+	if rec.Count > 1 {
+		rec.Count--
+		return m.set(id, rec)
+	}
+	if rec.Plain || IsMountPoint(rec.Target) {
+		if err := unmount(rec.Target); err != nil {
+			return err
+		}
+	}
+	return m.drop(id)
+}
+
+// Count is the number of references to the mount of id.
+func (m *Mounts) Count(id string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.table[id].Count
+}
+
+func (m *Mounts) set(id string, rec mountRecord) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !rec.Plain {
+		if err := m.writeLocked(id, rec); err != nil {
+			return fmt.Errorf("count the users of layer %s: %w", id, err)
+		}
+	}
+	m.table[id] = rec
+	return nil
+}
+
+func (m *Mounts) drop(id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.table, id)
+	if err := m.removeLocked(id); err != nil {
+		return fmt.Errorf("count the users of layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// IsMountPoint says whether something is mounted at path. A FUSE mount whose server is gone does not count as mounted.
+func IsMountPoint(path string) bool {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st); err != nil {
+		return false
+	}
+	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
