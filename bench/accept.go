@@ -34,6 +34,8 @@ const (
 	OfKernel Comparison = iota
 	// OfSeries is the part of what another series, Base, has on the same system in the same place.
 	OfSeries
+	// OfSystem is the part of what the system Base takes.
+	OfSystem
 	// OverSystem is the difference to what the system Base takes.
 	OverSystem
 	// Absolute is the value itself.
@@ -157,14 +159,21 @@ func (row Row) isOn(place string) bool {
 	return row.Place == place || row.Place == "" && place != loopMedium
 }
 
+// isAbout says whether the demand is on a system.
+func (row Row) isAbout(system string) bool {
+	if row.System != "" {
+		return system == row.System
+	}
+	mode, ok := strings.CutPrefix(system, Plyfs+"-")
+	return ok && (row.Data == "" || mode == string(row.Data))
+}
+
 // judge compares the cells of plyfs that the demand is about. A cell without a counterpart has no verdict.
 func (row Row) judge(res Result, results []Result) []Check {
 	var out []Check
 	peer, _ := res.cell(FuseOverlayfs)
 	for _, c := range res.Cells {
-		mode, ok := strings.CutPrefix(c.System, Plyfs+"-")
-		other := row.Data != "" && mode != string(row.Data) || row.System != "" && c.System != row.System
-		if !ok || len(c.Samples) == 0 || other {
+		if len(c.Samples) == 0 || !row.isAbout(c.System) {
 			continue
 		}
 		k := Check{
@@ -190,6 +199,9 @@ func (row Row) compare(k *Check, c Cell, res Result, results []Result) bool {
 				k.Ratio, k.MinRatio = ratio(c.Median, base.Median), ratio(c.Min, base.Min)
 			}
 		}
+	case OfSystem:
+		base, _ := res.cell(row.Base)
+		k.Against, k.Ratio, k.MinRatio = row.Base, ratio(c.Median, base.Median), ratio(c.Min, base.Min)
 	case OverSystem:
 		base, ok := res.cell(row.Base)
 		k.Against, k.Unit, k.Value = row.Base, res.Unit, c.Median-base.Median
@@ -203,7 +215,13 @@ func (row Row) compare(k *Check, c Cell, res Result, results []Result) bool {
 	return k.Ratio != 0
 }
 
-func within(ratio, limit float64) bool { return math.Round(ratio*100)/100 <= limit }
+// within compares at the precision of the limits that are demanded.
+func within(ratio, limit float64) bool {
+	if limit < 0.1 {
+		return ratio <= limit
+	}
+	return math.Round(ratio*100)/100 <= limit
+}
 
 // demanded says whether a demand is about a workload on a medium.
 func demanded(workload, medium string) bool {

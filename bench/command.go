@@ -32,24 +32,7 @@ func Command() *cli.Command {
 		Usage: "measure plyfs, the kernel's overlayfs and fuse-overlayfs",
 		Description: "Runs file-system workloads on each system in turn, every sample on a fresh mount, and prints medians\n" +
 			"and ratios to the kernel's overlayfs. Needs root. Mounts are made in a private namespace.",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "list", Usage: "list the workloads and end"},
-			&cli.StringFlag{Name: "workloads", Usage: "comma-separated `PATTERNS` of names (default: all)"},
-			&cli.StringFlag{Name: "systems", Usage: "comma-separated `NAMES` of kernel, fuse-overlayfs, plyfs, plyfs-index (default: the installed ones)"},
-			&cli.StringFlag{Name: "data", Value: "both", Usage: "data `MODE` of plyfs: passthrough, noopen, both or auto"},
-			&cli.StringFlag{Name: "options", Usage: "further mount `OPTIONS` for plyfs"},
-			&cli.StringFlag{Name: "plyfs", Usage: "`FILE` to run as plyfs (default: this binary)"},
-			&cli.IntFlag{Name: "samples", Value: 5, Usage: "`NUMBER` of samples of each workload on each system"},
-			&cli.StringFlag{Name: "layers-on", Usage: "where layers are: tmpfs, ext4 (below TMPDIR), loop (a new ext4 in a file below TMPDIR), a `DIR`, or several of them with commas (default: tmpfs)"},
-			&cli.StringFlag{Name: "upper-on", Usage: "where uppers are: tmpfs, ext4 or a `DIR` (default: where the layers are)"},
-			&cli.BoolFlag{Name: "quick", Usage: fmt.Sprintf("divide all sizes by %d", quickScale)},
-			&cli.BoolFlag{Name: "check", Usage: "judge each demand on the speed of plyfs; alone, run just what they are about, on tmpfs, ext4 and loop"},
-			&cli.StringFlag{Name: "json", Usage: "write the report as JSON to `FILE`, - for the standard output"},
-			&cli.StringFlag{Name: "plot", Usage: "write a plot to `FILE`, as SVG or, with the suffix .html, as a page"},
-			&cli.StringFlag{Name: "profile", Usage: "write CPU profiles of plyfs to the directory `DIR`"},
-			&cli.DurationFlag{Name: "timeout", Value: 0, Usage: "longest `TIME` for one sample (default: 10m)"},
-			&cli.BoolFlag{Name: "verbose", Usage: "report each sample on the standard error output"},
-		},
+		Flags:  flags(),
 		Action: run,
 		Subcommands: []*cli.Command{
 			{
@@ -60,6 +43,28 @@ func Command() *cli.Command {
 			},
 			serveCommand(),
 		},
+	}
+}
+
+// flags are those of the benchmark.
+func flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "list", Usage: "list the workloads and end"},
+		&cli.StringFlag{Name: "workloads", Usage: "comma-separated `PATTERNS` of names (default: all)"},
+		&cli.StringFlag{Name: "systems", Usage: "comma-separated `NAMES` of kernel, fuse-overlayfs, plyfs, plyfs-index (default: the installed ones)"},
+		&cli.StringFlag{Name: "data", Value: "both", Usage: "data `MODE` of plyfs: passthrough, noopen, both or auto"},
+		&cli.StringFlag{Name: "options", Usage: "further mount `OPTIONS` for plyfs"},
+		&cli.StringFlag{Name: "plyfs", Usage: "`FILE` to run as plyfs (default: this binary)"},
+		&cli.IntFlag{Name: "samples", Value: 5, Usage: "`NUMBER` of samples of each workload on each system"},
+		&cli.StringFlag{Name: "layers-on", Usage: "where layers are: tmpfs, ext4 (below TMPDIR), loop (a new ext4 in a file below TMPDIR), a `DIR`, or several of them with commas (default: tmpfs)"},
+		&cli.StringFlag{Name: "upper-on", Usage: "where uppers are: tmpfs, ext4 or a `DIR` (default: where the layers are)"},
+		&cli.BoolFlag{Name: "quick", Usage: fmt.Sprintf("divide all sizes by %d", quickScale)},
+		&cli.BoolFlag{Name: "check", Usage: "judge each demand on the speed of plyfs; alone, run just what they are about, on tmpfs, ext4 and loop"},
+		&cli.StringFlag{Name: "json", Usage: "write the report as JSON to `FILE`, - for the standard output"},
+		&cli.StringFlag{Name: "plot", Usage: "write a plot to `FILE`, as SVG or, with the suffix .html, as a page"},
+		&cli.StringFlag{Name: "profile", Usage: "write CPU profiles of plyfs to the directory `DIR`"},
+		&cli.DurationFlag{Name: "timeout", Value: 0, Usage: "longest `TIME` for one sample (default: 10m)"},
+		&cli.BoolFlag{Name: "verbose", Usage: "report each sample on the standard error output"},
 	}
 }
 
