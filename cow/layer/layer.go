@@ -25,7 +25,8 @@ type Layer struct {
 	// UUID identifies the file system in origin handles; zero where the kernel does not tell.
 	UUID [16]byte
 
-	fd int
+	fd   int
+	root File // what Root returns
 	// handles says that inode numbers can be read out of this file system's file handles.
 	handles bool
 	// override is the attribute that holds owner and mode of the layer's objects, "" for none.
@@ -46,7 +47,7 @@ func Open(path string) (*Layer, error) {
 	if err != nil {
 		abs = path
 	}
-	l := &Layer{Path: abs, fd: fd}
+	l := &Layer{Path: abs, fd: fd, root: File{fd: fd, pos: -1, borrowed: true}}
 	if err := l.describe(); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("layer %s: %w", path, err)
@@ -83,6 +84,9 @@ func (l *Layer) describe() error {
 
 // FD is the layer's root directory. It belongs to the layer.
 func (l *Layer) FD() int { return l.fd }
+
+// Root is FD as a File; closing it does nothing.
+func (l *Layer) Root() *File { return &l.root }
 
 // Close releases the descriptor.
 func (l *Layer) Close() error {

@@ -1,0 +1,318 @@
+package tarlayer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/internal/sys"
+)
+
+// Compare returns what has to change in older to get newer, two plain trees, in the order of ComparePaths. A nil older is an
+// empty tree.
+//
+// A file differs if type, mode, owner, device number, size, time, symlink target or extended attributes do, a directory if one of them but
+// size and time does or something beneath it differs. Times are equal if their seconds are and one of them has no fraction:
+// layers carry whole seconds. Content is read only for CompareOptions.Verify. A directory that is gone is one change; one that
+// another type replaces is one Modify, and what was beneath it is not listed, since unpacking a file where a directory is
+// replaces all of it. Mount points in newer are not looked at: what is mounted there, or was covered by it, is no change.
+//
+// It blocks for as long as both walks take; memory grows with the changes and with the largest directories on one path, not with the trees. Errors name the
+// path and wrap the errno, or the cause of ctx's end.
+func Compare(ctx context.Context, older, newer *layer.Layer, o CompareOptions) ([]Change, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c := &comparison{ctx: ctx, cancel: cancel, o: o, older: older, newer: newer, helpers: make(chan struct{}, compareHelpers)}
+	oldFD := -1
+	if older != nil {
+		oldFD = older.FD()
+	}
+	err := c.dirs(pair{older: oldFD, now: newer.FD()})
+	if err != nil {
+		cancel(err)
+	}
+	c.running.Wait()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	SortChanges(c.changes)
+	return withParents(c.changes), nil
+}
+
+// compareHelpers is how many directories are compared at a time, besides that of the caller's goroutine.
+const compareHelpers = 1
+
+// comparison is one Compare. mu guards changes.
+type comparison struct {
+	ctx          context.Context // as long as one Compare; the first error cancels it, so that the other goroutine ends too
+	cancel       context.CancelCauseFunc
+	o            CompareOptions
+	older, newer *layer.Layer
+	helpers      chan struct{}
+	running      sync.WaitGroup
+
+	mu      sync.Mutex
+	changes []Change
+}
+
+func (c *comparison) add(path string, k Kind) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.changes = append(c.changes, Change{Path: path, Kind: k})
+}
+
+// pair is a directory of both trees; a descriptor is -1 where there is none.
+type pair struct {
+	path       string
+	older, now int
+}
+
+func (p pair) close() {
+	if p.older >= 0 {
+		unix.Close(p.older)
+	}
+	unix.Close(p.now)
+}
+
+// dirs compares the directories of p, which stay the caller's, and what is beneath them.
+func (c *comparison) dirs(p pair) error {
+	if err := context.Cause(c.ctx); err != nil {
+		return err
+	}
+	old, err := sortedNames(p.older)
+	if err != nil {
+		return pathError("compare", p.path, err)
+	}
+	now, err := sortedNames(p.now)
+	if err != nil {
+		return pathError("compare", p.path, err)
+	}
+	for len(old) > 0 || len(now) > 0 {
+		switch {
+		case len(now) == 0 || len(old) > 0 && old[0] < now[0]:
+			c.add(join(p.path, old[0]), Delete)
+			old = old[1:]
+			continue
+		case len(old) == 0 || now[0] < old[0]:
+			err = c.entry(p, now[0], false)
+		default:
+			err = c.entry(p, now[0], true)
+			old = old[1:]
+		}
+		if err != nil {
+			return pathError("compare", join(p.path, now[0]), err)
+		}
+		now = now[1:]
+	}
+	return nil
+}
+
+func sortedNames(fd int) ([]string, error) {
+	if fd < 0 {
+		return nil, nil
+	}
+	var names []string
+	err := layer.List(fd, func(e layer.RawDirent) error {
+		names = append(names, e.Name)
+		return nil
+	})
+	slices.Sort(names)
+	return names, err
+}
+
+// entry compares one name that newer has, and older too if both is set.
+func (c *comparison) entry(p pair, name string, both bool) error {
+	path := join(p.path, name)
+	var now, old unix.Statx_t
+	if err := c.newer.Stat(p.now, name, &now); err != nil {
+		return err
+	}
+	if isMountPoint(&now) {
+		return nil
+	}
+	directory := now.Mode&unix.S_IFMT == unix.S_IFDIR
+	if !both {
+		c.add(path, Add)
+		if directory {
+			return c.descend(p, name, false)
+		}
+		return nil
+	}
+	if err := c.older.Stat(p.older, name, &old); err != nil {
+		return err
+	}
+	if old.Mode&unix.S_IFMT != now.Mode&unix.S_IFMT {
+		c.add(path, Modify)
+		if directory {
+			return c.descend(p, name, false)
+		}
+		return nil
+	}
+	same, err := c.same(p, name, &old, &now)
+	if err != nil {
+		return err
+	}
+	if !same {
+		c.add(path, Modify)
+	}
+	if directory {
+		return c.descend(p, name, true)
+	}
+	return nil
+}
+
+// descend compares a directory, in another goroutine if one is free.
+func (c *comparison) descend(p pair, name string, both bool) error {
+	sub := pair{path: join(p.path, name), older: -1}
+	var err error
+	if sub.now, err = openForList(p.now, name); err != nil {
+		return err
+	}
+	if both {
+		if sub.older, err = openForList(p.older, name); err != nil {
+			unix.Close(sub.now)
+			return err
+		}
+	}
+	select {
+	case c.helpers <- struct{}{}:
+		c.running.Go(func() {
+			defer func() { <-c.helpers }()
+			defer sub.close()
+			if err := c.dirs(sub); err != nil {
+				c.cancel(err)
+			}
+		})
+		return nil
+	default:
+	}
+	defer sub.close()
+	return c.dirs(sub)
+}
+
+// same says whether an entry of the same type in both trees is equal.
+func (c *comparison) same(p pair, name string, old, now *unix.Statx_t) (bool, error) {
+	if old.Mode != now.Mode || old.Uid != now.Uid || old.Gid != now.Gid {
+		return false, nil
+	}
+	switch now.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		if old.Size != now.Size || !sameTime(old.Mtime, now.Mtime) {
+			return false, nil
+		}
+	case unix.S_IFLNK:
+		if !sameTime(old.Mtime, now.Mtime) {
+			return false, nil
+		}
+		x, err := sys.Readlinkat(p.older, name)
+		if err != nil {
+			return false, err
+		}
+		if y, err := sys.Readlinkat(p.now, name); err != nil || x != y {
+			return false, err
+		}
+	case unix.S_IFDIR:
+	default:
+		if sys.Rdev(old) != sys.Rdev(now) || !sameTime(old.Mtime, now.Mtime) {
+			return false, nil
+		}
+	}
+	if same, err := c.sameXattrs(p, name); err != nil || !same {
+		return false, err
+	}
+	if c.o.Verify && now.Mode&unix.S_IFMT == unix.S_IFREG {
+		return sameContent(p, name)
+	}
+	return true, nil
+}
+
+func sameTime(x, y unix.StatxTimestamp) bool {
+	return x.Sec == y.Sec && (x.Nsec == y.Nsec || x.Nsec == 0 || y.Nsec == 0)
+}
+
+func (c *comparison) sameXattrs(p pair, name string) (bool, error) {
+	x, err := readXattrs(p.older, name, DirOptions{}, c.older.Override() != "", 0)
+	if err != nil {
+		return false, err
+	}
+	y, err := readXattrs(p.now, name, DirOptions{}, c.newer.Override() != "", 0)
+	if err != nil {
+		return false, err
+	}
+	foreign := func(name, _ string) bool { return !layerXattr(name) }
+	maps.DeleteFunc(x, foreign)
+	maps.DeleteFunc(y, foreign)
+	return maps.Equal(x, y), nil
+}
+
+func sameContent(p pair, name string) (bool, error) {
+	x, err := openFile(p.older, name)
+	if err != nil {
+		return false, err
+	}
+	xf := os.NewFile(uintptr(x), name)
+	defer xf.Close()
+	y, err := openFile(p.now, name)
+	if err != nil {
+		return false, err
+	}
+	yf := os.NewFile(uintptr(y), name)
+	defer yf.Close()
+	xb, yb := make([]byte, aheadBlock), make([]byte, aheadBlock)
+	for {
+		n, xerr := io.ReadFull(xf, xb)
+		m, yerr := io.ReadFull(yf, yb)
+		if !bytes.Equal(xb[:n], yb[:m]) {
+			return false, nil
+		}
+		if atEnd(xerr) && atEnd(yerr) {
+			return true, nil
+		}
+		if err := errors.Join(xerr, yerr); err != nil {
+			return false, fmt.Errorf("read: %w", err)
+		}
+	}
+}
+
+func atEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
+// withParents adds the parents of what changed, which changed by that, to changes in their order.
+func withParents(changes []Change) []Change {
+	all := make([]Change, 0, len(changes))
+	last := ""
+	for _, ch := range changes {
+		for _, p := range newParents(last, ch.Path) {
+			all = append(all, Change{Path: p, Kind: Modify})
+		}
+		all = append(all, ch)
+		last = ch.Path
+	}
+	return all
+}
+
+// newParents are the parents of path that are neither last nor parents of it: those that a walk has not met yet.
+func newParents(last, path string) []string {
+	var missing []string
+	for p := parentOf(path); p != "" && p != last && !isBeneath(last, p); p = parentOf(p) {
+		missing = append(missing, p)
+	}
+	slices.Reverse(missing)
+	return missing
+}
+
+// isBeneath says whether path is beneath dir.
+func isBeneath(path, dir string) bool {
+	return len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
+}

@@ -1,0 +1,261 @@
+package tarlayer
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
+)
+
+// Sum returns the canonical hash of the paths in changes as src has them. It equals ApplyResult.Sum if changes are the paths of
+// the members of the stream, in any order, and the tree is as Apply left it, with any driver.
+//
+// The hash is the sum modulo 2^64 of one xxhash64 for each path that the stream left. That of a whiteout is of the path, a NUL
+// and the letter D. That of anything else is of the path, a NUL, and the eight bytes (little-endian, as all numbers) of the
+// xxhash64 of what describes the file: st_mode, user and group as the container sees them (32 bits each), the modification time in
+// whole seconds (64 bits), then for devices the device number, for symlinks the target's length and the target, for regular files the size and the
+// xxhash64 of the content, and at last for each extended attribute in order of names the length of the name, the name, the length of the value,
+// the value (all lengths 64 bits). Link counts, parts of seconds, access times, opaque marks, whiteouts beneath those and directories that no member
+// describes are not part of it, since they depend on the driver.
+//
+// A deleted path counts only if src has nothing there; with a Source that is also a WhiteoutSource, only if it has a whiteout.
+// Errors name the path.
+func Sum(ctx context.Context, src Source, changes []Change) (uint64, error) {
+	var total uint64
+	buf := make([]byte, ioBuffer)
+	for _, c := range changes {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		var h uint64
+		var err error
+		if c.Kind == Delete {
+			h, err = sumDeleted(src, c.Path)
+		} else {
+			h, err = sumFile(src, c.Path, buf)
+		}
+		if err != nil {
+			return 0, pathError("hash", c.Path, err)
+		}
+		total += h
+	}
+	return total, nil
+}
+
+// WhiteoutSource is a Source of one layer, which can tell a whiteout from nothing.
+type WhiteoutSource interface {
+	Source
+	// Whiteout says whether the layer deletes path from the layers below by a whiteout of its own.
+	Whiteout(path string) (bool, error)
+}
+
+func sumDeleted(src Source, path string) (uint64, error) {
+	if w, ok := src.(WhiteoutSource); ok {
+		is, err := w.Whiteout(path)
+		if err != nil || !is {
+			return 0, err
+		}
+		return deletedHash(path), nil
+	}
+	_, err := src.Lstat(path)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return deletedHash(path), nil
+	case err != nil:
+		return 0, err
+	}
+	return 0, nil
+}
+
+func sumFile(src Source, path string, buf []byte) (uint64, error) {
+	at, err := src.Lstat(path)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	ob := object{
+		typ: at.Mode & unix.S_IFMT, mode: at.Mode & 0o7777, cuid: at.UID, cgid: at.GID,
+		mtime: at.Mtime.Timespec(), rdev: at.Rdev, size: at.Size,
+	}
+	switch ob.typ {
+	case unix.S_IFLNK:
+		ob.target, err = src.Readlink(path)
+	case unix.S_IFREG:
+		ob.sum, err = sumContent(src, path, buf)
+	}
+	if err != nil {
+		return 0, err
+	}
+	seen, err := src.Xattrs(path)
+	if err != nil {
+		return 0, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(seen)) {
+		if layerXattr(name) || strings.HasPrefix(name, nsTrusted) {
+			ob.xattrs = append(ob.xattrs, xattr{seen: name, value: seen[name], kept: true})
+		}
+	}
+	return pathHash(path, ob.hash()), nil
+}
+
+func sumContent(src Source, path string, buf []byte) (uint64, error) {
+	f, err := src.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	h := xxhash.New()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, buf); err != nil {
+		return 0, err
+	}
+	return h.Sum64(), nil
+}
+
+// hash describes the object, but for its name.
+func (o *object) hash() uint64 {
+	var stack [512]byte
+	b := binary.LittleEndian.AppendUint32(stack[:0], o.typ|o.mode)
+	b = binary.LittleEndian.AppendUint32(b, o.cuid)
+	b = binary.LittleEndian.AppendUint32(b, o.cgid)
+	b = binary.LittleEndian.AppendUint64(b, uint64(o.mtime.Sec))
+	switch o.typ {
+	case unix.S_IFCHR, unix.S_IFBLK:
+		b = binary.LittleEndian.AppendUint64(b, o.rdev)
+	case unix.S_IFLNK:
+		b = appendString(b, o.target)
+	case unix.S_IFREG:
+		b = binary.LittleEndian.AppendUint64(b, uint64(o.size))
+		b = binary.LittleEndian.AppendUint64(b, o.sum)
+	}
+	for _, x := range o.xattrs {
+		if x.kept {
+			b = appendString(appendString(b, x.seen), x.value)
+		}
+	}
+	return xxhash.Sum64(b)
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.LittleEndian.AppendUint64(b, uint64(len(s))), s...)
+}
+
+func pathHash(path string, attrs uint64) uint64 {
+	var stack [512]byte
+	b := append(append(stack[:0], path...), 0)
+	return xxhash.Sum64(binary.LittleEndian.AppendUint64(b, attrs))
+}
+
+func deletedHash(path string) uint64 { return xxhash.Sum64String(path + "\x00D") }
+
+// leftPaths remembers what a stream left in the tree. Nothing is kept where nobody asks.
+type leftPaths struct {
+	paths map[string]leftPath
+	sums  bool
+}
+
+type leftPath struct {
+	attrs uint64
+	kind  leftKind
+}
+
+type leftKind uint8
+
+const (
+	leftFile    leftKind = iota // a member
+	leftParent                  // a directory that members are in and none describes
+	leftDeleted                 // a whiteout
+)
+
+func newLeftPaths(o ApplyOptions) leftPaths {
+	l := leftPaths{sums: o.Sum}
+	if o.Sum || o.Whiteouts == WhiteoutRemove {
+		l.paths = make(map[string]leftPath)
+	}
+	return l
+}
+
+func (l *leftPaths) put(path string, ob *object) {
+	if l.paths == nil {
+		return
+	}
+	p := leftPath{}
+	if l.sums {
+		p.attrs = ob.hash()
+	}
+	l.paths[path] = p
+	l.keepParents(path)
+}
+
+// link notes path as another name of target.
+func (l *leftPaths) link(path, target string) {
+	if l.paths == nil {
+		return
+	}
+	l.paths[path] = l.paths[target]
+	l.keepParents(path)
+}
+
+func (l *leftPaths) keepParents(path string) {
+	for path != "" {
+		path = parentOf(path)
+		if old, ok := l.paths[path]; ok && old.kind != leftDeleted {
+			return
+		}
+		l.paths[path] = leftPath{kind: leftParent}
+	}
+}
+
+// delete notes a whiteout.
+func (l *leftPaths) delete(path string) {
+	if l.paths != nil {
+		l.paths[path] = leftPath{kind: leftDeleted}
+	}
+}
+
+// has says whether path is of the stream.
+func (l *leftPaths) has(path string) bool {
+	p, ok := l.paths[path]
+	return ok && p.kind != leftDeleted
+}
+
+// forgetTree takes out what was at and beneath a directory that another member replaced.
+func (l *leftPaths) forgetTree(path string) {
+	for p := range l.paths {
+		if p == path || isBeneath(p, path) {
+			delete(l.paths, p)
+		}
+	}
+}
+
+// forgetDeleted takes out the whiteouts beneath an opaque directory.
+func (l *leftPaths) forgetDeleted(dir string) {
+	for path, p := range l.paths {
+		if p.kind == leftDeleted && (dir == "" || isBeneath(path, dir)) {
+			delete(l.paths, path)
+		}
+	}
+}
+
+func (l *leftPaths) sum() uint64 {
+	if !l.sums {
+		return 0
+	}
+	var total uint64
+	for path, p := range l.paths {
+		switch p.kind {
+		case leftFile:
+			total += pathHash(path, p.attrs)
+		case leftDeleted:
+			total += deletedHash(path)
+		}
+	}
+	return total
+}
