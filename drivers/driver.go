@@ -76,7 +76,8 @@ type Differ interface {
 	Changes(ctx context.Context, id, parent string) ([]tarlayer.Change, error)
 
 	// ApplyDiff gives an image layer that was just created its content, relative to its parent. After an error the layer is
-	// good for nothing but Remove.
+	// good for nothing but Remove. If the process dies meanwhile, the layer is as Create made it, or List does not name it and
+	// Cleanup removes it.
 	ApplyDiff(ctx context.Context, id string, r io.Reader, o *ApplyOptions) (tarlayer.ApplyResult, error)
 
 	// DiffSize is the number of bytes of content in Diff's stream: the sizes of added and modified regular files.
@@ -143,12 +144,21 @@ type GetOptions struct {
 	MountLabel string
 	// ReadOnly mounts a writable layer so that nothing can be written.
 	ReadOnly bool
+	// Any takes the mount that is there, whatever its options; the others count only if there is none. It is for those who
+	// merely read.
+	Any bool
 }
 
 // ApplyOptions are options of one unpacking; nil stands for none.
 type ApplyOptions struct {
 	// Limits bound what a stream may make; zero fields stand for tarlayer's defaults.
 	Limits tarlayer.Limits
-	// Progress is called now and then, in the goroutine that unpacks, with the bytes of the stream consumed so far. It may be nil.
+	// Progress is called now and then with the bytes of the stream consumed so far, by one goroutine at a time, and not any more
+	// once ApplyDiff has returned. It may be nil.
 	Progress func(bytes int64)
+	// Note is told of each thing that was left out, and why, in the goroutine that unpacks. It may be nil.
+	Note func(path, reason string)
+	// AcceptUnterminated accepts a stream without the end mark of a tar archive, which some tools do not write. It is for callers
+	// that compare the stream's digest afterwards: nobody else could tell that the end is missing.
+	AcceptUnterminated bool
 }

@@ -117,14 +117,16 @@ func (m *Mounts) removeLocked(id string) error {
 }
 
 // Get adds a reference to the mount of id at target. If it is the first, or the mount is gone, mount makes it. A reference
-// with other options than those of the mount is refused with ErrInUse. If mount leaves target a plain directory, the
+// with other options than those of the mount is refused with ErrInUse, unless o.Any is set. If mount leaves target a plain directory, the
 // reference ends with this process.
 func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error {
 	m.mu.Lock()
 	rec, held := m.table[id]
 	m.mu.Unlock()
+	takeAny := o.Any
+	o.Any = false
 	if held && (rec.Plain || IsMountPoint(rec.Target)) {
-		if rec.Options != o {
+		if rec.Options != o && !takeAny {
 			return fmt.Errorf("layer %s is mounted with other options: %w", id, ErrInUse)
 		}
 		rec.Count++
@@ -175,6 +177,13 @@ func (m *Mounts) Count(id string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.table[id].Count
+}
+
+// Target is where id is mounted, "" if it is not.
+func (m *Mounts) Target(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.table[id].Target
 }
 
 func (m *Mounts) set(id string, rec mountRecord) error {

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,33 @@ func (m *Mutator) do(op string, f func() error) error {
 	return Retry(f)
 }
 
+// nameCall makes a system call whose arguments are a directory, a name below it and one more.
+func nameCall(trap uintptr, dirfd int, name string, arg uintptr) error {
+	var buf nameBuf
+	p, err := buf.cstring(name)
+	if err != nil {
+		return err
+	}
+	_, _, e := unix.Syscall(trap, uintptr(dirfd), uintptr(unsafe.Pointer(p)), arg)
+	return errnoErr(e)
+}
+
+// twoNames makes a system call whose arguments are a directory and a name, twice, and flags.
+func twoNames(trap uintptr, odirfd int, oname string, ndirfd int, nname string, flags uintptr) error {
+	var obuf, nbuf nameBuf
+	o, err := obuf.cstring(oname)
+	if err != nil {
+		return err
+	}
+	n, err := nbuf.cstring(nname)
+	if err != nil {
+		return err
+	}
+	_, _, e := unix.Syscall6(trap, uintptr(odirfd), uintptr(unsafe.Pointer(o)), uintptr(ndirfd),
+		uintptr(unsafe.Pointer(n)), flags, 0)
+	return errnoErr(e)
+}
+
 func (m *Mutator) hook(op string) error {
 	if m != nil && m.Hook != nil {
 		return m.Hook(op)
@@ -36,7 +64,7 @@ func (m *Mutator) hook(op string) error {
 func (m *Mutator) Create(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
 	fd = -1
 	err = m.do("create", func() (err error) {
-		fd, err = unix.Openat(dirfd, name, flags|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
+		fd, err = openat(dirfd, name, flags|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode)
 		return err
 	})
 	return fd, err
@@ -46,7 +74,7 @@ func (m *Mutator) Create(dirfd int, name string, flags int, mode uint32) (fd int
 func (m *Mutator) Tmpfile(dirfd int, flags int, mode uint32) (fd int, err error) {
 	fd = -1
 	err = m.do("tmpfile", func() (err error) {
-		fd, err = unix.Openat(dirfd, ".", flags|unix.O_TMPFILE|unix.O_CLOEXEC, mode)
+		fd, err = openat(dirfd, ".", flags|unix.O_TMPFILE, mode)
 		return err
 	})
 	return fd, err
@@ -54,7 +82,7 @@ func (m *Mutator) Tmpfile(dirfd int, flags int, mode uint32) (fd int, err error)
 
 // Mkdir makes a directory.
 func (m *Mutator) Mkdir(dirfd int, name string, mode uint32) error {
-	return m.do("mkdir", func() error { return unix.Mkdirat(dirfd, name, mode) })
+	return m.do("mkdir", func() error { return nameCall(unix.SYS_MKDIRAT, dirfd, name, uintptr(mode)) })
 }
 
 // Mknod makes a node of any type but directory and symlink.
@@ -69,7 +97,7 @@ func (m *Mutator) Symlink(target string, dirfd int, name string) error {
 
 // Link gives an existing entry a second name.
 func (m *Mutator) Link(odirfd int, oname string, ndirfd int, nname string) error {
-	return m.do("link", func() error { return unix.Linkat(odirfd, oname, ndirfd, nname, 0) })
+	return m.do("link", func() error { return twoNames(unix.SYS_LINKAT, odirfd, oname, ndirfd, nname, 0) })
 }
 
 // LinkFD gives the file behind fd, an O_TMPFILE one included, a name.
@@ -77,8 +105,8 @@ func (m *Mutator) LinkFD(fd int, dirfd int, name string) error {
 	return m.do("linkfd", func() error {
 		// AT_EMPTY_PATH wants CAP_DAC_READ_SEARCH in the initial user namespace before Linux 6.10, and answers
 		// ENOENT without; the magic link of procfs does not.
-		err := unix.Linkat(fd, "", dirfd, name, unix.AT_EMPTY_PATH)
-		if err == unix.ENOENT {
+		err := twoNames(unix.SYS_LINKAT, fd, "", dirfd, name, unix.AT_EMPTY_PATH)
+		if errors.Is(err, unix.ENOENT) {
 			err = unix.Linkat(unix.AT_FDCWD, ProcPath(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 		}
 		return err
@@ -87,17 +115,19 @@ func (m *Mutator) LinkFD(fd int, dirfd int, name string) error {
 
 // Rename is renameat2(2).
 func (m *Mutator) Rename(odirfd int, oname string, ndirfd int, nname string, flags uint) error {
-	return m.do("rename", func() error { return unix.Renameat2(odirfd, oname, ndirfd, nname, flags) })
+	return m.do("rename", func() error {
+		return twoNames(unix.SYS_RENAMEAT2, odirfd, oname, ndirfd, nname, uintptr(flags))
+	})
 }
 
 // Unlink removes an entry that is no directory.
 func (m *Mutator) Unlink(dirfd int, name string) error {
-	return m.do("unlink", func() error { return unix.Unlinkat(dirfd, name, 0) })
+	return m.do("unlink", func() error { return nameCall(unix.SYS_UNLINKAT, dirfd, name, 0) })
 }
 
 // Rmdir removes an empty directory.
 func (m *Mutator) Rmdir(dirfd int, name string) error {
-	return m.do("rmdir", func() error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) })
+	return m.do("rmdir", func() error { return nameCall(unix.SYS_UNLINKAT, dirfd, name, unix.AT_REMOVEDIR) })
 }
 
 // Chmod changes the mode of name below dirfd, or of dirfd itself when name is empty.
@@ -110,7 +140,8 @@ func (m *Mutator) Chmod(dirfd int, name string, mode uint32) error {
 			}
 			return unix.Chmod(ProcPath(dirfd), mode)
 		}
-		p, err := unix.BytePtrFromString(name)
+		var buf nameBuf
+		p, err := buf.cstring(name)
 		if err != nil {
 			return err
 		}
@@ -132,7 +163,14 @@ func (m *Mutator) Chmod(dirfd int, name string, mode uint32) error {
 // Chown changes the owner of name below dirfd, or of dirfd itself when name is empty; -1 leaves an id alone.
 func (m *Mutator) Chown(dirfd int, name string, uid, gid int) error {
 	return m.do("chown", func() error {
-		return unix.Fchownat(dirfd, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+		var buf nameBuf
+		p, err := buf.cstring(name)
+		if err != nil {
+			return err
+		}
+		_, _, e := unix.Syscall6(unix.SYS_FCHOWNAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)), uintptr(uid), uintptr(gid),
+			unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH, 0)
+		return errnoErr(e)
 	})
 }
 
@@ -164,11 +202,13 @@ func (m *Mutator) Setxattr(dirfd int, name, attr string, value []byte, flags int
 		if !hasXattrat() {
 			return unix.Lsetxattr(entryPath(dirfd, name), attr, value, flags)
 		}
-		p, err := unix.BytePtrFromString(name)
+		var buf nameBuf
+		p, err := buf.cstring(name)
 		if err != nil {
 			return err
 		}
-		a, err := unix.BytePtrFromString(attr)
+		var attrBuf nameBuf
+		a, err := attrBuf.cstring(attr)
 		if err != nil {
 			return err
 		}
@@ -193,11 +233,13 @@ func (m *Mutator) Removexattr(dirfd int, name, attr string) error {
 		if !hasXattrat() {
 			return unix.Lremovexattr(entryPath(dirfd, name), attr)
 		}
-		p, err := unix.BytePtrFromString(name)
+		var buf nameBuf
+		p, err := buf.cstring(name)
 		if err != nil {
 			return err
 		}
-		a, err := unix.BytePtrFromString(attr)
+		var attrBuf nameBuf
+		a, err := attrBuf.cstring(attr)
 		if err != nil {
 			return err
 		}

@@ -16,23 +16,40 @@ const StatMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 // Retry repeats a system call that a signal interrupted.
 func Retry(f func() error) error {
 	for {
-		if err := f(); !errors.Is(err, unix.EINTR) {
+		if err := f(); err != unix.EINTR { //nolint:errorlint // bare, as a system call returns it
 			return err
 		}
 	}
 }
 
 // Statx fills st with the attributes of name below dirfd without following a symlink; an empty name means dirfd itself,
-// which may be an O_PATH descriptor.
+// which may be an O_PATH descriptor, and so does ".".
 func Statx(dirfd int, name string, st *unix.Statx_t) error {
-	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_SYNC_AS_STAT
-	if name == "" {
+	return statx(dirfd, name, StatMask, st)
+}
+
+// StatStamp is Statx for the inode number and the times of the last changes only, which some file systems have sooner.
+func StatStamp(dirfd int, name string, st *unix.Statx_t) error {
+	return statx(dirfd, name, unix.STATX_INO|unix.STATX_MTIME|unix.STATX_CTIME, st)
+}
+
+func statx(dirfd int, name string, mask uintptr, st *unix.Statx_t) error {
+	flags := uintptr(unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_SYNC_AS_STAT)
+	if name == "" || name == "." {
+		// The kernel resolves no path then (cf. fs/stat.c vfs_statx_fd).
+		name = ""
 		flags |= unix.AT_EMPTY_PATH
 	}
+	var buf nameBuf
+	p, err := buf.cstring(name)
+	if err != nil {
+		return err
+	}
 	for {
-		err := unix.Statx(dirfd, name, flags, StatMask, st)
-		if err != unix.EINTR {
-			return err
+		_, _, e := unix.Syscall6(unix.SYS_STATX, uintptr(dirfd), uintptr(unsafe.Pointer(p)), flags, mask,
+			uintptr(unsafe.Pointer(st)), 0)
+		if e != unix.EINTR {
+			return errnoErr(e)
 		}
 	}
 }
@@ -66,11 +83,26 @@ func OpenBeneath(dirfd int, path string, flags int) (int, error) {
 // Openat opens one name below dirfd, never following a symlink. It is for names without a slash.
 func Openat(dirfd int, name string, flags int) (int, error) {
 	for {
-		fd, err := unix.Openat(dirfd, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-		if err != unix.EINTR {
+		fd, err := openat(dirfd, name, flags|unix.O_NOFOLLOW, 0)
+		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}
 	}
+}
+
+// openat is openat(2) with O_CLOEXEC, once.
+func openat(dirfd int, name string, flags int, mode uint32) (int, error) {
+	var buf nameBuf
+	p, err := buf.cstring(name)
+	if err != nil {
+		return -1, err
+	}
+	fd, _, e := unix.Syscall6(unix.SYS_OPENAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)),
+		uintptr(flags|unix.O_CLOEXEC|unix.O_LARGEFILE), uintptr(mode), 0, 0)
+	if e != 0 {
+		return -1, errnoErr(e)
+	}
+	return int(fd), nil
 }
 
 // ProcPath is the path by which an open descriptor, O_PATH included, can be named to a call that takes only paths.
@@ -122,7 +154,8 @@ func bufPtr(b []byte) unsafe.Pointer {
 }
 
 func listxattrat(dirfd int, name string, dest []byte) (int, error) {
-	p, err := unix.BytePtrFromString(name)
+	var buf nameBuf
+	p, err := buf.cstring(name)
 	if err != nil {
 		return 0, err
 	}
@@ -158,11 +191,12 @@ func Getxattrat(dirfd int, name, attr string, dest []byte) (int, error) {
 	if !hasXattrat() {
 		return unix.Lgetxattr(entryPath(dirfd, name), attr, dest)
 	}
-	p, err := unix.BytePtrFromString(name)
+	var nameRoom, attrRoom nameBuf
+	p, err := nameRoom.cstring(name)
 	if err != nil {
 		return 0, err
 	}
-	a, err := unix.BytePtrFromString(attr)
+	a, err := attrRoom.cstring(attr)
 	if err != nil {
 		return 0, err
 	}

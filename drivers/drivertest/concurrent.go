@@ -1,0 +1,151 @@
+package drivertest
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"plyfs/drivers"
+)
+
+func concurrentCases() []aCase {
+	return []aCase{
+		{"Concurrent", caseConcurrent},
+		{"ConcurrentOneLayer", caseConcurrentOneLayer},
+		{"ConcurrentCreate", caseConcurrentCreate},
+	}
+}
+
+// workers is how many goroutines use a driver at once.
+const workers = 32
+
+// atOnce calls f in all workers and returns their errors.
+func atOnce(f func(worker int) error) error {
+	errs := make([]error, workers)
+	var wg sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			if err := f(i); err != nil {
+				errs[i] = fmt.Errorf("worker %d: %w", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// caseConcurrent has each worker make a container, write, commit and remove.
+func caseConcurrent(e *env) {
+	e.image("base", "", baseSteps()...)
+	e.must(atOnce(func(i int) error { return e.live(fmt.Sprintf("c%d", i), fmt.Sprintf("image%d", i)) }))
+	ids, err := e.ids()
+	e.must(err)
+	if len(ids) != workers+1 {
+		e.Errorf("layers left: %v", ids)
+	}
+	for i := range workers {
+		if i%8 == 0 {
+			e.check(fmt.Sprintf("image%d", i), append(checkBase(), holds("mine", fmt.Sprintf("c%d", i)), absent("etc/passwd~"))...)
+		}
+	}
+}
+
+// live is the life of a container that is committed to an image.
+func (e *env) live(id, image string) error {
+	if err := e.d.CreateReadWrite(ctx(), id, "base", nil); err != nil {
+		return err
+	}
+	root, err := e.d.Get(ctx(), id, nil)
+	if err != nil {
+		return err
+	}
+	at := &place{root: root}
+	err = at.do(append(checkBase(), file("mine", id, 0o644), rename("etc/passwd", "etc/passwd~"), rename("etc/passwd~", "etc/passwd")))
+	if err := errors.Join(err, e.d.Put(ctx(), id)); err != nil {
+		return err
+	}
+	differ := drivers.DifferOf(e.d)
+	r, err := differ.Diff(ctx(), id, "base")
+	if err != nil {
+		return err
+	}
+	err = e.d.Create(ctx(), image, "base", nil)
+	if err == nil {
+		_, err = differ.ApplyDiff(ctx(), image, r, nil)
+	}
+	if err := errors.Join(err, r.Close()); err != nil {
+		return err
+	}
+	if _, err := e.ids(); err != nil {
+		return err
+	}
+	return e.d.Remove(ctx(), id)
+}
+
+// caseConcurrentOneLayer has all workers use one container.
+func caseConcurrentOneLayer(e *env) {
+	e.image("base", "", baseSteps()...)
+	e.writable("c", "base")
+	var mu sync.Mutex
+	roots := make(map[string]bool)
+	e.must(atOnce(func(i int) error {
+		root, err := e.d.Get(ctx(), "c", nil)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		roots[root] = true
+		mu.Unlock()
+		err = (&place{root: root}).do([]step{file(fmt.Sprintf("f%d", i), "f", 0o644), holds("a file", "data")})
+		if i%8 == 0 {
+			r, derr := drivers.DifferOf(e.d).Diff(ctx(), "c", "base")
+			if derr == nil {
+				_, derr = io.Copy(io.Discard, r)
+				derr = errors.Join(derr, r.Close())
+			}
+			err = errors.Join(err, derr)
+		}
+		return errors.Join(err, e.d.Put(ctx(), "c"))
+	}))
+	if len(roots) != 1 {
+		e.Errorf("roots of one layer: %v", roots)
+	}
+	e.wants(e.d.Put(ctx(), "c"), drivers.ErrInvalid)
+	at := &place{root: e.get("c")}
+	names, err := os.ReadDir(at.root)
+	e.put("c")
+	e.must(err)
+	if n := slices.IndexFunc(names, func(d os.DirEntry) bool { return d.Name() == "lost+found" }); n >= 0 {
+		names = slices.Delete(names, n, n+1)
+	}
+	if want := workers + 4; len(names) != want {
+		e.Errorf("%d names in the root, want %d: %v", len(names), want, names)
+	}
+}
+
+// caseConcurrentCreate has all workers make, and then remove, the same layer.
+func caseConcurrentCreate(e *env) {
+	e.image("base", "", baseSteps()...)
+	var mu sync.Mutex
+	made := 0
+	e.must(atOnce(func(int) error {
+		err := e.d.CreateReadWrite(ctx(), "c", "base", nil)
+		if err == nil {
+			mu.Lock()
+			made++
+			mu.Unlock()
+		} else if errors.Is(err, drivers.ErrExists) {
+			return nil
+		}
+		return err
+	}))
+	if made != 1 {
+		e.Errorf("the layer was made %d times", made)
+	}
+	e.check("c", checkBase()...)
+	e.must(atOnce(func(int) error { return e.d.Remove(ctx(), "c") }))
+	e.exists("c", false)
+}

@@ -1,0 +1,244 @@
+// Package layerdir keeps the layers of a driver as directories of its home, one each, named by the layer's id.
+//
+// A layer appears and disappears by one rename. What is being made is in a directory .tmp-*, what is being deleted in one
+// .removing-*; no id begins with a dot, so neither is ever taken for a layer, and after a crash Sweep deletes both.
+//
+// A Home is safe for concurrent use; operations on one id are serialised by the caller.
+package layerdir
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+	"plyfs/drivers"
+	"plyfs/internal/sys"
+)
+
+const (
+	stagePrefix    = ".tmp-"
+	removingPrefix = ".removing-"
+)
+
+// Home is the directory of a driver.
+type Home struct {
+	path string
+	fd   int
+
+	mu     sync.Mutex
+	active map[string]bool // entries that this process is making or deleting; guarded by mu
+}
+
+// Open opens the directory path, which it makes with mode 0700 together with those above it. path is absolute. The caller closes
+// the Home.
+func Open(path string) (*Home, error) {
+	if !filepath.IsAbs(path) {
+		return nil, fmt.Errorf("home %q: not an absolute path: %w", path, drivers.ErrInvalid)
+	}
+	fd, err := mkdirAll(filepath.Clean(path))
+	if err != nil {
+		return nil, fmt.Errorf("home %s: %w", path, err)
+	}
+	return &Home{path: filepath.Clean(path), fd: fd, active: make(map[string]bool)}, nil
+}
+
+func mkdirAll(path string) (int, error) {
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if name == "" {
+			break
+		}
+		if err := unix.Mkdirat(fd, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EROFS) {
+			// What exists may be on a directory in which nothing may be made.
+			var st unix.Stat_t
+			if unix.Fstatat(fd, name, &st, 0) != nil {
+				unix.Close(fd)
+				return -1, fmt.Errorf("make %s: %w", name, err)
+			}
+		}
+		next, err := unix.Openat(fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		unix.Close(fd)
+		if err != nil {
+			return -1, fmt.Errorf("open %s: %w", name, err)
+		}
+		fd = next
+	}
+	defer unix.Close(fd)
+	return sys.Reopen(fd, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// Close ends the use of the home; layers stay.
+func (h *Home) Close() error { return unix.Close(h.fd) }
+
+// Path is the home's path.
+func (h *Home) Path() string { return h.path }
+
+// FD is the home's directory. It belongs to the Home.
+func (h *Home) FD() int { return h.fd }
+
+// Layer is the path of a layer's directory, whether it exists or not.
+func (h *Home) Layer(id string) string { return filepath.Join(h.path, id) }
+
+// Has says whether there is a layer. The error wraps drivers.ErrInvalid for what is no id.
+func (h *Home) Has(id string) (bool, error) {
+	if err := drivers.ValidID(id); err != nil {
+		return false, err
+	}
+	var st unix.Stat_t
+	switch err := unix.Fstatat(h.fd, id, &st, unix.AT_SYMLINK_NOFOLLOW); {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("layer %s: %w", id, err)
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
+
+// Need returns an error that wraps drivers.ErrNotFound if there is no such layer.
+func (h *Home) Need(id string) error {
+	switch ok, err := h.Has(id); {
+	case err != nil:
+		return err
+	case !ok:
+		return fmt.Errorf("layer %s: %w", id, drivers.ErrNotFound)
+	}
+	return nil
+}
+
+// IDs lists the layers, in no particular order.
+func (h *Home) IDs() (ids []string, err error) {
+	err = layer.List(h.fd, func(e layer.RawDirent) error {
+		if drivers.ValidID(e.Name) != nil {
+			return nil
+		}
+		ok, err := h.Has(e.Name)
+		if ok {
+			ids = append(ids, e.Name)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", h.path, err)
+	}
+	return ids, nil
+}
+
+// Create makes a layer of what fill puts into a new directory of mode 0700, the path of which it is given. Nothing is left if fill
+// fails, nor if there is such a layer, of which the error (drivers.ErrExists) tells.
+func (h *Home) Create(ctx context.Context, id string, fill func(dir string) error) (err error) {
+	switch ok, err := h.Has(id); {
+	case err != nil:
+		return err
+	case ok:
+		return fmt.Errorf("layer %s: %w", id, drivers.ErrExists)
+	}
+	stage := stagePrefix + rand.Text()
+	defer h.hold(stage)()
+	if err := unix.Mkdirat(h.fd, stage, 0o700); err != nil {
+		return fmt.Errorf("layer %s: make a directory in %s: %w", id, h.path, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, RemoveTree(context.WithoutCancel(ctx), h.fd, stage))
+		}
+	}()
+	if err := fill(filepath.Join(h.path, stage)); err != nil {
+		return fmt.Errorf("make layer %s: %w", id, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("make layer %s: %w", id, err)
+	}
+	switch err := unix.Renameat2(h.fd, stage, h.fd, id, unix.RENAME_NOREPLACE); {
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("layer %s: %w", id, drivers.ErrExists)
+	case err != nil:
+		return fmt.Errorf("publish layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// Remove deletes a layer; one that is not there is no error. Once ctx is done the layer is gone, and what is left to delete
+// is for Sweep.
+func (h *Home) Remove(ctx context.Context, id string) error {
+	if err := drivers.ValidID(id); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	trash := removingPrefix + rand.Text()
+	defer h.hold(trash)()
+	switch err := unix.Renameat2(h.fd, id, h.fd, trash, unix.RENAME_NOREPLACE); {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("remove layer %s: something is mounted on it: %w", id, drivers.ErrInUse)
+	case err != nil:
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	if err := RemoveTree(ctx, h.fd, trash); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// Sweep deletes what interrupted operations left behind. What this process is making or deleting stays. release, when not nil,
+// is told the path of each entry before it is deleted.
+func (h *Home) Sweep(ctx context.Context, release func(dir string) error) error {
+	var left []string
+	err := layer.List(h.fd, func(e layer.RawDirent) error {
+		if strings.HasPrefix(e.Name, stagePrefix) || strings.HasPrefix(e.Name, removingPrefix) {
+			left = append(left, e.Name)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list %s: %w", h.path, err)
+	}
+	var errs []error
+	for _, name := range left {
+		if h.isActive(name) {
+			continue
+		}
+		if release != nil {
+			errs = append(errs, release(filepath.Join(h.path, name)))
+		}
+		errs = append(errs, RemoveTree(ctx, h.fd, name))
+	}
+	return errors.Join(errs...)
+}
+
+// Sync makes everything on the home's file system durable.
+func (h *Home) Sync() error {
+	if err := sys.Retry(func() error { return unix.Syncfs(h.fd) }); err != nil {
+		return fmt.Errorf("sync the file system of %s: %w", h.path, err)
+	}
+	return nil
+}
+
+func (h *Home) hold(name string) (release func()) {
+	h.mu.Lock()
+	h.active[name] = true
+	h.mu.Unlock()
+	return func() {
+		h.mu.Lock()
+		delete(h.active, name)
+		h.mu.Unlock()
+	}
+}
+
+func (h *Home) isActive(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.active[name]
+}

@@ -1,0 +1,310 @@
+package overlaystore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"plyfs/cow/ovl"
+	"plyfs/cow/tarlayer"
+	"plyfs/drivers"
+	"plyfs/drivers/internal/layerdir"
+)
+
+// Config is what a driver makes a store with.
+type Config struct {
+	// Name is the driver's.
+	Name string
+	// Home, Run and Log are those of drivers.Options.
+	Home, Run string
+	Log       *slog.Logger
+	// Volatile says that mounts sync nothing, and leave the mark of that in the work directory.
+	Volatile bool
+	// ReadOnly opens a store, also one of moby's, in which nothing is changed: mount points are in Run.
+	ReadOnly bool
+	Mounter  Mounter
+	Quotas   Quotas
+	Form     Form
+}
+
+// Form says how a layer is unpacked.
+type Form struct {
+	Whiteouts tarlayer.WhiteoutForm
+	Owner     tarlayer.OwnerForm
+	Devices   tarlayer.DeviceForm
+	// Names are the attributes that mounts of this store read; nil where the file system takes none.
+	Names *ovl.Names
+}
+
+// Quotas bounds writable layers.
+type Quotas interface {
+	// Check returns an error that wraps drivers.ErrNotSupported if q cannot be enforced here.
+	Check(q drivers.Quota) error
+	// Set bounds what will be in dirs, taken together, which are empty.
+	Set(q drivers.Quota, dirs ...string) error
+	// Release ends what Set began, before the directories go.
+	Release(dirs ...string) error
+}
+
+// Store keeps the layers of one home. It implements all of drivers.Driver, drivers.Differ and drivers.Planner, for a driver
+// to embed.
+type Store struct {
+	name     string
+	home     string
+	run      string
+	log      *slog.Logger
+	readOnly bool
+	volatile bool
+	selinux  bool
+	mounter  Mounter
+	quotas   Quotas
+	form     Form
+
+	dirs   *layerdir.Home // nil for a store that is only read
+	locks  drivers.Locks
+	mounts *drivers.Mounts
+
+	mu    sync.Mutex
+	table map[string]*entry // guarded by mu
+}
+
+// entry is a layer in the table; its fields are guarded by Store.mu.
+type entry struct {
+	parent   string
+	writable bool
+	// pending says that the layer is being made or deleted.
+	pending bool
+	// children are the layers that have this one as their parent, readers the differences that are being read of it.
+	children, readers int
+}
+
+// Open opens the store in c.Home, or begins one.
+func Open(c Config) (*Store, error) {
+	s := &Store{
+		name: c.Name, home: c.Home, run: c.Run, log: c.Log, readOnly: c.ReadOnly, volatile: c.Volatile,
+		mounter: c.Mounter, quotas: c.Quotas, form: c.Form, table: make(map[string]*entry),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	// selinuxfs is mounted exactly where SELinux is enabled (cf. libselinux is_selinux_enabled).
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	s.selinux = err == nil
+	if err := s.prepare(); err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", s.home, errors.Join(err, s.Close()))
+	}
+	if s.mounts, err = drivers.OpenMounts(filepath.Join(s.run, "mounts")); err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", s.home, errors.Join(err, s.Close()))
+	}
+	if err := s.load(); err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", s.home, errors.Join(err, s.Close()))
+	}
+	return s, nil
+}
+
+// prepare makes the directories of the store.
+func (s *Store) prepare() error {
+	for _, dir := range []string{s.home, s.run} {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("directory %q is not absolute: %w", dir, drivers.ErrInvalid)
+		}
+	}
+	if err := os.MkdirAll(s.run, 0o700); err != nil {
+		return err
+	}
+	if s.readOnly {
+		if _, err := os.Stat(filepath.Join(s.home, linksDir)); err != nil {
+			return fmt.Errorf("no store of overlay layers to be read: %w", err)
+		}
+		return mkdir(s.empty(), 0o755)
+	}
+	var err error
+	if s.dirs, err = layerdir.Open(s.home); err != nil {
+		return err
+	}
+	return errors.Join(mkdir(filepath.Join(s.home, linksDir), 0o700), mkdir(s.empty(), 0o755))
+}
+
+// empty is a directory that stands in for a lower layer where there is none.
+func (s *Store) empty() string {
+	if s.readOnly {
+		return filepath.Join(s.run, "empty")
+	}
+	return filepath.Join(s.home, emptyDir)
+}
+
+// emptyLower is empty as a path of a Stack.
+func (s *Store) emptyLower() string {
+	if s.readOnly {
+		return s.empty()
+	}
+	return emptyDir
+}
+
+// mkdir makes a directory, whatever the umask, if it is not there.
+func mkdir(path string, mode os.FileMode) error {
+	err := os.Mkdir(path, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
+
+// load fills the table. A damaged layer is in it, as far as it is known, so that it can be removed.
+func (s *Store) load() error {
+	names, err := os.ReadDir(s.home)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range names {
+		id, ok := idOf(e.Name())
+		if !ok || !e.IsDir() {
+			continue
+		}
+		l, err := s.readLayer(id)
+		if err != nil {
+			s.log.Error("a layer cannot be used", "layer", id, "error", err)
+			l = &layer{}
+			_, _ = s.readRecord(id, &l.record) // what it says, if it says anything
+		}
+		s.table[id] = &entry{parent: l.Parent, writable: l.Writable}
+	}
+	for _, e := range s.table {
+		if p := s.table[e.parent]; p != nil {
+			p.children++
+		}
+	}
+	return nil
+}
+
+// Name implements drivers.Driver.
+func (s *Store) Name() string { return s.name }
+
+// Home is the directory of the store.
+func (s *Store) Home() string { return s.home }
+
+// Close implements drivers.Driver.
+func (s *Store) Close() error {
+	if s.dirs == nil {
+		return nil
+	}
+	return s.dirs.Close()
+}
+
+// Exists implements drivers.Driver.
+func (s *Store) Exists(ctx context.Context, id string) (bool, error) {
+	if err := begin(ctx, id); err != nil {
+		return false, err
+	}
+	_, ok := s.lookup(id)
+	if !ok {
+		return false, nil
+	}
+	_, err := os.Lstat(s.dir(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// lookup returns a copy of what the table knows of a layer that is neither being made nor deleted.
+func (s *Store) lookup(id string) (entry, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.table[id]
+	if e == nil || e.pending {
+		return entry{}, false
+	}
+	return *e, true
+}
+
+// List implements drivers.Driver.
+func (s *Store) List(ctx context.Context, fn func(drivers.Info) error) error {
+	s.mu.Lock()
+	all := make([]drivers.Info, 0, len(s.table))
+	for id, e := range s.table {
+		if !e.pending {
+			all = append(all, drivers.Info{ID: id, Parent: e.parent, Writable: e.writable})
+		}
+	}
+	s.mu.Unlock()
+	for _, info := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := fn(info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sync implements drivers.Driver. All layers lie on one file system, which is synced as a whole.
+func (s *Store) Sync(ctx context.Context, ids ...string) error {
+	for _, id := range ids {
+		if err := begin(ctx, id); err != nil {
+			return err
+		}
+		if _, ok := s.lookup(id); !ok {
+			return notFound(id)
+		}
+	}
+	if len(ids) == 0 || s.readOnly {
+		return nil
+	}
+	return s.dirs.Sync()
+}
+
+// Metadata implements drivers.Driver. The keys are moby's.
+func (s *Store) Metadata(ctx context.Context, id string) (map[string]string, error) {
+	if err := begin(ctx, id); err != nil {
+		return nil, err
+	}
+	l, err := s.readLayer(id)
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]string{
+		"UpperDir": s.dir(id, diffDir), "MergedDir": s.target(id), "WorkDir": "", "LowerDir": "", "Parent": l.Parent,
+	}
+	if l.Writable {
+		m["WorkDir"] = s.dir(id, workDir)
+	}
+	for i, link := range l.below {
+		owner, err := s.ownerOf(link)
+		if err != nil {
+			return nil, damaged(s.dir(id, lowerFile), err)
+		}
+		if i > 0 {
+			m["LowerDir"] += ":"
+		}
+		m["LowerDir"] += s.dir(owner, diffDir)
+	}
+	return m, nil
+}
+
+// begin is what every method does first.
+func begin(ctx context.Context, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return drivers.ValidID(id)
+}
+
+// mayChange refuses to change a store that was opened to be read.
+func (s *Store) mayChange() error {
+	if s.readOnly {
+		return fmt.Errorf("the store %s was opened read-only: %w", s.home, drivers.ErrNotSupported)
+	}
+	return nil
+}

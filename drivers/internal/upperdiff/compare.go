@@ -1,0 +1,257 @@
+package upperdiff
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow"
+	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
+	"plyfs/cow/tarlayer"
+	"plyfs/fs/union"
+	"plyfs/internal/sys"
+)
+
+// side is an object in one of two views; there is none if node is nil.
+type side struct {
+	node *union.Node
+	attr union.Attr
+}
+
+func (s side) isDir() bool { return s.node != nil && s.node.IsDir() }
+
+// place is the directory of the upper that belongs to a merged directory which both views merge from the same lowers: they
+// differ in no names but those that it holds, and those in further.
+type place struct {
+	fd      int // -1 for none
+	further *names
+}
+
+// comparer compares two views.
+type comparer struct {
+	ctx          context.Context //nolint:containedctx // it lives for one call
+	newer, older *View
+	list         []tarlayer.Change
+	links        linkNames
+}
+
+func (c *comparer) add(path string, k tarlayer.Kind) {
+	c.list = append(c.list, tarlayer.Change{Path: path, Kind: k})
+}
+
+// compareDirs compares what is in the directory path; older may be no directory. at is nil if every name may differ. changed says
+// whether anything does.
+func (c *comparer) compareDirs(path string, newer, older side, at *place) (changed bool, err error) {
+	if err := c.ctx.Err(); err != nil {
+		return false, err
+	}
+	var list []string
+	var marks map[string]bool
+	if at != nil {
+		list, marks, err = at.candidates()
+		if marks[ovl.AUFSOpaque] {
+			at = nil
+		}
+	}
+	if err == nil && at == nil {
+		list, err = c.allNames(newer, older)
+	}
+	if err != nil {
+		return false, pathError("list", path, err)
+	}
+	for _, name := range list {
+		full := name
+		if path != "" {
+			full = path + "/" + name
+		}
+		child := at
+		if at != nil && marks[ovl.AUFSWhiteout(name)] {
+			child = nil
+		}
+		one, err := c.compareName(full, name, newer, older, child)
+		if err != nil {
+			return false, err
+		}
+		changed = changed || one
+	}
+	return changed, nil
+}
+
+// allNames lists the names in either directory.
+func (c *comparer) allNames(newer, older side) ([]string, error) {
+	list, err := c.newer.list(newer.node)
+	if err != nil || !older.isDir() {
+		return list, err
+	}
+	more, err := c.older.list(older.node)
+	list = append(list, more...)
+	slices.Sort(list)
+	return slices.Compact(list), err
+}
+
+// compareName compares one name of a directory.
+func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *place) (changed bool, err error) {
+	newer, err := lookup(c.newer, newerDir, name)
+	if err != nil {
+		return false, pathError("look up", path, err)
+	}
+	defer c.newer.release(newer)
+	var older side
+	if olderDir.isDir() {
+		if older, err = lookup(c.older, olderDir, name); err != nil {
+			return false, pathError("look up", path, err)
+		}
+		defer c.older.release(older)
+	}
+	switch {
+	case newer.node == nil && older.node == nil:
+		return false, nil // a whiteout of nothing
+	case newer.node == nil:
+		c.add(path, tarlayer.Delete)
+		return true, nil
+	case older.node == nil:
+		c.add(path, tarlayer.Add)
+		c.links.note(path, newer.attr, tarlayer.Add)
+	default:
+		same, err := c.same(newer, older)
+		if err != nil {
+			return false, pathError("compare", path, err)
+		}
+		if changed = !same; changed {
+			c.add(path, tarlayer.Modify)
+		}
+		c.links.note(path, newer.attr, kindOf(same))
+	}
+	if !newer.isDir() {
+		return changed || older.node == nil, nil
+	}
+	beneath, err := c.descend(path, name, newer, older, at)
+	if err != nil {
+		return false, err
+	}
+	if beneath && !changed && older.node != nil {
+		// A directory counts as changed with what is in it.
+		c.add(path, tarlayer.Modify)
+	}
+	return changed || beneath || older.node == nil, nil
+}
+
+// kindOf is the change of a path that both views have; none for an equal one.
+func kindOf(same bool) tarlayer.Kind {
+	if same {
+		return 0
+	}
+	return tarlayer.Modify
+}
+
+// descend compares what is in a directory of the newer view.
+func (c *comparer) descend(path, name string, newer, older side, at *place) (changed bool, err error) {
+	if at == nil || !older.isDir() {
+		return c.compareDirs(path, newer, older, nil)
+	}
+	child, err := at.enter(name)
+	if err != nil {
+		return false, pathError("open", path, err)
+	}
+	if child != nil {
+		defer child.close()
+	}
+	return c.compareDirs(path, newer, older, child)
+}
+
+// lookup finds name in a directory of v; a side without a node is none.
+func lookup(v *View, dir side, name string) (side, error) {
+	n, a, err := v.u.Lookup(dir.node, name)
+	switch {
+	case err == nil:
+		return side{node: n, attr: a}, nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENAMETOOLONG):
+		return side{}, nil
+	}
+	return side{}, err
+}
+
+func (v *View) release(s side) {
+	if s.node != nil {
+		v.u.Forget(s.node, 1)
+	}
+}
+
+// candidates are the names that the upper directory holds or deletes, and the further ones. marks are those of the AUFS form.
+func (p *place) candidates() (list []string, marks map[string]bool, err error) {
+	found := make(map[string]bool)
+	marks = make(map[string]bool)
+	for name := range p.further.children() {
+		found[name] = true
+	}
+	if p.fd >= 0 {
+		err = layer.List(p.fd, func(e layer.RawDirent) error {
+			found[e.Name] = true // also of the AUFS form: an application may have made a file of that name
+			if ovl.IsAUFSName(e.Name) {
+				marks[e.Name] = true
+				if victim, ok := ovl.AUFSVictim(e.Name); ok {
+					found[victim] = true
+				}
+			}
+			return nil
+		})
+	}
+	return slices.Sorted(maps.Keys(found)), marks, err
+}
+
+// enter returns the place of a directory that both views have; nil if the views merge it from different lowers.
+func (p *place) enter(name string) (*place, error) {
+	child := &place{fd: -1, further: p.further.children()[name]}
+	if p.fd < 0 {
+		return child, nil
+	}
+	var st unix.Statx_t
+	err := sys.Statx(p.fd, name, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return child, nil // one of the further names lies beneath
+	}
+	if err != nil {
+		return nil, err
+	}
+	if uint32(st.Mode)&unix.S_IFMT != unix.S_IFDIR {
+		return nil, nil //nolint:nilnil // documented: what shows as a directory is not what lies here
+	}
+	moved, err := showsOthers(p.fd, name)
+	if moved || err != nil {
+		return nil, err
+	}
+	child.fd, err = layer.OpenDirAt(p.fd, name)
+	return child, err
+}
+
+func (p *place) close() {
+	if p.fd >= 0 {
+		unix.Close(p.fd)
+	}
+}
+
+// showsOthers says whether a directory of the upper hides the lower directories at its path, or shows others.
+func showsOthers(dirfd int, name string) (bool, error) {
+	attrs, err := cow.ListXattrs(dirfd, name)
+	if err != nil {
+		return false, err
+	}
+	for _, attr := range attrs {
+		for _, ns := range namespaces() {
+			switch attr {
+			case ns.Redirect, ovl.FuseOverlayfsOrigin:
+				return true, nil
+			case ns.Opaque, ovl.FuseOverlayfsOpaque:
+				v, err := cow.GetXattr(dirfd, name, attr)
+				if err != nil || ovl.IsOpaque(v) {
+					return true, err
+				}
+			}
+		}
+	}
+	return false, nil
+}

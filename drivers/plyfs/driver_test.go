@@ -1,0 +1,196 @@
+package plyfs
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/drivers"
+	"plyfs/internal/testenv"
+)
+
+// newDriver opens a driver in a new store beneath base.
+func newDriver(t *testing.T, base string, opts map[string]string) *Driver {
+	t.Helper()
+	all := map[string]string{"mount_program": testenv.Binary(t)}
+	for k, v := range opts {
+		all[k] = v
+	}
+	d, err := Open(t.Context(), drivers.Options{
+		Home: filepath.Join(base, "home"), Run: filepath.Join(base, "run"), Options: all,
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, d.Close()) })
+	must(t, d.Cleanup(t.Context()))
+	return d
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wants(t testing.TB, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// image makes an image layer that holds the files with their names as content.
+func image(t testing.TB, d drivers.Driver, id, parent string, files ...string) {
+	t.Helper()
+	ctx := context.Background()
+	must(t, d.CreateReadWrite(ctx, "make-"+id, parent, nil))
+	root, err := d.Get(ctx, "make-"+id, nil)
+	must(t, err)
+	for _, f := range files {
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(root, f)), 0o755))
+		must(t, os.WriteFile(filepath.Join(root, f), []byte(f), 0o644))
+	}
+	must(t, d.Put(ctx, "make-"+id))
+	must(t, d.Create(ctx, id, parent, nil))
+	differ := drivers.DifferOf(d)
+	r, err := differ.Diff(ctx, "make-"+id, parent)
+	must(t, err)
+	_, err = differ.ApplyDiff(ctx, id, r, nil)
+	must(t, errors.Join(err, r.Close(), d.Remove(ctx, "make-"+id)))
+}
+
+func TestServerIsGoneAfterPut(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	ctx := t.Context()
+	image(t, d, "base", "", "etc/a", "etc/b")
+	must(t, d.CreateReadWrite(ctx, "c", "base", nil))
+	root, err := d.Get(ctx, "c", nil)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(root, "etc/a"), []byte("new"), 0o644))
+	rec := readRecord(t, base, "c")
+	must(t, d.Put(ctx, "c"))
+	if err := unix.Kill(rec.PID, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d after Put: %v", rec.PID, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(base, "home/c/diff/etc/a")); err != nil || string(b) != "new" {
+		t.Errorf("the upper holds %q, %v", b, err)
+	}
+	if left, err := os.ReadDir(filepath.Join(base, "home/c/work/work")); err != nil || len(left) > 0 {
+		t.Errorf("staged after Put: %v, %v", left, err)
+	}
+	list, err := d.Changes(ctx, "c", "base")
+	must(t, err)
+	if len(list) != 2 || list[0].String() != "C /etc" || list[1].String() != "C /etc/a" {
+		t.Errorf("changes %v", list)
+	}
+}
+
+func readRecord(t *testing.T, base, id string) (rec serverRecord) {
+	t.Helper()
+	s := &servers{dir: filepath.Join(base, "run/servers")}
+	rec, err := s.read(id)
+	must(t, err)
+	return rec
+}
+
+// A restarted engine unmounts what the one before mounted, and waits for a server that is not its child.
+func TestServerOfEarlierProcess(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	ctx := t.Context()
+	image(t, d, "base", "", "f")
+	must(t, d.CreateReadWrite(ctx, "c", "base", nil))
+	_, err := d.Get(ctx, "c", nil)
+	must(t, err)
+	rec := readRecord(t, base, "c")
+	again := newDriver(t, base, nil)
+	must(t, again.Put(ctx, "c"))
+	if alive(rec) {
+		t.Errorf("process %d goes on", rec.PID)
+	}
+	wants(t, "second Put", again.Put(ctx, "c"), drivers.ErrInvalid)
+	must(t, again.Remove(ctx, "c"))
+}
+
+// alive says whether the process runs; a zombie does not.
+func alive(rec serverRecord) bool {
+	fd, err := unix.PidfdOpen(rec.PID, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return n == 0
+}
+
+func kill(t *testing.T, rec serverRecord) {
+	t.Helper()
+	must(t, unix.Kill(rec.PID, unix.SIGKILL))
+	must(t, waitForEnd(t.Context(), rec))
+}
+
+func TestServerKilled(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	ctx := t.Context()
+	image(t, d, "base", "", "f")
+	must(t, d.CreateReadWrite(ctx, "c", "base", nil))
+	root, err := d.Get(ctx, "c", nil)
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(root, "f"), []byte("written"), 0o644))
+	rec := readRecord(t, base, "c")
+	kill(t, rec)
+	root, err = d.Get(ctx, "c", nil)
+	must(t, err)
+	if b, err := os.ReadFile(filepath.Join(root, "f")); err != nil || string(b) != "written" {
+		t.Errorf("after the server was killed: %q, %v", b, err)
+	}
+	must(t, d.Put(ctx, "c"))
+	// Killed again, and given back.
+	_, err = d.Get(ctx, "c", nil)
+	must(t, err)
+	rec = readRecord(t, base, "c")
+	kill(t, rec)
+	must(t, d.Put(ctx, "c"))
+	must(t, d.Remove(ctx, "c"))
+}
+
+func TestMountFails(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	ctx := t.Context()
+	must(t, d.CreateReadWrite(ctx, "c", "", nil))
+	must(t, os.RemoveAll(filepath.Join(base, "home/c/work")))
+	if _, err := d.Get(ctx, "c", nil); err == nil {
+		t.Fatal("mounted without a work directory")
+	} else {
+		t.Log(err)
+	}
+	if drivers.IsMountPoint(filepath.Join(base, "home/c/merged")) {
+		t.Error("something is mounted")
+	}
+	wants(t, "Put", d.Put(ctx, "c"), drivers.ErrInvalid)
+	must(t, d.Remove(ctx, "c"))
+}
+
+func TestProbe(t *testing.T) {
+	base := testenv.Scratch(t)
+	rep := Factory().Probe(t.Context(), drivers.Options{
+		Home: filepath.Join(base, "not/there"), Options: map[string]string{"mount_program": testenv.Binary(t)},
+	})
+	if !rep.Usable {
+		t.Errorf("not usable: %s; %s", rep.Why, rep.Todo)
+	}
+	if left, err := os.ReadDir(base); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	rep = Factory().Probe(t.Context(), drivers.Options{Home: base, Options: map[string]string{"mount_program": "/nowhere/plyfs"}})
+	if rep.Usable || rep.Why == "" || rep.Todo == "" {
+		t.Errorf("without a program: %+v", rep)
+	}
+}

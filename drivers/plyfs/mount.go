@@ -1,0 +1,121 @@
+package plyfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"strings"
+	"time"
+
+	"plyfs/drivers"
+	"plyfs/drivers/internal/overlaystore"
+)
+
+// endWait bounds how long Put waits for a server whose mount is gone. It is longer only if a copy of the mount lives on in
+// another mount namespace: then the server goes with that.
+const endWait = 30 * time.Second
+
+// mounter starts servers.
+type mounter struct {
+	opts    options
+	program string
+	log     *slog.Logger
+	servers *servers
+}
+
+func newMounter(opts options, program, run string, log *slog.Logger) (*mounter, error) {
+	s, err := openServers(run)
+	if err != nil {
+		return nil, err
+	}
+	return &mounter{opts: opts, program: program, log: log, servers: s}, nil
+}
+
+// Plan implements overlaystore.Mounter: mount.fuse3 starts the program for this type, as containerd does.
+func (m *mounter) Plan(k overlaystore.Stack) drivers.Mount {
+	return drivers.Mount{Type: "fuse3." + Name, Source: Name, Options: splitOptions(m.opts.mountOptions(k, k.Path))}
+}
+
+// splitOptions takes an option string apart at its commas, but for those in quotes and behind a backslash.
+func splitOptions(s string) []string {
+	var list []string
+	var one strings.Builder
+	quoted, escaped := false, false
+	for _, c := range []byte(s) {
+		if c == ',' && !quoted && !escaped {
+			list = append(list, one.String())
+			one.Reset()
+			continue
+		}
+		if c == '"' && !escaped {
+			quoted = !quoted
+		}
+		escaped = c == '\\' && !escaped
+		one.WriteByte(c)
+	}
+	return append(list, one.String())
+}
+
+// Mount implements overlaystore.Mounter. Layers are given relative to the home, which is the program's working directory.
+func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string) error {
+	opts := m.opts.mountOptions(k, func(p string) string { return p })
+	var err error
+	if isOwn(m.program) {
+		err = m.serve(ctx, k, opts, target)
+	} else {
+		err = m.runProgram(ctx, k.Home, opts, target)
+	}
+	if err == nil {
+		return nil
+	}
+	if drivers.IsMountPoint(target) {
+		err = errors.Join(err, overlaystore.Detach(target))
+	}
+	return err
+}
+
+// serve starts a server and waits until it serves.
+func (m *mounter) serve(ctx context.Context, k overlaystore.Stack, opts, target string) error {
+	s, err := start(ctx, command{
+		program: m.program, dir: k.Home, args: []string{Name, "mount", "-o", opts, Name, target},
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.servers.add(k.ID, s); err != nil {
+		return errors.Join(err, s.kill())
+	}
+	return nil
+}
+
+// runProgram runs another mount program, as containers/storage does: its success says that the mount serves.
+func (m *mounter) runProgram(ctx context.Context, home, opts, target string) error {
+	cmd := exec.CommandContext(ctx, m.program, "-o", opts, target)
+	cmd.Dir = home
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", m.program, err, strings.TrimSpace(stderr.String()))
+	}
+	if !drivers.IsMountPoint(target) {
+		return fmt.Errorf("%s succeeded, and nothing is mounted on %s: %w", m.program, target, drivers.ErrPrerequisites)
+	}
+	return nil
+}
+
+// Unmount implements overlaystore.Mounter.
+func (m *mounter) Unmount(ctx context.Context, id, target string) error {
+	if err := overlaystore.Unmount(ctx, target); err != nil {
+		return err
+	}
+	// The mount is gone: from here on there is no way back, and the caller's loss of interest does not count.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	defer cancel()
+	if err := m.servers.wait(ctx, id); err != nil {
+		m.log.Warn("the server of a layer goes on after the unmount", "layer", id, "error", err)
+	}
+	return nil
+}

@@ -1,0 +1,22 @@
+package vfs_test
+
+import (
+	"testing"
+
+	"plyfs/drivers/drivertest"
+	"plyfs/drivers/vfs"
+	"plyfs/internal/testenv"
+)
+
+func TestSuite(t *testing.T) {
+	drivertest.Run(t, drivertest.Suite{
+		Factory:   vfs.Factory(),
+		Base:      drivertest.Scratch,
+		SmallBase: drivertest.SmallScratch,
+		Abilities: drivertest.Abilities{ReadOnlyGet: true, Mountless: true, Independent: true},
+	})
+}
+
+func TestSuiteInUserNamespace(t *testing.T) {
+	testenv.RunInUserNamespace(t, "^TestSuite$")
+}

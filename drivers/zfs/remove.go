@@ -1,0 +1,176 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	zfs "github.com/mistifyio/go-zfs/v4"
+
+	"plyfs/drivers"
+)
+
+// Remove implements drivers.Driver. Snapshots that others made of the layer go with it.
+func (d *Driver) Remove(ctx context.Context, id string) error {
+	unlock, err := d.begin(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return d.remove(ctx, id)
+}
+
+// remove is Remove.
+//
+// Precondition: id is locked.
+func (d *Driver) remove(ctx context.Context, id string) error {
+	l, err := d.lookup(id)
+	if errors.Is(err, drivers.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if d.mounts.Count(id) > 0 {
+		return fmt.Errorf("layer %s is mounted: %w", id, drivers.ErrInUse)
+	}
+	if child, ok := d.hasChild(id); ok {
+		return fmt.Errorf("layer %s is the parent of %s: %w", id, child, drivers.ErrInUse)
+	}
+	d.changing.RLock()
+	defer d.changing.RUnlock()
+	if err := d.destroy(ctx, l.name, zfs.DestroyRecursive); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	d.mu.Lock()
+	delete(d.table, id)
+	d.mu.Unlock()
+	// Last: until here the layer was there, and not whole.
+	if err := os.Remove(d.markPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// The first pause between two tries to destroy what is busy; each is twice as long as the one before.
+const busyPause = 10 * time.Millisecond
+
+// destroy destroys a dataset or snapshot; one that is not there is no error. What is busy is tried again until d.busyWait has
+// passed, and then the error wraps ErrInUse.
+func (d *Driver) destroy(ctx context.Context, name string, flags zfs.DestroyFlag) error {
+	ds := zfs.Dataset{Name: name}
+	deadline := time.Now().Add(d.busyWait)
+	for pause := busyPause; ; pause *= 2 {
+		err := explain(ds.Destroy(flags))
+		switch {
+		case err == nil || errors.Is(err, errNoDataset):
+			return nil
+		case !errors.Is(err, errBusy):
+			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("%w; a process, or a mount in another namespace, uses it: %w", err, drivers.ErrInUse)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Cleanup implements drivers.Driver.
+func (d *Driver) Cleanup(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	errs := []error{d.mounts.Refresh(), d.unmountUnknown(ctx), d.load()}
+	marks, err := os.ReadDir(filepath.Join(d.home, unfilledDir))
+	errs = append(errs, err)
+	for _, e := range marks {
+		errs = append(errs, d.removeUnfilled(ctx, e.Name()))
+	}
+	errs = append(errs, d.destroyOrphans(ctx))
+	return errors.Join(errs...)
+}
+
+// unmountUnknown unmounts what was mounted by a process that was killed while it unpacked, and removes mount points.
+func (d *Driver) unmountUnknown(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(d.home, graphDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		unlock, err := d.begin(ctx, e.Name())
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		switch {
+		case d.mounts.Count(e.Name()) > 0:
+		case drivers.IsMountPoint(d.mountPath(e.Name())):
+			errs = append(errs, d.unmount(e.Name()))
+		default:
+			errs = append(errs, os.Remove(d.mountPath(e.Name())))
+		}
+		unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// removeUnfilled removes a layer whose unpacking was interrupted, and the mark of one that is gone.
+func (d *Driver) removeUnfilled(ctx context.Context, id string) error {
+	unlock, err := d.begin(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if unfilled, err := d.unfilled(id); err != nil || !unfilled {
+		return err
+	}
+	if _, err := d.lookup(id); err == nil {
+		d.log.Info("removing a layer whose unpacking was interrupted", "layer", id)
+		return d.remove(ctx, id)
+	}
+	return os.Remove(d.markPath(id))
+}
+
+// destroyOrphans destroys snapshots that were made for children which there are not. Those of others are not touched.
+func (d *Driver) destroyOrphans(ctx context.Context) error {
+	// First the snapshots, then the clones: one whose clone is made in between has one.
+	snapshots, err := zfs.Snapshots(d.base)
+	if err != nil {
+		return fmt.Errorf("list the snapshots in %s: %w", d.base, explain(err))
+	}
+	layers, err := zfs.Filesystems(d.base)
+	if err != nil {
+		return fmt.Errorf("list the layers in %s: %w", d.base, explain(err))
+	}
+	origins := make(map[string]bool, len(layers))
+	for _, ds := range layers {
+		origins[ds.Origin] = true
+	}
+	var errs []error
+	for _, s := range snapshots {
+		_, name, _ := strings.Cut(s.Name, "@")
+		if !strings.HasPrefix(name, snapshotPrefix) || d.isHeld(s.Name) {
+			continue
+		}
+		if origins[s.Name] {
+			continue
+		}
+		errs = append(errs, d.destroy(ctx, s.Name, zfs.DestroyDeferDeletion))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Driver) isHeld(snapshot string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.held[snapshot]
+}
