@@ -1,0 +1,206 @@
+package layerdb
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"plyfs/drivers"
+	"plyfs/metadata/kv"
+)
+
+// readCopies reads the copies of records in dir, by key. bad has the paths of those that cannot be read, with the reason.
+func readCopies(dir string) (copies map[string]Record, bad map[string]error, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	copies, bad = make(map[string]Record, len(entries)), make(map[string]error)
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, nil, err
+		}
+		r, err := DecodeRecord(bytes.TrimSuffix(b, []byte{'\n'}))
+		if err == nil && copyName(r) != e.Name() {
+			err = fmt.Errorf("it is a copy of the record of %s: %w", r.key(), drivers.ErrDamaged)
+		}
+		if err != nil {
+			bad[path] = err
+			continue
+		}
+		copies[r.key()] = r
+	}
+	return copies, bad, nil
+}
+
+// copies compares the copies with the records.
+func (c *check) copies(context.Context) error {
+	s := c.store
+	named := make(map[string]bool)
+	for key, r := range c.all {
+		named[copyName(r)] = true
+		same, err := s.sameCopy(r)
+		if err != nil {
+			return err
+		}
+		if same {
+			continue
+		}
+		p := Problem{Kind: ProblemCopy, Object: key, Detail: "the copy of its record is missing or stale"}
+		if err := c.found(p, func() error { return s.writeCopy(r) }); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(s.path(recordsDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if named[e.Name()] || !strings.HasSuffix(e.Name(), copySuffix) {
+			continue
+		}
+		path := s.path(recordsDir, e.Name())
+		p := Problem{Kind: ProblemCopy, Object: path, Detail: "it is a copy of no record"}
+		if err := c.found(p, func() error { return removeFile(path) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sameCopy says whether the copy of the record says what the record says.
+func (s *Store) sameCopy(r Record) (bool, error) {
+	has, err := os.ReadFile(s.path(recordsDir, copyName(r)))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	want, err := copyOf(r)
+	return bytes.Equal(has, want), err
+}
+
+// verifyStream compares what is kept of a layer's stream with its digest.
+func (s *Store) verifyStream(l Layer) error {
+	f, err := os.Open(s.streamPath(l))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // reported as missing
+	} else if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return err
+	}
+	if has := digest.NewDigest(digest.SHA256, sum); has != l.StreamSum {
+		return fmt.Errorf("%s has digest %s, not %s: %w", f.Name(), has, l.StreamSum, drivers.ErrDamaged)
+	}
+	return nil
+}
+
+// Rebuild makes a new database for a store whose database cannot be opened, of the copies of its records, and reports what
+// is wrong with the store then. The old database stays beside it, under a name that begins with db.damaged. Errors are those
+// of Open; the error wraps drivers.ErrExists if the database is not damaged.
+func Rebuild(ctx context.Context, o Options) (Report, error) {
+	rep, err := rebuild(ctx, o)
+	if err != nil {
+		return rep, fmt.Errorf("rebuild the database: %w", err)
+	}
+	s, err := Open(ctx, o)
+	if err != nil {
+		return rep, err
+	}
+	found, err := s.Check(ctx, CheckOptions{})
+	found.Problems = append(rep.Problems, found.Problems...)
+	return found, errors.Join(err, s.Close())
+}
+
+func rebuild(ctx context.Context, o Options) (rep Report, err error) {
+	s, err := lockRoot(ctx, o)
+	if err != nil {
+		return rep, err
+	}
+	defer func() { err = errors.Join(err, s.release()) }()
+	if db, err := openDatabase(s); err == nil {
+		s.db = db
+		return rep, fmt.Errorf("the database can be opened: %w", drivers.ErrExists)
+	} else if !errors.Is(err, drivers.ErrDamaged) {
+		return rep, err
+	}
+	copies, bad, err := readCopies(s.path(recordsDir))
+	if err != nil {
+		return rep, err
+	}
+	for path, why := range bad {
+		rep.Problems = append(rep.Problems, Problem{Kind: ProblemCopy, Object: path, Detail: why.Error(), Remedy: remedyImport})
+	}
+	m := meta{}
+	if m.Driver, err = readDriverFile(s.root); err != nil {
+		return rep, err
+	}
+	if m.Driver == "" {
+		return rep, fmt.Errorf("file %s, which names the driver, is gone too; write it anew: %w", s.path(driverFile), drivers.ErrDamaged)
+	}
+	return rep, s.fill(m, copies)
+}
+
+// fill puts a database of the given records in the place of the damaged one.
+func (s *Store) fill(m meta, records map[string]Record) (err error) {
+	fresh := s.path(tempDir, dbDir)
+	if err := os.RemoveAll(fresh); err != nil {
+		return err
+	}
+	db, err := openKV(fresh, s.log)
+	if err != nil {
+		return err
+	}
+	list := make([]Record, 0, len(records))
+	for _, r := range records {
+		list = append(list, r)
+	}
+	err = db.UpdateEach(len(list)+1, func(k *kv.Txn, i int) error {
+		t := &tx{k}
+		if i == len(list) {
+			return t.putJSON(metaKey, m)
+		}
+		for user := range list[i].wants() {
+			if err := t.Set([]byte(user), []byte{'1'}); err != nil {
+				return err
+			}
+		}
+		return t.put(list[i])
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	return s.replaceDatabase(fresh)
+}
+
+// replaceDatabase puts the database in the directory fresh in the place of the old one, which it keeps.
+func (s *Store) replaceDatabase(fresh string) error {
+	if exists(s.path(dbDir)) {
+		aside := ""
+		for i := 1; aside == "" || exists(aside); i++ {
+			aside = s.path(fmt.Sprintf("%s.damaged-%d", dbDir, i))
+		}
+		if err := os.Rename(s.path(dbDir), aside); err != nil {
+			return err
+		}
+		s.log.Warn("the damaged database was set aside", "path", aside)
+	}
+	if err := os.Rename(fresh, s.path(dbDir)); err != nil {
+		return err
+	}
+	return syncDir(s.root)
+}

@@ -1,0 +1,61 @@
+// Package layerdb is the layer store: it knows which layers there are, what they are called and who uses them, and has a
+// driver keep them. A layer is known by its ChainID; it comes from a tar stream and goes out as the same bytes. On top of layers
+// there are containers, which are writable, and holders: an image, the name of an image, a lease, anything that keeps layers.
+//
+// The package knows nothing of images beyond the data of their holders, of registries, or of how layers are mounted.
+//
+// # The directory
+//
+//	ROOT/lock                 whose lock is the store's; it names the process that has it
+//	ROOT/driver               the name of the driver, for those who look
+//	ROOT/db/                  the database
+//	ROOT/records/*.json       a copy of each record of a layer, container or holder
+//	ROOT/layers/DRIVER/       the driver's home
+//	ROOT/tarsplit/ID.zst      what is not content of a layer's stream (tar-split's form)
+//	ROOT/tarsplit/ID.whole    a layer's stream as it came, where tree and headers do not give it again
+//	ROOT/blobs/               of those who manage images
+//	ROOT/run/DRIVER/          what does not outlive a boot
+//	ROOT/tmp/                 emptied at Open
+//
+// # The database
+//
+// Keys and values of version 1 (kv.Options.Schema). Values are JSON, which people can read, and which is the same bytes in the
+// copies; unknown fields are damage, so a change of them is a new version. There are some thousand records, each read in
+// microseconds beside the milliseconds of a mount or a sync: a binary form would save nothing.
+//
+//	m                      {driver, old, to}: the store as a whole
+//	l/CHAINID              Record of a layer
+//	c/NAME                 Record of a container
+//	h/KIND/KEY             Record of a holder
+//	u/CHAINID/KIND/KEY     "1": a layer's user; KIND is "layer", "container", or that of a holder
+//	w/DRIVER/ID            work: a driver's layer that is being made or removed
+//
+// A layer without any u/ is collected: at once when its last user goes, else by GC. The database is the truth. What it does
+// not name is garbage; what it names and is not there is reported by Check. Should it be lost, Rebuild makes a new one of
+// the copies: a copy is written before the record and removed after it, so it may be ahead by the operation that was interrupted,
+// never behind. Keys of u/ follow from the records.
+//
+// # How a layer comes and goes
+//
+// What is made is first noted under w/, then made, then made durable (the files, the driver's Sync, the copy), and then one
+// transaction takes the note away and puts the record in its place: that is the moment at which the layer exists. What is
+// removed goes the other way: one transaction takes the records and puts notes in their place, then the driver removes, the topmost
+// first, then the note goes. So after a crash at any moment whatever w/ names is garbage, which Open removes, and all
+// else is whole. If a commit fails so that nobody knows whether it is on disk, everything stays as it is until the next
+// Open.
+//
+// # Locks and phases
+//
+// One process has a store open; the lock is the kernel's and ends with the process. Within it:
+//
+//	gate                       every operation is inside; Migrate is alone; nobody after Close
+//	  mounting, by name          a container's mounts
+//	    containers, by name      a container's content: for reading while it is read, for writing while it is made or removed
+//	  flights, by ChainID        making one layer; who makes several begins with the lowest
+//	    holders, by key          a holder and its copy; who needs several takes them in their order
+//	      graph                  decisions: transactions that change who uses what, and pins
+//	        removals.mu          what is being made and removed in the driver
+//
+// No content is read or written under graph; a transaction is (one sync). A layer that an operation needs is pinned, which
+// keeps it as long as the process lives, without a record.
+package layerdb

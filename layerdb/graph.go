@@ -1,0 +1,269 @@
+package layerdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"plyfs/drivers"
+	"plyfs/metadata/kv"
+)
+
+// pin keeps a layer while an operation of this process needs it.
+type pin struct {
+	users int
+	// condemned says that the layer was to be collected meanwhile.
+	condemned bool
+}
+
+// pinLayer keeps the layer until unpin. The error wraps drivers.ErrNotFound. Of the empty ChainID it returns an empty record.
+func (s *Store) pinLayer(id ChainID) (r Record, unpin func(), err error) {
+	if id == "" {
+		return Record{}, func() {}, nil
+	}
+	if err := id.Validate(); err != nil {
+		return Record{}, nil, err
+	}
+	s.graph.Lock()
+	defer s.graph.Unlock()
+	err = s.view(func(t *tx) error {
+		r, err = t.layer(id)
+		return err
+	})
+	if err != nil {
+		return Record{}, nil, err
+	}
+	p := s.pins[id]
+	if p == nil {
+		p = &pin{}
+		s.pins[id] = p
+	}
+	p.users++
+	return r, sync.OnceFunc(func() { s.unpin(id) }), nil
+}
+
+func (s *Store) unpin(id ChainID) {
+	s.graph.Lock()
+	p := s.pins[id]
+	p.users--
+	if p.users > 0 {
+		s.graph.Unlock()
+		return
+	}
+	delete(s.pins, id)
+	var dead []work
+	var err error
+	if p.condemned {
+		dead, err = s.updateLocked(func(t *tx) ([]work, error) { return s.collectLocked(t, nil, id) })
+	}
+	s.graph.Unlock()
+	if err == nil {
+		err = s.discardAll(context.Background(), s.drv, dead)
+	}
+	if err != nil {
+		s.log.Warn("a layer that nobody needs stays until the next collection", "layer", id, "error", err)
+	}
+}
+
+// collectLocked takes the layer out of the database if nobody uses it, and then those below it that were only used by it.
+// What it took is added to dead: works to be ended after the transaction. Precondition: graph is held.
+func (s *Store) collectLocked(t *tx, dead []work, id ChainID) ([]work, error) {
+	for id != "" {
+		r, err := t.layer(id)
+		if errors.Is(err, drivers.ErrNotFound) {
+			return dead, nil
+		} else if err != nil {
+			return dead, err
+		}
+		if used, err := t.used(id); err != nil || used {
+			return dead, err
+		}
+		if p := s.pins[id]; p != nil {
+			p.condemned = true
+			return dead, nil
+		}
+		if err := t.delete(layerKey(id)); err != nil {
+			return dead, err
+		}
+		parent := r.Layer.Parent
+		if err := t.dropUser(parent, userLayer, string(id)); err != nil {
+			return dead, err
+		}
+		w := work{ID: r.Layer.CacheID}
+		if below, err := t.layer(parent); err == nil {
+			w.Parent = below.Layer.CacheID
+		}
+		if dead, err = t.condemn(dead, r, w); err != nil {
+			return dead, err
+		}
+		id = parent
+	}
+	return dead, nil
+}
+
+// condemn notes that what a record names is to be removed from each driver that has it.
+func (t *tx) condemn(dead []work, r Record, w work) ([]work, error) {
+	for _, driver := range r.Drivers {
+		w.Driver = driver
+		if err := t.putJSON(workKey(driver, w.ID), w); err != nil {
+			return dead, err
+		}
+		dead = append(dead, w)
+	}
+	return dead, nil
+}
+
+// removals knows which of the driver's layers are being made and removed by this process: a sweep leaves them alone, and
+// what is above is removed before what is below. Its zero value is ready.
+type removals struct {
+	mu      sync.Mutex
+	changed sync.Cond           // of mu, set with the first of going
+	going   map[string]string   // parents of the layers that are being removed; guarded by mu
+	making  map[string]struct{} // guarded by mu
+}
+
+// enter waits until nothing above id is being removed, and notes that id is.
+func (r *removals) enter(id, parent string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.noteLocked(id, parent)
+	for r.aboveLocked(id) {
+		r.changed.Wait()
+	}
+}
+
+// note is for layers that will be removed soon: what is below them waits.
+func (r *removals) note(dead []work) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range dead {
+		r.noteLocked(w.ID, w.Parent)
+	}
+}
+
+func (r *removals) noteLocked(id, parent string) {
+	if r.going == nil {
+		r.going = make(map[string]string)
+		r.changed.L = &r.mu
+	}
+	r.going[id] = parent
+}
+
+func (r *removals) aboveLocked(id string) bool {
+	for _, parent := range r.going {
+		if parent == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *removals) leave(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.going, id)
+	r.changed.Broadcast()
+}
+
+// make notes that a layer is being made, until made.
+func (r *removals) make(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.making == nil {
+		r.making = make(map[string]struct{})
+	}
+	r.making[id] = struct{}{}
+}
+
+func (r *removals) made(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.making, id)
+}
+
+// busy says whether somebody makes or removes the layer.
+func (r *removals) busy(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, going := r.going[id]
+	_, making := r.making[id]
+	return going || making
+}
+// discardAll ends works: it removes the layers of drv that they name, and their files, in the order given, which is that of
+// topDown. Works of other drivers stay in the database until they can be ended. It does its best with each; what fails is
+// left for the next sweep.
+func (s *Store) discardAll(ctx context.Context, drv drivers.Driver, dead []work) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for _, w := range dead {
+		s.removals.enter(w.ID, w.Parent)
+		if w.Driver == drv.Name() {
+			errs = append(errs, s.discard(ctx, drv, w))
+		}
+		s.removals.leave(w.ID)
+	}
+	return errors.Join(errs...)
+}
+
+// discard removes a layer of the driver that the database does not name any more, or does not name yet, and the note of it.
+func (s *Store) discard(ctx context.Context, drv drivers.Driver, w work) error {
+	if err := drv.Remove(ctx, w.ID); err != nil {
+		return fmt.Errorf("remove layer %s of driver %s: %w", w.ID, w.Driver, err)
+	}
+	if drv.Name() == s.drv.Name() {
+		if err := s.removeFiles(w.ID); err != nil {
+			return err
+		}
+	}
+	return s.endWork(w)
+}
+
+// removeFiles removes the files that belong to a layer or container.
+func (s *Store) removeFiles(id string) error {
+	return errors.Join(
+		removeFile(s.path(recordsDir, "layer-"+id+copySuffix)),
+		removeFile(s.path(recordsDir, "container-"+id+copySuffix)),
+		removeFile(s.path(streamsDir, id+splitSuffix)),
+		removeFile(s.path(streamsDir, id+wholeSuffix)),
+	)
+}
+
+// beginWork notes that a layer is about to be made in the driver, so that a crash leaks nothing.
+func (s *Store) beginWork(w work) error {
+	s.removals.make(w.ID)
+	err := s.db.Update(func(k *kv.Txn) error { return (&tx{k}).putJSON(workKey(w.Driver, w.ID), w) })
+	if err != nil {
+		s.removals.made(w.ID)
+	}
+	return err
+}
+
+// endWork takes the note away. No decision rests on it, so it is made beside others.
+func (s *Store) endWork(w work) error {
+	return s.db.Update(func(k *kv.Txn) error { return (&tx{k}).delete(workKey(w.Driver, w.ID)) })
+}
+
+// abandon ends a work that failed: what was made is removed. What fails of that is left for the next sweep.
+func (s *Store) abandon(ctx context.Context, drv drivers.Driver, w work) error {
+	defer s.removals.made(w.ID)
+	return s.discard(context.WithoutCancel(ctx), drv, w)
+}
+
+// sweep ends all works on layers of drv that nobody is at, and returns how many there were.
+func (s *Store) sweep(ctx context.Context, drv drivers.Driver) (n int, err error) {
+	var all []work
+	s.graph.Lock()
+	err = s.view(func(t *tx) error {
+		all, err = t.works(drv.Name())
+		return err
+	})
+	all = slices.DeleteFunc(all, func(w work) bool { return s.removals.busy(w.ID) })
+	s.removals.note(all)
+	s.graph.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	return len(all), s.discardAll(ctx, drv, all)
+}

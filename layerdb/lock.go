@@ -1,0 +1,86 @@
+package layerdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// defaultWait is how long Open waits for another process: commands are short.
+	defaultWait = 10 * time.Second
+	lockPoll    = 50 * time.Millisecond
+)
+
+// storeLock makes this process the only one that has the store open. The kernel gives the lock back however the process
+// ends; the file stays, since removing it would let two processes lock two files.
+type storeLock struct{ f *os.File }
+
+// lockStore takes the lock of the store at root, for which it waits so long. The error wraps ErrLocked and names the process
+// that has the store.
+func lockStore(ctx context.Context, root string, wait time.Duration) (*storeLock, error) {
+	path := filepath.Join(root, lockFile)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the store: %w", err)
+	}
+	for deadline := time.Now().Add(wait); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			if err := writeHolder(f); err != nil {
+				f.Close()
+				return nil, fmt.Errorf("lock %s: %w", path, err)
+			}
+			return &storeLock{f}, nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		case !time.Now().Before(deadline):
+			err := fmt.Errorf("store %s: %w: %s; waited %v", root, ErrLocked, readHolder(f), wait)
+			f.Close()
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("store %s: %w: %w", root, ErrLocked, ctx.Err())
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// writeHolder leaves for others who has the store.
+func writeHolder(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+// readHolder says who has the store, as far as the file tells.
+func readHolder(f *os.File) string {
+	b := make([]byte, 32)
+	n, _ := f.ReadAt(b, 0) // a short file is read whole, whatever the error
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	if err != nil {
+		return "by a process that did not leave its id"
+	}
+	comm, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	if err != nil {
+		return fmt.Sprintf("by process %d, or one that it started", pid)
+	}
+	return fmt.Sprintf("by process %d (%s)", pid, strings.TrimSpace(string(comm)))
+}
+
+func (l *storeLock) release() error { return l.f.Close() }

@@ -1,0 +1,93 @@
+package layerdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"plyfs/drivers"
+)
+
+// MountOptions are options of one mount; the zero value mounts for reading and writing.
+type MountOptions struct {
+	// ReadOnly mounts so that nothing can be written. While a container is mounted, further mounts must say the same.
+	ReadOnly bool
+}
+
+// Mount makes a container's tree accessible and returns the absolute path of its root. Each Mount wants an Unmount; the
+// references are in the store, so that another process may unmount. The error wraps drivers.ErrInUse if the container is
+// mounted with other options.
+func (s *Store) Mount(ctx context.Context, name string, o MountOptions) (root string, err error) {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	if err := drivers.ValidID(name); err != nil {
+		return "", err
+	}
+	defer s.mounting.lock(name)()
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	// The reference comes first: after a crash in between there is one too many, which Unmount takes away, and never a mount
+	// under a container that is removed.
+	c, err := s.countMount(name, 1)
+	if err != nil {
+		return "", err
+	}
+	root, err = s.drv.Get(ctx, c.ID, &drivers.GetOptions{MountLabel: c.MountLabel, ReadOnly: o.ReadOnly})
+	if err != nil {
+		_, undo := s.countMount(name, -1)
+		return "", errors.Join(fmt.Errorf("mount container %s: %w", name, err), undo)
+	}
+	return root, nil
+}
+
+// Unmount gives back one Mount. What was written through the last one is in the container when it returns. The error wraps
+// drivers.ErrInvalid if the container is not mounted.
+func (s *Store) Unmount(ctx context.Context, name string) error {
+	leave, err := s.gate.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if err := drivers.ValidID(name); err != nil {
+		return err
+	}
+	defer s.mounting.lock(name)()
+	var c Container
+	if err := s.view(func(t *tx) error {
+		r, err := t.container(name)
+		if err == nil {
+			c = s.thisBoot(*r.Container)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	if c.Mounts == 0 {
+		return fmt.Errorf("container %s is not mounted: %w", name, drivers.ErrInvalid)
+	}
+	// The driver may know nothing of it: a plain directory is only got for as long as a process lives, and a mount may be gone.
+	if err := s.drv.Put(ctx, c.ID); err != nil && !errors.Is(err, drivers.ErrInvalid) {
+		return fmt.Errorf("unmount container %s: %w", name, err)
+	}
+	_, err = s.countMount(name, -1)
+	return err
+}
+
+// countMount changes the number of references to a container's mount, and returns the container.
+func (s *Store) countMount(name string, by int) (c Container, err error) {
+	_, err = s.update(func(t *tx) ([]work, error) {
+		r, err := t.container(name)
+		if err != nil {
+			return nil, err
+		}
+		c = s.thisBoot(*r.Container)
+		c.Mounts, c.Boot = max(c.Mounts+by, 0), s.boot
+		r.Container = &c
+		return nil, t.put(r)
+	})
+	return c, err
+}

@@ -1,0 +1,259 @@
+package layerdb
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"plyfs/drivers"
+	"plyfs/metadata/kv"
+)
+
+// Keys of the database; the table is in the package doc.
+const (
+	metaKey         = "m"
+	layerPrefix     = "l/"
+	containerPrefix = "c/"
+	holderPrefix    = "h/"
+	userPrefix      = "u/"
+	workPrefix      = "w/"
+)
+
+func layerKey(id ChainID) string                { return layerPrefix + string(id) }
+func containerKey(name string) string           { return containerPrefix + name }
+func holderKey(r Ref) string                    { return holderPrefix + r.Kind + "/" + r.Key }
+func userKey(id ChainID, kind, key string) string { return usersOf(id) + kind + "/" + key }
+func usersOf(id ChainID) string                 { return userPrefix + string(id) + "/" }
+func workKey(driver, id string) string          { return workPrefix + driver + "/" + id }
+
+// errStop ends a scan early.
+var errStop = errors.New("stop")
+
+// tx is a transaction of the store's database.
+type tx struct{ *kv.Txn }
+
+// view reads the database as it is now.
+func (s *Store) view(fn func(t *tx) error) error {
+	return s.db.View(func(k *kv.Txn) error { return fn(&tx{k}) })
+}
+
+// update decides something and commits it. All decisions are made one after another, under graph: what a decision rests on
+// (nobody uses this layer) is not undone by another at the same moment, which the database alone would not notice. fn may
+// be run again, and has no effect outside the transaction. It returns the works to be ended when it is committed, by
+// discardAll.
+func (s *Store) update(fn func(t *tx) ([]work, error)) ([]work, error) {
+	s.graph.Lock()
+	defer s.graph.Unlock()
+	return s.updateLocked(fn)
+}
+
+// commitError says that a decision was made, and that it is not known whether it is on disk: the next Open finds out. Until
+// then what it is about stays as it is.
+type commitError struct{ error }
+
+func (e commitError) Unwrap() error { return e.error }
+
+func uncertain(err error) bool {
+	var c commitError
+	return errors.As(err, &c)
+}
+
+// updateLocked is update. Precondition: graph is held.
+func (s *Store) updateLocked(fn func(t *tx) ([]work, error)) (dead []work, err error) {
+	var decided error
+	err = s.db.Update(func(k *kv.Txn) error {
+		dead, decided = fn(&tx{k})
+		return decided
+	})
+	switch {
+	case err != nil && decided == nil:
+		return nil, commitError{err}
+	case err != nil:
+		return nil, err
+	}
+	s.removals.note(dead)
+	return dead, nil
+}
+
+// get returns the value of key; the error wraps drivers.ErrNotFound and says what is not there.
+func (t *tx) get(key, what string) ([]byte, error) {
+	b, err := t.Get([]byte(key))
+	if errors.Is(err, kv.ErrNotFound) {
+		return nil, fmt.Errorf("%s: %w", what, drivers.ErrNotFound)
+	}
+	return b, err
+}
+
+func (t *tx) has(key string) (bool, error) {
+	_, err := t.Get([]byte(key))
+	if errors.Is(err, kv.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (t *tx) record(key, what string) (Record, error) {
+	b, err := t.get(key, what)
+	if err != nil {
+		return Record{}, err
+	}
+	r, err := DecodeRecord(b)
+	if err == nil && key != r.key() {
+		err = fmt.Errorf("the record of %s is in its place: %w", r.key(), drivers.ErrDamaged)
+	}
+	if err != nil {
+		return Record{}, fmt.Errorf("%s: %w", what, err)
+	}
+	return r, nil
+}
+
+// key is where the record belongs.
+func (r Record) key() string {
+	switch {
+	case r.Layer != nil:
+		return layerKey(r.Layer.ID)
+	case r.Container != nil:
+		return containerKey(r.Container.Name)
+	default:
+		return holderKey(r.Holder.Ref())
+	}
+}
+
+func (t *tx) put(r Record) error {
+	b, err := EncodeRecord(r)
+	if err != nil {
+		return err
+	}
+	return t.Set([]byte(r.key()), b)
+}
+
+func (t *tx) putJSON(key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return t.Set([]byte(key), b)
+}
+
+func (t *tx) delete(key string) error { return t.Delete([]byte(key)) }
+
+func (t *tx) layer(id ChainID) (Record, error) { return t.record(layerKey(id), "layer "+string(id)) }
+
+func (t *tx) container(name string) (Record, error) {
+	return t.record(containerKey(name), "container "+name)
+}
+
+func (t *tx) holder(r Ref) (Record, error) { return t.record(holderKey(r), r.String()) }
+
+// records calls fn for every record whose key begins with prefix, in order.
+func (t *tx) records(prefix string, fn func(Record) error) error {
+	return t.Scan([]byte(prefix), func(key, value []byte) error {
+		r, err := DecodeRecord(value)
+		if err == nil && r.key() != string(key) {
+			err = fmt.Errorf("the record of %s is in its place: %w", r.key(), drivers.ErrDamaged)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		return fn(r)
+	})
+}
+
+// meta returns the record of the store; the error wraps drivers.ErrNotFound in a new one.
+func (s *Store) meta() (m meta, err error) {
+	err = s.view(func(t *tx) error {
+		m, err = t.meta()
+		return err
+	})
+	return m, err
+}
+
+func (t *tx) meta() (meta, error) {
+	b, err := t.get(metaKey, "record of the store")
+	if err != nil {
+		return meta{}, err
+	}
+	return decodeJSON[meta]("record of the store", b)
+}
+
+func (s *Store) putMeta(m meta) error {
+	_, err := s.update(func(t *tx) ([]work, error) { return nil, t.putJSON(metaKey, m) })
+	return err
+}
+
+// addUser notes that something uses a layer, which is there.
+func (t *tx) addUser(id ChainID, kind, key string) error {
+	if id == "" {
+		return nil
+	}
+	if ok, err := t.has(layerKey(id)); err != nil {
+		return err
+	} else if !ok {
+		return fmt.Errorf("layer %s: %w", id, drivers.ErrNotFound)
+	}
+	// A value is never empty, so that one that is was lost.
+	return t.Set([]byte(userKey(id, kind, key)), []byte{'1'})
+}
+
+func (t *tx) dropUser(id ChainID, kind, key string) error {
+	if id == "" {
+		return nil
+	}
+	return t.delete(userKey(id, kind, key))
+}
+
+// used says whether anything in the database uses the layer.
+func (t *tx) used(id ChainID) (bool, error) {
+	err := t.Scan([]byte(usersOf(id)), func(_, _ []byte) error { return errStop })
+	if errors.Is(err, errStop) {
+		return true, nil
+	}
+	return false, err
+}
+
+// users names who uses the layer: "layer sha256:...", "container NAME", "image NAME".
+func (t *tx) users(id ChainID) (names []string, err error) {
+	prefix := usersOf(id)
+	err = t.Scan([]byte(prefix), func(key, _ []byte) error {
+		kind, name, _ := strings.Cut(strings.TrimPrefix(string(key), prefix), "/")
+		names = append(names, kind+" "+name)
+		return nil
+	})
+	return names, err
+}
+
+// works returns the unfinished operations on the layers of a driver, what is above others before them.
+func (t *tx) works(driver string) (all []work, err error) {
+	err = t.Scan([]byte(workPrefix+driver+"/"), func(key, value []byte) error {
+		w, err := decodeJSON[work](string(key), value)
+		if err != nil {
+			return err
+		}
+		all = append(all, w)
+		return nil
+	})
+	return topDown(all), err
+}
+
+// topDown orders works so that each comes before the one that it has as its parent.
+func topDown(all []work) []work {
+	children := make(map[string]int, len(all))
+	byID := make(map[string]work, len(all))
+	for _, w := range all {
+		children[w.Parent]++
+		byID[w.ID] = w
+	}
+	ordered := make([]work, 0, len(all))
+	for _, w := range all {
+		// Upward from each that nothing is above, as far as all that is above is in the list.
+		for ok := children[w.ID] == 0; ok; ok = ok && children[w.ID] == 0 {
+			ordered = append(ordered, w)
+			children[w.Parent]--
+			if w, ok = byID[w.Parent]; !ok {
+				break
+			}
+		}
+	}
+	return ordered
+}

@@ -1,0 +1,120 @@
+package layerdb
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	splittar "github.com/vbatts/tar-split/archive/tar"
+	"github.com/vbatts/tar-split/tar/asm"
+	"github.com/vbatts/tar-split/tar/storage"
+
+	"plyfs/cow/ovl"
+	"plyfs/cow/tarlayer"
+	"plyfs/drivers"
+)
+
+// Verify reads the layer's tree and compares it with what was unpacked: content and attributes of everything that the
+// layer's stream has. The error wraps drivers.ErrDamaged if they differ.
+func (s *Store) Verify(ctx context.Context, id ChainID) error {
+	return s.withLayer(id, func(r, _ Record) error { return s.verify(ctx, s.drv, *r.Layer) })
+}
+
+// verify compares the tree that drv has of a pinned layer.
+func (s *Store) verify(ctx context.Context, drv drivers.Driver, l Layer) error {
+	members, err := s.members(l)
+	if err != nil {
+		return fmt.Errorf("verify layer %s: %w", l.ID, err)
+	}
+	err = withTree(ctx, drv, l.CacheID, func(t *tree) (err error) {
+		src := tarlayer.NewDirSource(t.root, tarlayer.DirOptions{})
+		defer func() { err = errors.Join(err, src.Close()) }()
+		// The tree shows the layers below, too: what a whiteout hides is known by its absence.
+		sum, err := tarlayer.Sum(ctx, struct{ tarlayer.Source }{src}, members)
+		if err != nil {
+			return err
+		}
+		if sum != l.Sum {
+			return fmt.Errorf("the tree's sum is %016x, not %016x: %w", sum, l.Sum, drivers.ErrDamaged)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("verify layer %s: %w", l.ID, err)
+	}
+	return nil
+}
+
+// members lists the paths of the layer's stream, each once, by what the store keeps of it. Whiteouts beneath a directory that
+// hides all of the layers below say nothing, and are left out.
+func (s *Store) members(l Layer) (list []tarlayer.Change, err error) {
+	seen := make(map[tarlayer.Change]bool)
+	opaque := make(map[string]bool)
+	err = s.withStream(l, func(r io.Reader) error {
+		return eachName(l.Stream, r, func(name string) {
+			c, ok := memberChange(name)
+			switch {
+			case path.Base(name) == ovl.AUFSOpaque:
+				opaque[path.Dir(path.Clean("/"+name))] = true
+			case ok && !seen[c]:
+				seen[c] = true
+				list = append(list, c)
+			}
+		})
+	})
+	if len(opaque) == 0 {
+		return list, err
+	}
+	return slices.DeleteFunc(list, func(c tarlayer.Change) bool {
+		return c.Kind == tarlayer.Delete && beneathAny(opaque, "/"+c.Path)
+	}), err
+}
+
+// beneathAny says whether one of the directories holds the clean absolute path, at any depth.
+func beneathAny(dirs map[string]bool, p string) bool {
+	for p != "/" {
+		p = path.Dir(p)
+		if dirs[p] {
+			return true
+		}
+	}
+	return false
+}
+
+// eachName calls fn for each member of a stream that is kept in some form.
+func eachName(form Stream, r io.Reader, fn func(name string)) error {
+	if form == StreamSplit {
+		return asm.IterateHeaders(storage.NewJSONUnpacker(r), func(h *splittar.Header) error {
+			fn(h.Name)
+			return nil
+		})
+	}
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		fn(h.Name)
+	}
+}
+
+// memberChange is what a member of that name does to its path, which is "" for the root; ok is false for one that has no path
+// of its own.
+func memberChange(name string) (c tarlayer.Change, ok bool) {
+	p := strings.TrimPrefix(path.Clean("/"+name), "/")
+	dir, base := path.Split(p)
+	if slices.ContainsFunc(strings.Split(p, "/"), ovl.IsAUFSBookkeeping) {
+		return c, false
+	}
+	if victim, is := ovl.AUFSVictim(base); is {
+		return tarlayer.Change{Path: dir + victim, Kind: tarlayer.Delete}, true
+	}
+	return tarlayer.Change{Path: p, Kind: tarlayer.Add}, true
+}
