@@ -30,6 +30,17 @@ func (c *Copier) CopyData(m *sys.Mutator, dst, src int, size int64) (copied int6
 	if err := unix.Fstat(src, &st); err != nil {
 		return 0, err
 	}
+	return c.CopyKnown(m, dst, src, size, Extent{Size: st.Size, Blocks: st.Blocks})
+}
+
+// Extent is what stat(2) says of a file's data: its size in bytes, and its blocks, of 512 bytes.
+type Extent struct{ Size, Blocks int64 }
+
+// CopyKnown is CopyData for a caller that knows src already.
+func (c *Copier) CopyKnown(m *sys.Mutator, dst, src int, size int64, st Extent) (copied int64, err error) {
+	if size == 0 {
+		return 0, nil
+	}
 	// A reflink shares whole files; a truncated prefix is copied.
 	if st.Size == size && !c.noClone.Load() {
 		switch err := m.Clone(dst, src); {

@@ -44,6 +44,8 @@ type Features struct {
 	MknodWhiteout  bool
 	RenameWhiteout bool
 	Tmpfile        bool
+	// ExactMode says that an unnamed file gets the mode that it is made with: no umask and no ACL takes bits away.
+	ExactMode bool
 	// Durable says that the file system survives a power cut, so that data must be synced before it is relied on.
 	Durable bool
 }
@@ -191,9 +193,15 @@ func (w *Work) makeStage() error {
 }
 
 func lockStage(fd int) error {
-	// Below a set-gid directory the bit would pass on to what is staged.
+	// Below a set-gid directory, or one with a default ACL, these would pass on to what is staged.
 	if err := unix.Fchmod(fd, 0o700); err != nil {
 		return err
+	}
+	for _, attr := range [...]string{"system.posix_acl_default", "system.posix_acl_access"} {
+		err := unix.Fremovexattr(fd, attr)
+		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("remove %s: %w", attr, err)
+		}
 	}
 	// A sweep or Alone of another mount holds it for a moment.
 	return sys.Retry(func() error { return unix.Flock(fd, unix.LOCK_EX) })
@@ -235,7 +243,9 @@ func (w *Work) probe(userXattr bool) {
 	const a, b = "probe.a", "probe.b"
 	defer w.remove(w.stage, a)
 	defer w.remove(w.stage, b)
-	if fd, err := unix.Openat(w.stage, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err == nil {
+	if fd, err := unix.Openat(w.stage, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o777); err == nil {
+		var made unix.Stat_t
+		w.ExactMode = unix.Fstat(fd, &made) == nil && made.Mode&0o7777 == 0o777
 		w.Tmpfile = unix.Linkat(unix.AT_FDCWD, sys.ProcPath(fd), w.stage, b, unix.AT_SYMLINK_FOLLOW) == nil
 		unix.Close(fd)
 		_ = unix.Unlinkat(w.stage, b, 0)

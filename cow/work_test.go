@@ -17,6 +17,7 @@ import (
 	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
 	"plyfs/internal/testenv"
 )
 
@@ -29,13 +30,13 @@ func stages(t testing.TB, dir string) []string {
 func TestWorkFeatures(t *testing.T) {
 	if testenv.InUserNamespace() {
 		w := openWork(t, testenv.Scratch(t), cow.WorkOptions{})
-		want := cow.Features{Names: ovl.User(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true}
+		want := cow.Features{Names: ovl.User(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, ExactMode: true}
 		if w.Features != want {
 			t.Errorf("in a user namespace: %+v, want %+v", w.Features, want)
 		}
 		return
 	}
-	all := cow.Features{Names: ovl.Trusted(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true}
+	all := cow.Features{Names: ovl.Trusted(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, ExactMode: true}
 	durable := all
 	durable.Durable = true
 	for _, c := range []struct {
@@ -61,6 +62,38 @@ func TestWorkFeatures(t *testing.T) {
 		})
 	}
 	t.Run("rootless", func(t *testing.T) { testenv.RunInUserNamespace(t, "^TestWorkFeatures$") })
+}
+
+// TestWorkBelowACL: a default ACL around the work directory, which is for what others make there, does not get to copies.
+func TestWorkBelowACL(t *testing.T) {
+	dir := testenv.Scratch(t)
+	acl := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x06\x00\x01\x00\x00\x00" +
+		"\x04\x00\x05\x00\xff\xff\xff\xff\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
+	must(t, unix.Setxattr(dir, "system.posix_acl_default", []byte(acl), 0))
+	w := openWork(t, dir, cow.WorkOptions{})
+	if !w.Tmpfile || !w.ExactMode {
+		t.Fatalf("%+v", w.Features)
+	}
+	fd, err := new(sys.Mutator).Tmpfile(w.StageFD(), unix.O_RDWR, 0o647)
+	must(t, err)
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	must(t, unix.Fstat(fd, &st))
+	if st.Mode&0o7777 != 0o647 {
+		t.Errorf("mode %o", st.Mode&0o7777)
+	}
+	if _, err := unix.Fgetxattr(fd, "system.posix_acl_access", nil); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("the staged file has an ACL: %v", err)
+	}
+}
+
+// TestWorkUmask: where a umask takes bits of the mode away, that is found out.
+func TestWorkUmask(t *testing.T) {
+	old := unix.Umask(0o022)
+	defer unix.Umask(old)
+	if w := openWork(t, testenv.Scratch(t), cow.WorkOptions{}); w.ExactMode {
+		t.Errorf("%+v", w.Features)
+	}
 }
 
 func TestWorkStages(t *testing.T) {

@@ -57,6 +57,8 @@ type reader struct {
 	// state is the number of the current request, shifted left, with the lowest bit set while it is handled.
 	state atomic.Uint64
 	seen  uint64 // state at the last tick; belongs to the watchdog
+	// overdue asks the reader to begin a new time slice; see yieldTicks.
+	overdue atomic.Bool
 }
 
 func (f *FS) serveFast(dev *Device, report func(error)) error {
@@ -269,6 +271,10 @@ func (t *fastTransport) run(r *reader) {
 			}
 		}
 		r.state.Store(n + 1)
+		if r.overdue.Load() {
+			r.overdue.Store(false)
+			runtime.Gosched()
+		}
 		if t.crowd.Load() > 1 && t.leave(r) {
 			return
 		}

@@ -14,6 +14,11 @@ const (
 	tick = time.Millisecond
 	// idleTicks without any request put the watchdog to sleep.
 	idleTicks = 10
+	// yieldTicks is how often a reader has to begin a new time slice: well below the 10 milliseconds after which the
+	// runtime takes the processor away from a goroutine that did not. A reader that never leaves it would lose its
+	// processor at each read that waits from then on, and the runtime's monitor, once it had something to take, would
+	// wake every 20 microseconds.
+	yieldTicks = 4
 	// window is the number of ticks over which the load of the readers is judged.
 	window = 32
 	// maxWaiting bounds the readers that are kept because handlers wait for disks.
@@ -29,6 +34,7 @@ type watchdog struct {
 	done   chan struct{}
 	want   atomic.Int32 // readers to keep
 
+	slice       int           // ticks since the readers were asked to yield
 	ticks, full int           // of the current window, and those with all readers at work
 	cpu         time.Duration // of the process, at the start of the window
 	began       time.Time
@@ -98,6 +104,12 @@ func (d *watchdog) look() bool {
 	t := d.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if d.slice++; d.slice >= yieldTicks {
+		d.slice = 0
+		for _, r := range t.active {
+			r.overdue.Store(true)
+		}
+	}
 	active := false
 	free, able := 0, 0 // readers that wait, and that wait or get on
 	for _, r := range t.active {

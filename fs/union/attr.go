@@ -138,15 +138,27 @@ func (u *Union) attr(n *Node) (Attr, error) {
 		n.copyMu.Unlock()
 	}
 	if n.has(flagMetacopy) {
-		if ll, err := u.lowerLoc(n); err == nil {
-			var lst unix.Statx_t
-			if ll.layer.Stat(ll.fd(), ll.name, &lst) == nil {
-				a.Blocks = lst.Blocks
-			}
-			ll.close()
-		}
+		u.setBlocks(n, &a)
 	}
 	return a, nil
+}
+
+// setBlocks gives a the blocks of the lower whose data the metadata-only copy n stands for.
+func (u *Union) setBlocks(n *Node, a *Attr) {
+	if known := n.lowerBlocks.Load(); known != 0 {
+		a.Blocks = uint64(known) - 1
+		return
+	}
+	l, err := u.lowerLoc(n)
+	if err != nil {
+		return
+	}
+	defer l.close()
+	var st unix.Statx_t
+	if l.layer.Stat(l.fd(), l.name, &st) == nil {
+		a.Blocks = st.Blocks
+		n.keepBlocks(st.Blocks)
+	}
 }
 
 // SetAttr applies chmod, chown, truncate and utimens, in that order of precedence of their side effects, and returns the
@@ -182,7 +194,7 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 			return Attr{}, err
 		}
 	}
-	l, err := u.upperLoc(n)
+	l, err := u.openUpperLoc(n)
 	if err != nil {
 		return Attr{}, err
 	}

@@ -119,6 +119,7 @@ type copyUp struct {
 	tmp    int    // descriptor of the staged object, -1 for none
 	marked bool   // the staged file carries the unsynced mark
 	meta   bool   // the staged file has no data
+	moded  bool   // the staged file was made with the mode that it keeps
 	done   bool
 	// unlinked says that the object has no name left: the descriptor is the only way to it.
 	unlinked bool
@@ -163,7 +164,11 @@ func (c *copyUp) stage() error {
 	return c.stageAttrs()
 }
 
-// stageObject makes the bare object, inaccessible to others until its mode is set at the end.
+// keepsMode says that a file made with this mode still has it after data was written and its owner set.
+func keepsMode(mode uint32) bool { return mode&(unix.S_ISUID|unix.S_ISGID|unix.S_ISVTX) == 0 }
+
+// stageObject makes the bare object, inaccessible to others until it is complete: one with a name gets its mode at the
+// end.
 func (c *copyUp) stageObject() (err error) {
 	u, n := c.u, c.n
 	w := u.work
@@ -171,7 +176,11 @@ func (c *copyUp) stageObject() (err error) {
 	switch {
 	case n.mode == unix.S_IFREG || n.has(flagSpecial) || placeholder:
 		if w.Tmpfile {
-			c.tmp, err = u.m.Tmpfile(w.StageFD(), unix.O_RDWR, 0o600)
+			mode := u.copiedMode(&c.st)
+			if c.moded = w.ExactMode && u.upper.Override() == "" && keepsMode(mode); !c.moded {
+				mode = 0o600
+			}
+			c.tmp, err = u.m.Tmpfile(w.StageFD(), unix.O_RDWR, mode)
 			return err
 		}
 		c.name = w.TempName()
@@ -235,7 +244,13 @@ func (c *copyUp) stageData() error {
 		}
 		c.marked = true
 	}
-	copied, err := u.copiers[c.n.lower.layer].CopyData(u.m, c.tmp, src, size)
+	copier := &u.copiers[c.n.lower.layer]
+	var copied int64
+	if int(c.n.lower.layer) == len(u.lowers)-1 {
+		copied, err = copier.CopyKnown(u.m, c.tmp, src, size, cow.Extent{Size: int64(c.st.Size), Blocks: int64(c.st.Blocks)})
+	} else { // perhaps of a metadata-only copy
+		copied, err = copier.CopyData(u.m, c.tmp, src, size)
+	}
 	u.copyUpBytes.Add(uint64(copied))
 	return err
 }
@@ -265,7 +280,7 @@ func (c *copyUp) stageAttrs() error {
 			return err
 		}
 	}
-	if c.n.mode != unix.S_IFLNK {
+	if c.n.mode != unix.S_IFLNK && !c.moded {
 		if err := u.m.Chmod(dirfd, name, mode); err != nil {
 			return err
 		}
@@ -487,6 +502,7 @@ func (c *copyUp) settle(more func()) {
 	}
 	if c.meta {
 		n.set(flagMetacopy)
+		n.keepBlocks(c.st.Blocks)
 	}
 	if c.marked {
 		n.set(flagUnsynced)
@@ -520,82 +536,4 @@ func (u *Union) markImpure(dir *Node, f *layer.File) {
 	if u.m.Setxattr(f.FD(), ".", u.names.Impure, ovl.OpaqueValue(), 0) == nil {
 		dir.set(flagImpure)
 	}
-}
-
-// copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts, up to
-// the copy's size (cf. copy_up.c ovl_copy_up_meta_inode_data).
-func (u *Union) copyUpData(n *Node, limit int64) error {
-	src, err := u.lowerData(n)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(src)
-	f, err := u.metacopyFile(n)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var st unix.Statx_t
-	if err := sys.Statx(f.FD(), "", &st); err != nil {
-		return err
-	}
-	size := int64(st.Size)
-	marked := false
-	if limit >= 0 {
-		size = min(size, limit)
-	}
-	if u.marks && size > 0 && !n.has(flagUnlinked) {
-		if err := u.markUnsynced(n, f.FD(), ""); err != nil {
-			return err
-		}
-		marked = true
-	}
-	copied, err := u.copiers[n.lower.layer].CopyData(u.m, f.FD(), src, size)
-	u.copyUpBytes.Add(uint64(copied))
-	if err != nil {
-		return err
-	}
-	if size == 0 && st.Size > 0 {
-		if err := u.m.Truncate(f.FD(), 0); err != nil {
-			return err
-		}
-	}
-	if err := u.m.Utimes(f.FD(), "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
-		return err
-	}
-	n.copyMu.Lock()
-	defer n.copyMu.Unlock()
-	if err := u.m.Removexattr(f.FD(), "", u.names.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
-		return err
-	}
-	if _, named := u.upperLink(n); named {
-		u.files.Drop(&n.data) // the lower's
-	}
-	n.clear(flagMetacopy)
-	if marked {
-		n.set(flagUnsynced)
-		u.noteUnsynced(n)
-	}
-	return nil
-}
-
-// metacopyFile opens the upper object of a metadata-only copy for writing.
-func (u *Union) metacopyFile(n *Node) (*layer.File, error) {
-	u.renameMu.RLock()
-	defer u.renameMu.RUnlock()
-	l, err := u.upperLoc(n)
-	if err != nil {
-		return nil, err
-	}
-	defer l.close()
-	var fd int
-	if l.name == "" {
-		fd, err = sys.Reopen(l.fd(), unix.O_RDWR)
-	} else {
-		fd, err = u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, unix.O_RDWR) })
-	}
-	if err != nil {
-		return nil, err
-	}
-	return layer.Own(fd), nil
 }

@@ -24,7 +24,7 @@ type newObject struct {
 
 // Mkdir makes a directory. EEXIST if the name is taken.
 func (u *Union) Mkdir(c *Caller, dir *Node, name string, mode uint32) (*Node, Attr, error) {
-	return u.create(dir, name, &newObject{mode: unix.S_IFDIR | mode&0o7777, caller: c})
+	return u.create(dir, name, newObject{mode: unix.S_IFDIR | mode&0o7777, caller: c})
 }
 
 // Mknod makes a file, FIFO, socket or device. A 0:0 character device, which would be a whiteout, is kept as an escaped
@@ -33,18 +33,18 @@ func (u *Union) Mknod(c *Caller, dir *Node, name string, mode uint32, rdev uint6
 	if mode&unix.S_IFMT == 0 {
 		mode |= unix.S_IFREG
 	}
-	return u.create(dir, name, &newObject{mode: mode, rdev: rdev, caller: c})
+	return u.create(dir, name, newObject{mode: mode, rdev: rdev, caller: c})
 }
 
 // Symlink makes a symlink to target.
 func (u *Union) Symlink(c *Caller, dir *Node, name, target string) (*Node, Attr, error) {
-	return u.create(dir, name, &newObject{mode: unix.S_IFLNK | 0o777, target: target, caller: c})
+	return u.create(dir, name, newObject{mode: unix.S_IFLNK | 0o777, target: target, caller: c})
 }
 
 // Create makes a regular file, or finds the one that is there: then O_EXCL is EEXIST, and O_TRUNC empties it.
 func (u *Union) Create(c *Caller, dir *Node, name string, mode uint32, flags int) (*Node, Attr, error) {
 	for {
-		n, a, err := u.create(dir, name, &newObject{mode: unix.S_IFREG | mode&0o7777, caller: c})
+		n, a, err := u.create(dir, name, newObject{mode: unix.S_IFREG | mode&0o7777, caller: c})
 		if !errors.Is(err, unix.EEXIST) || flags&unix.O_EXCL != 0 {
 			return n, a, err
 		}
@@ -60,7 +60,7 @@ func (u *Union) Create(c *Caller, dir *Node, name string, mode uint32, flags int
 }
 
 // create makes one object in dir.
-func (u *Union) create(dir *Node, name string, o *newObject) (*Node, Attr, error) {
+func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error) {
 	if err := checkName(name); err != nil {
 		return nil, Attr{}, err
 	}
@@ -188,11 +188,12 @@ func (u *Union) examine(dir *Node, p *place) error {
 // staged is an object on its way into the upper.
 type staged struct {
 	u       *Union
-	o       *newObject
+	o       newObject
 	fd      int    // open regular file, -1 for none
 	name    string // in the staging directory, "" for unnamed or already in place
 	placed  bool
 	special bool
+	moded   bool // made with the mode that it keeps
 
 	mode       uint32
 	uid, gid   int // -1: as created
@@ -231,7 +232,7 @@ func (s *staged) create(p place) error {
 
 // plan decides mode, owner and ACLs (cf. inode.c inode_init_owner).
 func (s *staged) plan(p place) error {
-	u, o := s.u, s.o
+	u, o := s.u, &s.o
 	typ := o.mode & unix.S_IFMT
 	perm := o.mode & 0o7777
 	uid, gid, err := u.diskOwner(int64(o.caller.UID), int64(o.caller.GID))
@@ -319,7 +320,11 @@ func (s *staged) stageObject() (err error) {
 	placeholder := s.special || s.u.upper.Override() != "" && typ != unix.S_IFDIR && typ != unix.S_IFLNK
 	if typ == unix.S_IFREG || placeholder {
 		if w.Tmpfile {
-			s.fd, err = m.Tmpfile(w.StageFD(), unix.O_RDWR, 0o600)
+			mode := s.mode
+			if s.moded = w.ExactMode && !placeholder && keepsMode(mode); !s.moded {
+				mode = 0o600
+			}
+			s.fd, err = m.Tmpfile(w.StageFD(), unix.O_RDWR, mode)
 			return err
 		}
 		s.name = w.TempName()
@@ -365,7 +370,7 @@ func (s *staged) stageAttrs(p place) error {
 			return err
 		}
 	}
-	if typ != unix.S_IFLNK {
+	if typ != unix.S_IFLNK && !s.moded {
 		if err := u.m.Chmod(dirfd, name, mode); err != nil {
 			return err
 		}
@@ -495,7 +500,7 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 		return nil, Attr{}, err
 	}
 	p := place{parent: dir, dir: f, hint: hint}
-	s := &staged{u: u, o: &newObject{mode: unix.S_IFREG | mode&0o7777, caller: c}, fd: -1}
+	s := &staged{u: u, o: newObject{mode: unix.S_IFREG | mode&0o7777, caller: c}, fd: -1}
 	defer s.close()
 	if err := s.plan(p); err != nil {
 		return nil, Attr{}, err

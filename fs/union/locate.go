@@ -33,7 +33,7 @@ func (u *Union) retryFiles(open func() (int, error)) (int, error) {
 // dirUpper returns the upper directory of n. Precondition: renameMu is held, n has an upper.
 func (u *Union) dirUpper(n *Node) (*layer.File, error) {
 	if n == u.root {
-		return layer.Borrow(u.upper.FD()), nil
+		return u.upper.Root(), nil
 	}
 	if f := u.dirs.Get(&n.dir.upper); f != nil {
 		return f, nil
@@ -59,7 +59,7 @@ func (u *Union) dirUpper(n *Node) (*layer.File, error) {
 func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
 	l := u.lowers[d.layer]
 	if d.path == "" {
-		return layer.Borrow(l.FD()), nil
+		return l.Root(), nil
 	}
 	if f := u.dirs.Get(&d.slot); f != nil {
 		return f, nil
@@ -92,7 +92,7 @@ func (u *Union) lowerLoc(n *Node) (loc, error) {
 func (u *Union) refLoc(r lowerRef) (loc, error) {
 	l := u.lowers[r.layer]
 	if r.dir == "" {
-		return loc{layer.Borrow(l.FD()), r.name, l}, nil
+		return loc{l.Root(), r.name, l}, nil
 	}
 	fd, err := u.retryFiles(func() (int, error) { return l.OpenDir(r.dir) })
 	if err != nil {
@@ -127,13 +127,27 @@ func (u *Union) upperLoc(n *Node) (loc, error) {
 	return loc{}, unix.ESTALE
 }
 
-// attrLoc is the place of the object whose attributes n shows. Precondition: renameMu is held.
+// openUpperLoc is upperLoc for who needs no name: of a file whose data is open, the descriptor, which spares the kernel
+// the way to it. Precondition: renameMu is held, n has an upper.
+func (u *Union) openUpperLoc(n *Node) (loc, error) {
+	if n.mode == unix.S_IFREG && !n.has(flagMetacopy) {
+		if f := u.files.Get(&n.data); f != nil {
+			if f.Writable { // what is open for writing is the upper's
+				return loc{f, "", u.upper}, nil
+			}
+			f.Close()
+		}
+	}
+	return u.upperLoc(n)
+}
+
+// attrLoc is the place of the object whose attributes n shows; the name may be empty. Precondition: renameMu is held.
 func (u *Union) attrLoc(n *Node) (loc, error) {
 	if n.has(flagUpper) {
-		return u.upperLoc(n)
+		return u.openUpperLoc(n)
 	}
 	if n == u.root {
-		return loc{layer.Borrow(u.lowers[0].FD()), ".", u.lowers[0]}, nil
+		return loc{u.lowers[0].Root(), ".", u.lowers[0]}, nil
 	}
 	// The attributes of a merged directory are those of its topmost lower.
 	return u.lowerLoc(n)

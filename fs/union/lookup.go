@@ -98,20 +98,21 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 	if dir.dir == nil {
 		return nil, Attr{}, unix.ENOTDIR
 	}
+	e := entry{lower: lowerRef{layer: -1}}
 	dir.dir.mu.Lock()
-	n, st, err := u.lookupLocked(dir, name)
+	n, known, err := u.lookupLocked(dir, name, &e)
 	dir.dir.mu.Unlock()
 	if err != nil {
 		return nil, Attr{}, err
 	}
-	if st == nil || n.has(flagMetacopy) || n.hard() != nil {
+	if known || n.has(flagMetacopy) || n.hard() != nil {
 		a, err := u.attr(n)
 		if err != nil {
 			u.Forget(n, 1)
 		}
 		return n, a, err
 	}
-	return n, u.toAttr(n, st), nil
+	return n, u.toAttr(n, &e.st), nil
 }
 
 // find is Lookup for a caller that wants no attributes.
@@ -123,47 +124,46 @@ func (u *Union) find(dir *Node, name string) (*Node, error) {
 	return n, err
 }
 
-// lookupLocked finds name in dir. st is what was read on the way, nil if the node was known. Precondition: renameMu and
+// lookupLocked finds name in dir. If the node was not known, e is filled as by probeLocked. Precondition: renameMu and
 // dir.dir.mu are held.
-func (u *Union) lookupLocked(dir *Node, name string) (*Node, *unix.Statx_t, error) {
+func (u *Union) lookupLocked(dir *Node, name string, e *entry) (n *Node, known bool, err error) {
 	if n := u.child(dir, name); n != nil {
-		return n, nil, nil
+		return n, true, nil
 	}
 	if dir.dir.dead {
-		return nil, nil, unix.ENOENT
+		return nil, false, unix.ENOENT
 	}
-	e, err := u.probeLocked(dir, name)
-	if err != nil {
-		return nil, nil, err
+	if err := u.probeLocked(dir, name, e); err != nil {
+		return nil, false, err
 	}
-	return u.instantiate(dir, name, e), &e.st, nil
+	return u.instantiate(dir, name, e), false, nil
 }
 
-// probeLocked finds what name stands for in the layers of dir. Precondition: renameMu and dir.dir.mu are held.
-func (u *Union) probeLocked(dir *Node, name string) (*entry, error) {
+// probeLocked finds what name stands for in the layers of dir and fills e with it, an entry without a lower. Precondition:
+// renameMu and dir.dir.mu are held.
+func (u *Union) probeLocked(dir *Node, name string, e *entry) error {
 	if err := u.resolveLocked(dir); err != nil {
-		return nil, err
+		return err
 	}
-	e := &entry{lower: lowerRef{layer: -1}}
 	if dir.has(flagUpper) {
 		done, err := u.probeUpper(dir, name, e)
 		if done || err != nil {
-			return e, err
+			return err
 		}
 	}
 	if err := u.probeLowerLocked(dir, name, e); err != nil {
-		return nil, err
+		return err
 	}
 	if !e.upper && e.lower.layer < 0 {
-		return nil, unix.ENOENT
+		return unix.ENOENT
 	}
 	if dir.has(flagUpper) && (e.index != "" || !e.upper || len(e.dirs) > 0) && u.aufsWhiteoutIn(dir, name) {
 		if !e.upper || e.index != "" {
-			return nil, unix.ENOENT
+			return unix.ENOENT
 		}
 		e.dirs = nil
 	}
-	return e, nil
+	return nil
 }
 
 // probeUpper looks into the upper directory. done says that nothing below matters; ENOENT is a whiteout. A directory is

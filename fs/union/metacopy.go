@@ -1,13 +1,16 @@
 package union
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow"
+	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
 )
 
 // followMetacopy replaces fd, an open lower file at r, by the file that holds its data if it is a metadata-only copy
@@ -82,4 +85,82 @@ func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
 	}
 	found.view = dir
 	return found, nil
+}
+
+// copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts, up to
+// the copy's size (cf. copy_up.c ovl_copy_up_meta_inode_data).
+func (u *Union) copyUpData(n *Node, limit int64) error {
+	src, err := u.lowerData(n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	f, err := u.metacopyFile(n)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var st unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &st); err != nil {
+		return err
+	}
+	size := int64(st.Size)
+	marked := false
+	if limit >= 0 {
+		size = min(size, limit)
+	}
+	if u.marks && size > 0 && !n.has(flagUnlinked) {
+		if err := u.markUnsynced(n, f.FD(), ""); err != nil {
+			return err
+		}
+		marked = true
+	}
+	copied, err := u.copiers[n.lower.layer].CopyData(u.m, f.FD(), src, size)
+	u.copyUpBytes.Add(uint64(copied))
+	if err != nil {
+		return err
+	}
+	if size == 0 && st.Size > 0 {
+		if err := u.m.Truncate(f.FD(), 0); err != nil {
+			return err
+		}
+	}
+	if err := u.m.Utimes(f.FD(), "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
+		return err
+	}
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	if err := u.m.Removexattr(f.FD(), "", u.names.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
+		return err
+	}
+	if _, named := u.upperLink(n); named {
+		u.files.Drop(&n.data) // the lower's
+	}
+	n.clear(flagMetacopy)
+	if marked {
+		n.set(flagUnsynced)
+		u.noteUnsynced(n)
+	}
+	return nil
+}
+
+// metacopyFile opens the upper object of a metadata-only copy for writing.
+func (u *Union) metacopyFile(n *Node) (*layer.File, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	l, err := u.upperLoc(n)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	var fd int
+	if l.name == "" {
+		fd, err = sys.Reopen(l.fd(), unix.O_RDWR)
+	} else {
+		fd, err = u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, unix.O_RDWR) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	return layer.Own(fd), nil
 }

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -109,6 +110,16 @@ type Node struct {
 
 	// Tag belongs to the front end, which guards it; it is zero in a new node.
 	Tag uint32
+
+	// lowerBlocks is what keepBlocks keeps: one more than the blocks of the lower, 0 while they are not known.
+	lowerBlocks atomic.Uint32
+}
+
+// keepBlocks remembers how many blocks the lower of a metadata-only copy has: layers do not change.
+func (n *Node) keepBlocks(blocks uint64) {
+	if blocks < math.MaxUint32 {
+		n.lowerBlocks.Store(uint32(blocks) + 1)
+	}
 }
 
 // Ino is the inode number that the mount shows. It is stable over copy-up and rename, but for a hard link of a lower that
@@ -260,7 +271,7 @@ func (u *Union) renameLinkLocked(n, odir *Node, oname string, ndir *Node, nname 
 	ndir.refs++ // kept by attach below; this one keeps ndir alive meanwhile
 	u.detachLocked(n, odir, oname)
 	u.attachLocked(n, ndir, nname, true)
-	u.unrefLocked(odir, 1)
+	u.unrefLocked(odir, 1, nil)
 	ndir.refs--
 }
 
@@ -309,16 +320,19 @@ func (n *Node) setLinkUpperLocked(dir *Node, name string) {
 
 // Forget gives back count references that Lookup and the creating calls returned.
 func (u *Union) Forget(n *Node, count uint64) {
+	var room goneRoom
 	u.treeMu.Lock()
-	gone := u.unrefLocked(n, int64(count))
+	gone := u.unrefLocked(n, int64(count), room[:0])
 	u.treeMu.Unlock()
 	u.closeNodes(gone)
 }
 
-// unrefLocked drops references and takes nodes without any out of the tree, parents included. It returns the nodes
-// whose descriptors closeNodes has to close once treeMu is released. Precondition: treeMu is held.
-func (u *Union) unrefLocked(n *Node, count int64) []*Node {
-	var gone []*Node
+// goneRoom has room for the nodes that mostly go at a time: one that is forgotten, and perhaps its parent.
+type goneRoom [2]*Node
+
+// unrefLocked drops references and takes nodes without any out of the tree, parents included. It appends to gone the
+// nodes whose descriptors closeNodes has to close once treeMu is released. Precondition: treeMu is held.
+func (u *Union) unrefLocked(n *Node, count int64, gone []*Node) []*Node {
 	for queue := []*Node{n}; len(queue) > 0; count = 1 {
 		n := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]

@@ -103,8 +103,8 @@ func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok boo
 	if e.ino != 0 {
 		return e.ino, e.typ, true
 	}
-	ent, err := u.probeLocked(dir, e.name)
-	if err != nil {
+	ent := entry{lower: lowerRef{layer: -1}}
+	if u.probeLocked(dir, e.name, &ent) != nil {
 		return 0, 0, false
 	}
 	ino = ent.origin

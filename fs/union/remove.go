@@ -207,9 +207,10 @@ func (u *Union) release(n *Node) { u.files.Drop(&n.data) }
 // forgetName takes the name (dir, name) from n after the layers lost it, and settles what its link count becomes.
 // Precondition: dir.dir.mu is held.
 func (u *Union) forgetName(dir *Node, name string, n *Node) {
+	var room goneRoom
 	u.treeMu.Lock()
 	u.detachLocked(n, dir, name)
-	gone := u.unrefLocked(dir, 1)
+	gone := u.unrefLocked(dir, 1, room[:0])
 	none := n.link.parent == nil
 	u.treeMu.Unlock()
 	u.closeNodes(gone)

@@ -522,8 +522,8 @@ func (u *Union) swapLinksLocked(r *rename) {
 	u.attachLocked(r.src, r.ndir, r.nname, true)
 	u.attachLocked(r.dst, r.odir, r.oname, true)
 	// The links' own references moved with them: one each way, and those taken above.
-	u.unrefLocked(r.odir, 3)
-	u.unrefLocked(r.ndir, 3)
+	u.unrefLocked(r.odir, 3, nil)
+	u.unrefLocked(r.ndir, 3, nil)
 }
 
 // actLeaving is act for RENAME_WHITEOUT by a nested overlay: an application's own whiteout, escaped, takes the old name.
@@ -534,7 +534,7 @@ func (r *rename) actLeaving() error {
 	if u.names == nil {
 		return unix.EINVAL
 	}
-	s := &staged{u: u, fd: -1, o: &newObject{mode: unix.S_IFCHR, caller: r.caller}}
+	s := &staged{u: u, fd: -1, o: newObject{mode: unix.S_IFCHR, caller: r.caller}}
 	defer s.close()
 	p := place{parent: r.odir, dir: r.of, name: r.oname}
 	var err error

@@ -182,7 +182,7 @@ func (u *Union) probeLowers(at []lowerDir, name string) (found lowerRef, dirs []
 func (u *Union) tempLower(d *lowerDir) (*layer.File, error) {
 	l := u.lowers[d.layer]
 	if d.path == "" {
-		return layer.Borrow(l.FD()), nil
+		return l.Root(), nil
 	}
 	fd, err := u.retryFiles(func() (int, error) { return l.OpenDir(d.path) })
 	if err != nil {

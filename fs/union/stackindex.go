@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -142,24 +145,49 @@ func (u *Union) corrected(n *Node) {
 	}
 }
 
-// checkStamps says whether the lower directories of a record are as they were.
+// stampsAlone is how many lower directories one goroutine compares: fewer are done sooner than another one starts.
+const stampsAlone = 128
+
+// checkStamps says whether the lower directories of a record are as they were. What takes its time is the kernel, which
+// finds each of them for a statx(2), so a tall stack is compared on all processors.
 func (u *Union) checkStamps(view string, rec *metadata.Dir) bool {
-	for i := range rec.Lowers {
-		l := &rec.Lowers[i]
+	ls := rec.Lowers
+	parts := min(runtime.NumCPU(), len(ls)/stampsAlone)
+	if parts < 2 {
+		return u.sameStamps(view, ls)
+	}
+	var others sync.WaitGroup
+	var differ atomic.Bool
+	size := (len(ls) + parts - 1) / parts
+	for at := size; at < len(ls); at += size {
+		others.Go(func() {
+			if !u.sameStamps(view, ls[at:min(at+size, len(ls))]) {
+				differ.Store(true)
+			}
+		})
+	}
+	same := u.sameStamps(view, ls[:size])
+	others.Wait()
+	return same && !differ.Load()
+}
+
+func (u *Union) sameStamps(view string, ls []metadata.Lower) bool {
+	for i := range ls {
+		l := &ls[i]
 		if l.Layer < 0 || int(l.Layer) >= len(u.lowers) {
 			u.distrust("a record names a layer that is not there")
 			return false
 		}
 		lay := u.lowers[l.Layer]
 		var st unix.Statx_t
-		err := sys.Statx(lay.FD(), l.Path, &st)
-		switch now := stampOf(&st); {
+		err := sys.StatStamp(lay.FD(), l.Path, &st)
+		switch {
 		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
 			u.distrust(fmt.Sprintf("/%s is gone from layer %s", l.Path, lay.Path))
 			return false
 		case err != nil:
 			return false // a path longer than one call takes, or an error that reading the directory will show too
-		case now.Ino != l.Stamp.Ino || now.Mtime != l.Stamp.Mtime || now.Ctime != l.Stamp.Ctime:
+		case st.Ino != l.Stamp.Ino || stampTime(st.Mtime) != l.Stamp.Mtime || stampTime(st.Ctime) != l.Stamp.Ctime:
 			u.distrust(fmt.Sprintf("/%s changed in layer %s (seen as /%s)", l.Path, lay.Path, view))
 			return false
 		}

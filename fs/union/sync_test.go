@@ -15,11 +15,11 @@ import (
 
 // stack is a union over directories of a test, of which one lower file "f" holds "old".
 type stack struct {
-	t                  *testing.T
+	t                  testing.TB
 	lower, upper, work string
 }
 
-func newStack(t *testing.T) *stack {
+func newStack(t testing.TB) *stack {
 	t.Helper()
 	root := t.TempDir()
 	s := &stack{t: t, lower: root + "/lower", upper: root + "/upper", work: root + "/work"}

@@ -169,7 +169,7 @@ func (u *Union) changeXattr(n *Node, name string, change, check func(loc, string
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
-	l, err := u.upperLoc(n)
+	l, err := u.openUpperLoc(n)
 	if err != nil {
 		return err
 	}
