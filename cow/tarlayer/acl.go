@@ -19,8 +19,8 @@ const (
 	capsRev    = 0xff000000
 )
 
-// mapACL returns the value of an ACL with the ids in it translated in the direction that ends tells. Values that are no ACL
-// are returned as they are: the kernel refuses them.
+// mapACL returns the value of an ACL with the ids in it translated in the direction that ends tells. Values that are no
+// ACL are returned as they are: the kernel refuses them.
 func mapACL(value string, m IDMaps, ends func(IDRange) (from, to uint32)) (string, error) {
 	if len(value) < 4 || (len(value)-4)%aclEntrySize != 0 || binary.LittleEndian.Uint32([]byte(value)) != aclVersion {
 		return value, nil
@@ -45,8 +45,8 @@ func mapACL(value string, m IDMaps, ends func(IDRange) (from, to uint32)) (strin
 	return string(b), nil
 }
 
-// plainCaps takes the root's id off file capabilities that were set within the container's user namespace: in a layer they
-// belong to whoever is root of the next one.
+// plainCaps takes the root's id off file capabilities that were set within the container's user namespace: in a layer
+// they belong to whoever is root of the next one.
 func plainCaps(value string, hostRoot uint32) string {
 	b := []byte(value)
 	if len(b) != capsV3Size {

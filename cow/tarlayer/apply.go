@@ -19,14 +19,15 @@ import (
 	"plyfs/internal/sys"
 )
 
-// Apply unpacks the uncompressed tar stream of a layer into the directory root and reads r to its end, whatever follows the
-// end mark included, so that a hash of r's bytes covers all of them.
+// Apply unpacks the uncompressed tar stream of a layer into the directory root and reads r to its end, whatever follows
+// the end mark included, so that a hash of r's bytes covers all of them.
 //
-// It blocks for as long as r and the disk take. r is read by another goroutine, which has ended when Apply returns; an r that
-// can block for ever must end when ctx does. Errors name the member. They wrap io.ErrUnexpectedEOF for a stream that breaks off,
-// ErrLimit, ErrInvalid, ErrUnmapped, ErrDevice, the error of r, the errno of the file system, or the cause of ctx's end.
-// After an error the tree is in an unknown state between the old and the new one, for the caller to discard. Nobody else may change the
-// tree meanwhile; whoever does can't make Apply touch anything that was not beneath root.
+// It blocks for as long as r and the disk take. r is read by another goroutine, which has ended when Apply returns; an
+// r that can block for ever must end when ctx does. Errors name the member. They wrap io.ErrUnexpectedEOF for a stream
+// that breaks off, ErrLimit, ErrInvalid, ErrUnmapped, ErrDevice, the error of r, the errno of the file system, or the
+// cause of ctx's end. After an error the tree is in an unknown state between the old and the new one, for the caller to
+// discard. Nobody else may change the tree meanwhile; whoever does can't make Apply touch anything that was not beneath
+// root.
 func Apply(ctx context.Context, root *layer.Layer, r io.Reader, o ApplyOptions) (ApplyResult, error) {
 	a, err := newApplier(root, o)
 	if err != nil {
@@ -78,7 +79,6 @@ func newApplier(root *layer.Layer, o ApplyOptions) (*applier, error) {
 		o: o, limits: o.Limits.withDefaults(), m: o.Mutator, root: root, names: o.Names,
 		stacked: o.Whiteouts != WhiteoutRemove,
 		uid:     uint32(os.Geteuid()), gid: uint32(os.Getegid()),
-		buf:  make([]byte, ioBuffer),
 		late: make(map[string]*lateDir),
 		dirs: newDirCache(),
 		left: newLeftPaths(o), opaques: make(map[string]bool),
@@ -115,7 +115,7 @@ func processUmask() (uint32, error) {
 
 func (a *applier) run(ctx context.Context) error {
 	a.tr = tar.NewReader(a.in)
-	last := "the beginning"
+	last := ""
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -129,19 +129,19 @@ func (a *applier) run(ctx context.Context) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("after %s: %w", last, a.headerError(err))
+			return fmt.Errorf("after %s: %w", quoteShort(last), a.headerError(err))
 		}
 		a.in.beginData()
 		a.when = timespec(hdr.ModTime)
-		last = quoteShort(hdr.Name)
+		last = hdr.Name
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
 			continue // comments of git archive and others; no unpacker of layers gives them a meaning
 		}
 		if err := a.count(hdr); err != nil {
-			return fmt.Errorf("%s: %w", last, err)
+			return fmt.Errorf("%s: %w", quoteShort(last), err)
 		}
 		if err := a.member(hdr); err != nil {
-			return fmt.Errorf("%s: %w", last, err)
+			return fmt.Errorf("%s: %w", quoteShort(last), err)
 		}
 		if a.o.Progress != nil {
 			a.o.Progress(Progress{Path: hdr.Name, Entries: a.res.Entries, Bytes: a.res.Bytes})
@@ -159,7 +159,8 @@ func (a *applier) run(ctx context.Context) error {
 	return a.markRoot()
 }
 
-// headerError gives the errors of archive/tar the classes of this package. What is not an error of the stream is one of its content.
+// headerError gives the errors of archive/tar the classes of this package. What is not an error of the stream is one of
+// its content.
 func (a *applier) headerError(err error) error {
 	switch {
 	case a.in.err != nil || errors.Is(err, io.ErrUnexpectedEOF):
@@ -170,10 +171,13 @@ func (a *applier) headerError(err error) error {
 	return fmt.Errorf("no tar header: %w: %w", ErrInvalid, err)
 }
 
-// checkEnd tells the end of a stream from one that was cut off between two members.
+// tarBlock is the unit of a tar stream; the end mark is two blocks of zeros, of which one is enough for most.
+const tarBlock = 512
+
+// checkEnd tells the end of a stream from one that was cut off between two members. Padding is less than a block.
 func (a *applier) checkEnd(last string) error {
-	if a.in.ended && !a.in.zero && !a.o.AcceptUnterminated {
-		return fmt.Errorf("no end mark after %s: %w", last, io.ErrUnexpectedEOF)
+	if a.in.ended && a.in.zeros < tarBlock && !a.o.AcceptUnterminated {
+		return fmt.Errorf("no end mark after %s: %w", quoteShort(last), io.ErrUnexpectedEOF)
 	}
 	return nil
 }
@@ -182,7 +186,7 @@ func (a *applier) checkEnd(last string) error {
 func (a *applier) drain() error {
 	a.in.beginData()
 	for total := a.res.Bytes; ; {
-		n, err := a.in.Read(a.buf)
+		n, err := a.in.Read(a.buffer())
 		if total += int64(n); total > a.limits.Bytes {
 			return fmt.Errorf("padding: %w", limitError("Bytes", a.limits.Bytes))
 		}

@@ -66,8 +66,8 @@ func (a *applier) inodeMode(ob *object) uint32 {
 	return ob.mode
 }
 
-// dress gives an entry its owner, mode, attributes and times, in the order in which none undoes another, and with no call for
-// what is right already.
+// dress gives an entry its owner, mode, attributes and times, in the order in which none undoes another, and with no
+// call for what is right already.
 func (a *applier) dress(e entry, ob *object) error {
 	link := ob.typ == unix.S_IFLNK
 	mode := a.inodeMode(ob)
@@ -129,7 +129,8 @@ func (a *applier) chown(e entry, ob *object) (owned bool, err error) {
 	case a.o.Owner == OwnerIgnore && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL)):
 		return false, nil
 	case errors.Is(err, unix.EINVAL):
-		return false, fmt.Errorf("owner %d:%d does not exist in this user namespace: %w: %w", ob.uid, ob.gid, ErrUnmapped, err)
+		return false, fmt.Errorf("owner %d:%d does not exist in this user namespace: %w: %w",
+			ob.uid, ob.gid, ErrUnmapped, err)
 	}
 	return false, fmt.Errorf("chown to %d:%d: %w", ob.uid, ob.gid, err)
 }
@@ -177,8 +178,8 @@ func (a *applier) appliesXattr(name string) bool {
 	return layerXattr(name) || a.o.KeepTrusted && strings.HasPrefix(name, nsTrusted)
 }
 
-// layerXattr says whether an attribute belongs into a layer: those of users, file capabilities, ACLs, and those of nested
-// overlays. Labels of security modules belong to the machine.
+// layerXattr says whether an attribute belongs into a layer: those of users, file capabilities, ACLs, and those of
+// nested overlays. Labels of security modules belong to the machine.
 func layerXattr(name string) bool {
 	switch name {
 	case xattrCaps, xattrACLAccess, xattrACLDefault:
@@ -199,8 +200,8 @@ func (a *applier) diskXattr(name string) string {
 	return name
 }
 
-// setXattr sets an attribute. What the file system, the file's type or the user namespace has no place for is left out with a
-// note, as all unpackers of layers do.
+// setXattr sets an attribute. What the file system, the file's type or the user namespace has no place for is left out
+// with a note, as all unpackers of layers do.
 func (a *applier) setXattr(e entry, x *xattr) error {
 	err := a.m.Setxattr(e.at, e.name, x.name, []byte(x.disk), 0)
 	switch {
@@ -225,7 +226,8 @@ func (a *applier) dropXattrs(e entry, ob *object) error {
 		if a.stacked || a.override != "" {
 			seen, visible = ovl.UnescapeXattr(disk)
 		}
-		kept := slices.ContainsFunc(ob.xattrs, func(x xattr) bool { return x.name == disk })
+		// A default ACL comes back at the end: until then entries would inherit it.
+		kept := disk != xattrACLDefault && slices.ContainsFunc(ob.xattrs, func(x xattr) bool { return x.name == disk })
 		if !visible || !a.appliesXattr(seen) || kept {
 			continue
 		}

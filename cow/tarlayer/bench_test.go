@@ -52,7 +52,7 @@ func benchLayer(b *testing.B) []byte {
 	return stream(b, members...)
 }
 
-// BenchmarkApply unpacks the same layer by Apply and by tar(1). On what file system "disk" is, TMPDIR decides.
+// BenchmarkApply unpacks the same layer by Apply and by tar(1), on tmpfs and on the file system of the working directory.
 func BenchmarkApply(b *testing.B) {
 	layerBytes := benchLayer(b)
 	for _, place := range []struct{ name, dir string }{{"tmpfs", testenv.Scratch(b)}, {"disk", diskDir(b)}} {
@@ -63,7 +63,10 @@ func BenchmarkApply(b *testing.B) {
 			f    func(dir string) error
 		}{
 			{"apply", func(dir string) error { return applyFile(b, dir, archive, tarlayer.ApplyOptions{}) }},
-			{"apply-sum", func(dir string) error { return applyFile(b, dir, archive, tarlayer.ApplyOptions{Sum: true}) }},
+			{"apply-sum", func(dir string) error {
+				return applyFile(b, dir, archive,
+					tarlayer.ApplyOptions{Sum: true})
+			}},
 			{"apply-overlay", func(dir string) error {
 				return applyFile(b, dir, archive, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel})
 			}},

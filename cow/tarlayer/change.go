@@ -35,7 +35,8 @@ func (k Kind) String() string {
 
 // Change is one path that differs.
 type Change struct {
-	// Path is relative to the tree's root, without leading or trailing slash, and never empty: the root itself is no change.
+	// Path is relative to the tree's root, without leading or trailing slash, and never empty: the root itself is no
+	// change.
 	Path string
 	Kind Kind
 }
@@ -43,8 +44,8 @@ type Change struct {
 // String is the change as docker diff prints it, such as "A /etc/x".
 func (c Change) String() string { return c.Kind.String() + " /" + c.Path }
 
-// ComparePaths orders two paths as a walk with sorted directories meets them: component by component, a parent before what
-// is beneath it. The result is negative, zero or positive.
+// ComparePaths orders two paths as a walk with sorted directories meets them: component by component, a parent before
+// what is beneath it. The result is negative, zero or positive.
 func ComparePaths(a, b string) int {
 	n := min(len(a), len(b))
 	for i := range n {
@@ -67,8 +68,8 @@ func SortChanges(changes []Change) {
 	slices.SortStableFunc(changes, func(a, b Change) int { return ComparePaths(a.Path, b.Path) })
 }
 
-// Size returns the number of bytes that the regular files among changes hold in src, names of one file counted once: what a
-// diff of them adds to an image. An error names the path.
+// Size returns the number of bytes that the regular files among changes hold in src, names of one file counted once:
+// what a diff of them adds to an image. An error names the path.
 func Size(ctx context.Context, src Source, changes []Change) (int64, error) {
 	var total int64
 	seen := make(map[inode]bool)

@@ -17,21 +17,24 @@ import (
 	"plyfs/internal/sys"
 )
 
-// Compare returns what has to change in older to get newer, two plain trees, in the order of ComparePaths. A nil older is an
-// empty tree.
+// Compare returns what has to change in older to get newer, two plain trees, in the order of ComparePaths. A nil older
+// is an empty tree.
 //
-// A file differs if type, mode, owner, device number, size, time, symlink target or extended attributes do, a directory if one of them but
-// size and time does or something beneath it differs. Times are equal if their seconds are and one of them has no fraction:
-// layers carry whole seconds. Content is read only for CompareOptions.Verify. A directory that is gone is one change; one that
-// another type replaces is one Modify, and what was beneath it is not listed, since unpacking a file where a directory is
-// replaces all of it. Mount points in newer are not looked at: what is mounted there, or was covered by it, is no change.
+// A file differs if type, mode, owner, device number, size, time, symlink target or extended attributes do, a directory
+// if one of them but size and time does or something beneath it differs. Times are equal if their seconds are and one
+// of them has no fraction: layers carry whole seconds. Content is read only for CompareOptions.Verify. A directory that
+// is gone is one change; one that another type replaces is one Modify, and what was beneath it is not listed, since
+// unpacking a file where a directory is replaces all of it. Mount points in newer are not looked at: what is mounted
+// there, or was covered by it, is no change.
 //
-// It blocks for as long as both walks take; memory grows with the changes and with the largest directories on one path, not with the trees. Errors name the
-// path and wrap the errno, or the cause of ctx's end.
+// It blocks for as long as both walks take; memory grows with the changes and with the largest directories on one path,
+// not with the trees. Errors name the path and wrap the errno, or the cause of ctx's end.
 func Compare(ctx context.Context, older, newer *layer.Layer, o CompareOptions) ([]Change, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	c := &comparison{ctx: ctx, cancel: cancel, o: o, older: older, newer: newer, helpers: make(chan struct{}, compareHelpers)}
+	c := &comparison{
+		ctx: ctx, cancel: cancel, o: o, older: older, newer: newer, helpers: make(chan struct{}, compareHelpers),
+	}
 	oldFD := -1
 	if older != nil {
 		oldFD = older.FD()
@@ -56,7 +59,8 @@ const compareHelpers = 1
 
 // comparison is one Compare. mu guards changes.
 type comparison struct {
-	ctx          context.Context // as long as one Compare; the first error cancels it, so that the other goroutine ends too
+	// ctx is as long as one Compare; the first error cancels it, so that the other goroutine ends too.
+	ctx          context.Context
 	cancel       context.CancelCauseFunc
 	o            CompareOptions
 	older, newer *layer.Layer

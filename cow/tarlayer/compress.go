@@ -17,11 +17,11 @@ import (
 const maxZstdWindow = 128 << 20
 
 // Decompress detects by its first bytes how r is compressed and returns the decompressed stream, which is r itself for
-// anything that is no known format. Formats that consist of several members (gzip, zstd, bzip2 and xz files one after the
-// other) are read to the end; anything else behind the first member is an error. No program is started.
+// anything that is no known format. Formats that consist of several members (gzip, zstd, bzip2 and xz files one after
+// the other) are read to the end; anything else behind the first member is an error. No program is started.
 //
-// Errors of the reader name the format; they wrap io.ErrUnexpectedEOF for a stream that breaks off and ErrLimit for one that
-// is too large. Close releases what the decoder holds and leaves r open.
+// Errors of the reader name the format; they wrap io.ErrUnexpectedEOF for a stream that breaks off and ErrLimit for one
+// that is too large. Close releases what the decoder holds and leaves r open.
 func Decompress(r io.Reader, o DecompressOptions) (io.ReadCloser, Compression, error) {
 	br := bufio.NewReaderSize(r, aheadBlock)
 	head, err := br.Peek(len(magics[Xz]))
@@ -29,7 +29,7 @@ func Decompress(r io.Reader, o DecompressOptions) (io.ReadCloser, Compression, e
 		return nil, Plain, fmt.Errorf("decompress: %w", err)
 	}
 	c := detect(head)
-	d := &decompressor{format: c, limit: o.Bytes, close: func() {}}
+	d := &decompressor{format: c, limit: o.Bytes, close: func() {}, check: func() error { return nil }}
 	switch {
 	case d.limit == 0:
 		d.limit = defaultBytes
@@ -41,13 +41,16 @@ func Decompress(r io.Reader, o DecompressOptions) (io.ReadCloser, Compression, e
 		d.r, err = gzip.NewReader(br)
 	case Zstd:
 		var dec *zstd.Decoder
-		if dec, err = zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1)); err == nil {
+		dec, err = zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1))
+		if err == nil {
 			d.r, d.close = dec, dec.Close
 		}
 	case Bzip2:
 		d.r, err = bzip2.NewReader(br), nil
 	case Xz:
-		d.r, err = xz.NewReader(br)
+		end := &xzEnd{r: br}
+		d.r, err = xz.NewReader(end)
+		d.check = end.check
 	default:
 		d.r, err = br, nil
 	}
@@ -79,6 +82,8 @@ type decompressor struct {
 	limit  int64
 	total  int64
 	close  func()
+	// check says whether the compressed stream may end where it does.
+	check func() error
 }
 
 // Read implements io.Reader.
@@ -87,10 +92,16 @@ func (d *decompressor) Read(p []byte) (int, error) {
 	if d.total += int64(n); d.total > d.limit {
 		return 0, fmt.Errorf("decompressed stream: more than %d bytes (DecompressOptions.Bytes): %w", d.limit, ErrLimit)
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = d.wrap(err)
+	switch {
+	case err == nil:
+		return n, nil
+	case errors.Is(err, io.EOF):
+		if cerr := d.check(); cerr != nil {
+			return n, d.wrap(cerr)
+		}
+		return n, io.EOF
 	}
-	return n, err
+	return n, d.wrap(err)
 }
 
 func (d *decompressor) wrap(err error) error {
@@ -109,8 +120,9 @@ func (d *decompressor) Close() error {
 	return nil
 }
 
-// Compress returns a writer that compresses to w. level is that of the format, zero for its default; the bytes depend on
-// nothing else. The caller closes the writer, which flushes it and leaves w open. bzip2 can't be written (errors.ErrUnsupported).
+// Compress returns a writer that compresses to w. level is that of the format, zero for its default; the bytes depend
+// on nothing else. The caller closes the writer, which flushes it and leaves w open. bzip2 can't be written
+// (errors.ErrUnsupported).
 func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
 	switch c {
 	case Plain:
@@ -134,6 +146,33 @@ func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
 		return xz.NewWriter(w)
 	}
 	return nil, fmt.Errorf("write %v: %w", c, errors.ErrUnsupported)
+}
+
+// xzEnd sees whether an xz stream ends with a stream footer: the decoder takes an end between two of its parts for that
+// of the stream.
+type xzEnd struct {
+	r    io.Reader
+	last [2]byte // of what was read, but for padding
+}
+
+// Read implements io.Reader.
+func (x *xzEnd) Read(p []byte) (int, error) {
+	n, err := x.r.Read(p)
+	switch b := bytes.TrimRight(p[:n], "\x00"); len(b) {
+	case 0:
+	case 1:
+		x.last = [2]byte{x.last[1], b[0]}
+	default:
+		x.last = [2]byte(b[len(b)-2:])
+	}
+	return n, err
+}
+
+func (x *xzEnd) check() error {
+	if string(x.last[:]) != "YZ" {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
 }
 
 type nopCloser struct{ io.Writer }

@@ -17,8 +17,8 @@ const (
 	holePage = 4 << 10
 )
 
-// writeContent writes the object's content into the new file fd, with holes for pages of zeros: a stream does not say where
-// the holes were (archive/tar fills those that it does say).
+// writeContent writes the object's content into the new file fd, with holes for pages of zeros: a stream does not say
+// where the holes were (archive/tar fills those that it does say).
 func (a *applier) writeContent(fd int, ob *object) error {
 	var sum *xxhash.Digest
 	if a.o.Sum {
@@ -26,7 +26,8 @@ func (a *applier) writeContent(fd int, ob *object) error {
 	}
 	end := int64(0) // of what was written
 	for off := int64(0); off < ob.size; {
-		buf := a.buf[:min(ob.size-off, int64(len(a.buf)))]
+		buf := a.buffer()
+		buf = buf[:min(ob.size-off, int64(len(buf)))]
 		n, err := io.ReadFull(ob.content, buf)
 		if err != nil {
 			if errors.Is(err, io.EOF) {
@@ -51,6 +52,14 @@ func (a *applier) writeContent(fd int, ob *object) error {
 		return a.m.Truncate(fd, ob.size)
 	}
 	return nil
+}
+
+// buffer is for whoever reads content.
+func (a *applier) buffer() []byte {
+	if a.buf == nil {
+		a.buf = make([]byte, ioBuffer)
+	}
+	return a.buf
 }
 
 // writeSpans writes the parts of p that are no pages of zeros to where they belong, off being that of p. It returns the
@@ -80,11 +89,16 @@ func (a *applier) writeSpans(fd int, p []byte, off int64) (end int64, err error)
 	return end, nil
 }
 
-// zeroPages is the number of bytes at the beginning of p that are whole pages of zeros.
+// zeroPages is the number of bytes at the beginning of p that are whole pages of zeros. Buffers hold whole pages, but
+// for the last one of a file: the part of a page there counts, too.
 func zeroPages(p []byte) int {
 	n := 0
-	for n+holePage <= len(p) && allZero(p[n:n+holePage]) {
-		n += holePage
+	for n < len(p) {
+		end := min(n+holePage, len(p))
+		if !allZero(p[n:end]) {
+			break
+		}
+		n = end
 	}
 	return n
 }

@@ -105,8 +105,8 @@ func (c *dirCache) keepOnly(d *dir) error {
 	return nil
 }
 
-// close closes all directories. The cache is empty then and can be used on: what was removed or replaced in the tree may
-// have been on the way to any of them.
+// close closes all directories. The cache is empty then and can be used on: what was removed or replaced in the tree
+// may have been on the way to any of them.
 func (c *dirCache) close() {
 	for c.order.Len() > 0 {
 		c.drop(c.order.Back())
@@ -122,9 +122,9 @@ type lateDir struct {
 	acl *xattr
 }
 
-// dir returns the directory that a clean path of the stream leads to, made if it does not exist. A symlink on the way is
-// followed as within a container: its root is the tree's, and nothing leads out of it. The descriptor belongs to the cache
-// and is valid until the next call.
+// dir returns the directory that a clean path of the stream leads to, made if it does not exist. A symlink on the way
+// is followed as within a container: its root is the tree's, and nothing leads out of it. The descriptor belongs to the
+// cache and is valid until the next call.
 func (a *applier) dir(key string) (*dir, error) {
 	if d := a.dirs.get(key); d != nil {
 		return d, nil
@@ -159,11 +159,13 @@ func (a *applier) ensureDir(key string, links int) (*dir, error) {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return a.openDir(key)
 	case st.Mode&unix.S_IFMT != unix.S_IFLNK:
-		return nil, fmt.Errorf("parent %q is no directory: %w: %w", "/"+join(parent.path, name), ErrInvalid, unix.ENOTDIR)
+		return nil, fmt.Errorf("parent %q is no directory: %w: %w",
+			"/"+join(parent.path, name), ErrInvalid, unix.ENOTDIR)
 	case links == maxLinks:
 		return nil, fmt.Errorf("parent %q: %w: %w", "/"+join(parent.path, name), ErrInvalid, unix.ELOOP)
 	}
-	// A symlink whose target is not there yet, maybe in a layer below: its directory is made, as a container's mkdir -p would.
+	// A symlink whose target is not there yet, maybe in a layer below: its directory is made, as a container's mkdir -p
+	// would.
 	target, err := sys.Readlinkat(parent.fd, name)
 	if err != nil {
 		return nil, pathError("parent", join(parent.path, name), err)

@@ -19,14 +19,15 @@ import (
 type DirOptions struct {
 	// IDs map owners on disk to those that the container sees.
 	IDs IDMaps
-	// Names are the overlay attributes of a stacked layer. With nil the directory is a plain tree; else it is a layer in an
-	// overlay's form: whiteouts do not exist for the Source (see Whiteout), escaped names and devices are shown as what they
-	// stand for, and Attr.Opaque is filled. Redirects and metadata-only copies are not resolved: they need the layers below.
+	// Names are the overlay attributes of a stacked layer. With nil the directory is a plain tree; else it is a layer
+	// in an overlay's form: whiteouts do not exist for the Source (see Whiteout), escaped names and devices are shown
+	// as what they stand for, and Attr.Opaque is filled. Redirects and metadata-only copies are not resolved: they need
+	// the layers below.
 	Names *ovl.Names
 }
 
-// DirSource is a directory on disk as a Tree and a WhiteoutSource. It never follows a symlink beneath its root, and takes mount
-// points for what does not exist: what is mounted is not the tree's. It is for one goroutine at a time.
+// DirSource is a directory on disk as a Tree and a WhiteoutSource. It never follows a symlink beneath its root, and
+// takes mount points for what does not exist: what is mounted is not the tree's. It is for one goroutine at a time.
 type DirSource struct {
 	root     *layer.Layer
 	o        DirOptions
@@ -34,8 +35,8 @@ type DirSource struct {
 	dirs     dirCache
 }
 
-// NewDirSource returns a Tree of root, which stays the caller's and must stay open until Close. Owners come from the layer's override
-// attribute if it has one.
+// NewDirSource returns a Tree of root, which stays the caller's and must stay open until Close. Owners come from the
+// layer's override attribute if it has one.
 func NewDirSource(root *layer.Layer, o DirOptions) *DirSource {
 	s := &DirSource{root: root, o: o, dirs: newDirCache()}
 	if uid, _, err := o.IDs.ToHost(0, 0); err == nil {
@@ -277,7 +278,8 @@ func readXattrs(dirfd int, name string, o DirOptions, override bool, hostRoot ui
 	return all, nil
 }
 
-// ReadDir implements Tree. Names of the AUFS form in a stacked layer are left out; whiteout devices are not, but do not exist for Lstat.
+// ReadDir implements Tree. Names of the AUFS form in a stacked layer are left out; whiteout devices are not, but do not
+// exist for Lstat.
 func (s *DirSource) ReadDir(path string) ([]string, error) {
 	fd := s.root.FD()
 	if path != "" {

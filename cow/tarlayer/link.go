@@ -88,7 +88,8 @@ func sameFile(adir int, aname string, bdir int, bname string) (bool, error) {
 	return x.Ino == y.Ino && sys.Dev(&x) == sys.Dev(&y), nil
 }
 
-// linkTarget returns the directory of the file that a hard link names. A file that only the layers below have is copied up.
+// linkTarget returns the directory of the file that a hard link names. A file that only the layers below have is copied
+// up.
 func (a *applier) linkTarget(target string) (*dir, error) {
 	d, err := a.dir(parentOf(target))
 	if err != nil {

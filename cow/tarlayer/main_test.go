@@ -21,7 +21,12 @@ import (
 	"plyfs/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(envChild); dir != "" {
+		os.Exit(unpackChild(dir))
+	}
+	os.Exit(testenv.Main(m, testenv.Options{}))
+}
 
 // must fails the test for any of its errors.
 func must(t testing.TB, errs ...error) {

@@ -47,7 +47,8 @@ func (a *applier) make(d *dir, name, full string, ob *object) error {
 	mode := ob.mode & 0o777
 	err := a.m.Mknod(d.fd, name, ob.typ|mode, ob.rdev)
 	if errors.Is(err, unix.EPERM) && ob.isDevice() {
-		return fmt.Errorf("mknod: %w: %w; only root of the machine makes device nodes, others can have them skipped", ErrDevice, err)
+		return fmt.Errorf("mknod: %w: %w; only root of the machine makes device nodes, others can have them skipped",
+			ErrDevice, err)
 	}
 	if err != nil {
 		return err
@@ -78,8 +79,8 @@ func (a *applier) makeFile(d *dir, name, full string, ob *object) error {
 	return nil
 }
 
-// clear removes what is in the way of another object. The way to any cached directory may lead through it, so that d alone
-// stays open.
+// clear removes what is in the way of another object. The way to any cached directory may lead through it, so that d
+// alone stays open.
 func (a *applier) clear(d *dir, name, full string) error {
 	err := a.m.Unlink(d.fd, name)
 	if errors.Is(err, unix.EISDIR) {
@@ -139,7 +140,11 @@ func (a *applier) putDir(d *dir, name, full string, ob *object) error {
 	if err := a.clear(d, name, full); err != nil {
 		return err
 	}
-	return a.makeDir(d, name, full, ob)
+	if err := a.makeDir(d, name, full, ob); err != nil || !a.stacked {
+		return err
+	}
+	// What the file before it replaced does not come back.
+	return a.setOpaque(d.fd, name, full)
 }
 
 // makeDir makes a directory that children can be made in, whatever its mode will be; EEXIST if the name is taken.

@@ -9,8 +9,9 @@ import (
 	"plyfs/cow/ovl"
 )
 
-// cleanName returns the path that a member's name stands for, relative to the root and "" for it. A leading slash means the
-// root, as for all unpackers of layers. Dot-dot components are resolved by their text; a name that leaves the root is refused.
+// cleanName returns the path that a member's name stands for, relative to the root and "" for it. A leading slash means
+// the root, as for all unpackers of layers. Dot-dot components are resolved by their text; a name that leaves the root
+// is refused.
 func (a *applier) cleanName(name string) (string, error) {
 	if int64(len(name)) > a.limits.Name {
 		return "", fmt.Errorf("name %.40q...: %w", name, limitError("Name", a.limits.Name))
@@ -49,8 +50,8 @@ func isClean(name string) bool {
 	}
 }
 
-// aufsParent looks for a directory of the AUFS form among the parents of a clean path. Below AUFS's bookkeeping nothing is
-// unpacked (skip); a whiteout can't be a directory.
+// aufsParent looks for a directory of the AUFS form among the parents of a clean path. Below AUFS's bookkeeping nothing
+// is unpacked (skip); a whiteout can't be a directory.
 func aufsParent(dir string) (skip bool, err error) {
 	for rest := dir; rest != ""; {
 		component, after, _ := strings.Cut(rest, "/")
@@ -73,6 +74,9 @@ func pathError(op, path string, err error) error {
 
 // quoteShort is a name for a message, which may be as long as a member likes.
 func quoteShort(name string) string {
+	if name == "" {
+		return "the beginning"
+	}
 	if len(name) > maxQuoted {
 		return strconv.Quote(name[:maxQuoted]) + "..."
 	}

@@ -25,16 +25,16 @@ var (
 // WhiteoutForm says what becomes of the whiteouts of a stream.
 type WhiteoutForm uint8
 
-// The forms. All but WhiteoutRemove are for directories that are stacked: then attributes of the stream that the union would
-// take for its own are escaped as those of a nested overlay, and a 0:0 device is kept as plyfs keeps one that an application
-// made (ovl.Names.Special).
+// The forms. All but WhiteoutRemove are for directories that are stacked: then attributes of the stream that the union
+// would take for its own are escaped as those of a nested overlay, and a 0:0 device is kept as plyfs keeps one that an
+// application made (ovl.Names.Special).
 const (
 	// WhiteoutRemove deletes from the tree what a whiteout names: for drivers whose tree holds the layers below.
 	WhiteoutRemove WhiteoutForm = iota
 	// WhiteoutKernel makes 0:0 devices and opaque attributes, and fails where the kernel refuses them.
 	WhiteoutKernel
-	// WhiteoutAny is WhiteoutKernel, and WhiteoutAUFS for a whiteout that is refused. Not for the kernel's overlayfs, which
-	// does not know the second form.
+	// WhiteoutAny is WhiteoutKernel, and WhiteoutAUFS for a whiteout that is refused. Not for the kernel's overlayfs,
+	// which does not know the second form.
 	WhiteoutAny
 	// WhiteoutAUFS keeps whiteouts and opaque sentinels as the files that they are in the stream.
 	WhiteoutAUFS
@@ -123,8 +123,8 @@ func limitUnits(name string) string {
 // IDRange maps Size ids that begin with Container to those that begin with Host.
 type IDRange struct{ Container, Host, Size uint32 }
 
-// IDMaps translate owners between a container, as streams have them, and the file system. No ranges mean identity. The zero value is
-// the identity of both.
+// IDMaps translate owners between a container, as streams have them, and the file system. No ranges mean identity. The
+// zero value is the identity of both.
 type IDMaps struct{ UIDs, GIDs []IDRange }
 
 // ToHost returns the owner on the file system. The error wraps ErrUnmapped.
@@ -177,14 +177,15 @@ type ApplyOptions struct {
 	IDs     IDMaps
 	Owner   OwnerForm
 	Devices DeviceForm
-	// KeepTrusted applies trusted attributes of the stream that are not an overlay's. Without, they are left out with a note.
+	// KeepTrusted applies trusted attributes of the stream that are not an overlay's. Without, they are left out with a
+	// note.
 	KeepTrusted bool
-	// AcceptUnterminated accepts a stream that ends between two members without the end mark. For callers that compare the
-	// digest of the whole stream afterwards: some tools write no end mark, and without it a lost end can't be told.
+	// AcceptUnterminated accepts a stream that ends between two members without the end mark. For callers that compare
+	// the digest of the whole stream afterwards: some tools write no end mark, and without it a lost end can't be told.
 	AcceptUnterminated bool
 	Limits             Limits
-	// Lower is the tree of the layers below, for stacked directories: a hard link to a file that is there alone copies the
-	// file up, and a directory that the stream does not have takes its attributes from there. May be nil.
+	// Lower is the tree of the layers below, for stacked directories: a hard link to a file that is there alone copies
+	// the file up, and a directory that the stream does not have takes its attributes from there. May be nil.
 	Lower Source
 	// Sum asks for ApplyResult.Sum.
 	Sum bool

@@ -23,9 +23,10 @@ type Attr struct {
 	Opaque bool
 }
 
-// Source is a tree of files that can be read by path: a directory on disk (DirSource), or a merged view. Paths are relative to
-// its root, without leading slash; "" is the root. No method follows a symlink in the last component. Errors wrap the errno:
-// ENOENT for a path that does not exist. Methods may block on I/O; callers of this package use a Source from one goroutine at a time.
+// Source is a tree of files that can be read by path: a directory on disk (DirSource), or a merged view. Paths are
+// relative to its root, without leading slash; "" is the root. No method follows a symlink in the last component.
+// Errors wrap the errno: ENOENT for a path that does not exist. Methods may block on I/O; callers of this package use a
+// Source from one goroutine at a time.
 type Source interface {
 	// Lstat returns the attributes of path.
 	Lstat(path string) (Attr, error)
@@ -33,8 +34,8 @@ type Source interface {
 	Open(path string) (io.ReadCloser, error)
 	// Readlink returns the target of the symlink path.
 	Readlink(path string) (string, error)
-	// Xattrs returns the extended attributes of path as an application sees them: none of the union's own, nested overlays'
-	// attributes with one level of escape taken off. The map is the caller's.
+	// Xattrs returns the extended attributes of path as an application sees them: none of the union's own, nested
+	// overlays' attributes with one level of escape taken off. The map is the caller's.
 	Xattrs(path string) (map[string]string, error)
 }
 

@@ -39,7 +39,7 @@ func newAhead(ctx context.Context, r io.Reader) *ahead {
 		ctx:  ctx,
 	}
 	for range aheadBlocks {
-		a.free <- make([]byte, aheadBlock)
+		a.free <- nil // made when it is needed: most layers are small
 	}
 	a.done.Go(func() { a.fill(r) })
 	return a
@@ -53,6 +53,9 @@ func (a *ahead) fill(r io.Reader) {
 		case b.buf = <-a.free:
 		case <-a.quit:
 			return
+		}
+		if b.buf == nil {
+			b.buf = make([]byte, aheadBlock)
 		}
 		for empty := 0; b.n < len(b.buf) && b.err == nil; {
 			var n int
@@ -101,7 +104,8 @@ func (a *ahead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// stop ends the reading. It waits for a Read of the stream that is under way, so that nobody uses the stream afterwards.
+// stop ends the reading. It waits for a Read of the stream that is under way, so that nobody uses the stream
+// afterwards.
 func (a *ahead) stop() {
 	close(a.quit)
 	a.done.Wait()
@@ -112,13 +116,14 @@ type guard struct {
 	r io.Reader
 	// budget is what may still be read; negative in a member's data.
 	budget, limit int64
-	// ended is set when the stream ended in front of a header, zero when the block before was one of zeros.
-	ended, zero bool
+	// ended is set when the stream ended in front of a header, zeros is how many bytes of zeros came last.
+	ended bool
+	zeros int64
 	// err is what reading failed with, but for the end.
 	err error
 }
 
-func (g *guard) beginHeader() { g.budget = g.limit }
+func (g *guard) beginHeader() { g.budget, g.zeros = g.limit, 0 }
 func (g *guard) beginData()   { g.budget = -1 }
 
 // Read implements io.Reader.
@@ -132,8 +137,10 @@ func (g *guard) Read(p []byte) (int, error) {
 		return 0, g.err
 	}
 	g.budget -= int64(n)
-	if n > 0 {
-		g.zero = allZero(p[:n])
+	if allZero(p[:n]) {
+		g.zeros += int64(n)
+	} else {
+		g.zeros = 0
 	}
 	if errors.Is(err, io.EOF) {
 		g.ended = true

@@ -13,19 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sum returns the canonical hash of the paths in changes as src has them. It equals ApplyResult.Sum if changes are the paths of
-// the members of the stream, in any order, and the tree is as Apply left it, with any driver.
+// Sum returns the canonical hash of the paths in changes as src has them. It equals ApplyResult.Sum if changes are the
+// paths of the members of the stream, in any order, and the tree is as Apply left it, with any driver.
 //
-// The hash is the sum modulo 2^64 of one xxhash64 for each path that the stream left. That of a whiteout is of the path, a NUL
-// and the letter D. That of anything else is of the path, a NUL, and the eight bytes (little-endian, as all numbers) of the
-// xxhash64 of what describes the file: st_mode, user and group as the container sees them (32 bits each), the modification time in
-// whole seconds (64 bits), then for devices the device number, for symlinks the target's length and the target, for regular files the size and the
-// xxhash64 of the content, and at last for each extended attribute in order of names the length of the name, the name, the length of the value,
-// the value (all lengths 64 bits). Link counts, parts of seconds, access times, opaque marks, whiteouts beneath those and directories that no member
-// describes are not part of it, since they depend on the driver.
+// The hash is the sum modulo 2^64 of one xxhash64 for each path that the stream left. That of a whiteout is of the
+// path, a NUL and the letter D. That of anything else is of the path, a NUL, and the eight bytes (little-endian, as all
+// numbers) of the xxhash64 of what describes the file: st_mode, user and group as the container sees them (32 bits
+// each), the modification time in whole seconds (64 bits), then for devices the device number, for symlinks the
+// target's length and the target, for regular files the size and the xxhash64 of the content, and at last for each
+// extended attribute in order of names the length of the name, the name, the length of the value, the value (all
+// lengths 64 bits). Link counts, parts of seconds, access times, opaque marks, whiteouts beneath those and directories
+// that no member describes are not part of it, since they depend on the driver.
 //
-// A deleted path counts only if src has nothing there; with a Source that is also a WhiteoutSource, only if it has a whiteout.
-// Errors name the path.
+// A deleted path counts only if src has nothing there; with a Source that is also a WhiteoutSource, only if it has a
+// whiteout. Errors name the path.
 func Sum(ctx context.Context, src Source, changes []Change) (uint64, error) {
 	var total uint64
 	buf := make([]byte, ioBuffer)

@@ -14,9 +14,9 @@ import (
 // aufsMark is in every path that aufsParent and whiteout have to look at.
 const aufsMark = ".wh."
 
-// whiteout unpacks a member of the AUFS form, whatever its type. It speaks of the layers below only, wherever it is in the
-// stream (image-spec, layer.md, "Whiteouts"). Its directory is reached without following a symlink: what a whiteout deletes
-// was there, under this name, when the layer was made.
+// whiteout unpacks a member of the AUFS form, whatever its type. It speaks of the layers below only, wherever it is in
+// the stream (image-spec, layer.md, "Whiteouts"). Its directory is reached without following a symlink: what a whiteout
+// deletes was there, under this name, when the layer was made.
 func (a *applier) whiteout(parent, name string) error {
 	victim, ok := ovl.AUFSVictim(name)
 	switch {
@@ -29,7 +29,8 @@ func (a *applier) whiteout(parent, name string) error {
 		return fmt.Errorf("a whiteout of nothing: %w", ErrInvalid)
 	}
 	if a.underOpaque(parent) {
-		return nil // nothing of the layers below shows there; and the kernel takes no whiteout in an opaque directory for one
+		// Nothing of the layers below shows there; and the kernel takes no whiteout in an opaque directory for one.
+		return nil
 	}
 	if a.o.Whiteouts == WhiteoutRemove {
 		return a.removeLower(parent, victim)
@@ -153,7 +154,8 @@ func (a *applier) setOpaque(dirfd int, name, full string) error {
 	return a.sentinel(fd, ovl.AUFSOpaque)
 }
 
-// makeAfterWhiteout puts a directory that the stream does not describe where a whiteout is: nothing below may show in it.
+// makeAfterWhiteout puts a directory that the stream does not describe where a whiteout is: nothing below may show in
+// it.
 func (a *applier) makeAfterWhiteout(parent *dir, name string) error {
 	if err := a.m.Unlink(parent.fd, name); err != nil {
 		return pathError("replace whiteout", join(parent.path, name), err)
@@ -168,7 +170,8 @@ func (a *applier) makeAfterWhiteout(parent *dir, name string) error {
 	return a.setOpaque(parent.fd, name, join(parent.path, name))
 }
 
-// removeLower deletes name in the directory parent from a tree that holds the layers below, but for what this stream put there.
+// removeLower deletes name in the directory parent from a tree that holds the layers below, but for what this stream
+// put there.
 func (a *applier) removeLower(parent, name string) error {
 	d, ok, err := a.existingDir(parent)
 	if err != nil || !ok {

@@ -18,7 +18,8 @@ import (
 // base is the layer below in the tests of whiteouts.
 func base() []member {
 	return []member{
-		directory("."), directory("d"), file("d/one", "1"), file("d/two", "2"), directory("d/sub"), file("d/sub/x", "x"),
+		directory("."), directory("d"), file("d/one", "1"), file("d/two", "2"), directory("d/sub"), file("d/sub/x",
+			"x"),
 		file("f", "f"), symlink("l", "d"), hardlink("h", "f"), directory("e"), directory("old"), file("old/file", "o"),
 	}
 }
@@ -46,43 +47,74 @@ func upperLayers() map[string]struct {
 		members []member
 		want    []string
 	}{
-		"file":                    {[]member{directory("d"), file("d/.wh.one", "")}, without("d/one")},
-		"directory":               {[]member{file(".wh.d", "")}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")},
-		"nothing there":           {[]member{file(".wh.none", "")}, all},
-		"before the new file":     {[]member{file(".wh.f", ""), file("f", "new")}, all},
-		"after the new file":      {[]member{file("f", "new"), file(".wh.f", "")}, all},
-		"before a new directory":  {[]member{file(".wh.d", ""), directory("d"), file("d/new", "")}, append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
-		"after a new directory":   {[]member{directory("d"), file("d/new", ""), file(".wh.d", "")}, append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
-		"before an implicit one":  {[]member{file(".wh.d", ""), file("d/new", "")}, append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
-		"opaque first":            {[]member{directory("d"), file("d/.wh..wh..opq", ""), file("d/new", "")}, append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
-		"opaque last":             {[]member{directory("d"), file("d/new", ""), file("d/.wh..wh..opq", "")}, append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
-		"opaque with subtree":     {[]member{directory("d"), file("d/sub/y", ""), file("d/.wh..wh..opq", "")}, append([]string{"d", "d/sub", "d/sub/y"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
-		"opaque and a whiteout":   {[]member{directory("d"), file("d/.wh.one", ""), file("d/.wh..wh..opq", "")}, without("d/one", "d/two", "d/sub", "d/sub/x")},
-		"file over a directory":   {[]member{file("d", "now a file")}, without("d/one", "d/two", "d/sub", "d/sub/x")},
-		"directory over a file":   {[]member{directory("f"), file("f/in", "")}, append(append([]string{}, without("h", "l", "old", "old/file")...), "f/in", "h", "l", "old", "old/file")},
-		"symlink over a file":     {[]member{symlink("f", "e")}, all},
-		"directory over symlink":  {[]member{directory("l"), file("l/in", "")}, append(append([]string{}, without("old", "old/file")...), "l/in", "old", "old/file")},
+		"file":                {[]member{directory("d"), file("d/.wh.one", "")}, without("d/one")},
+		"directory":           {[]member{file(".wh.d", "")}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")},
+		"nothing there":       {[]member{file(".wh.none", "")}, all},
+		"before the new file": {[]member{file(".wh.f", ""), file("f", "new")}, all},
+		"after the new file":  {[]member{file("f", "new"), file(".wh.f", "")}, all},
+		"before a new directory": {
+			[]member{file(".wh.d", ""), directory("d"), file("d/new", "")},
+			append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...),
+		},
+		"after a new directory": {
+			[]member{directory("d"), file("d/new", ""), file(".wh.d", "")},
+			append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...),
+		},
+		"before an implicit one": {[]member{file(".wh.d", ""), file("d/new", "")}, append([]string{"d", "d/new"},
+			without("d", "d/one", "d/two", "d/sub", "d/sub/x")...)},
+		"opaque first": {
+			[]member{directory("d"), file("d/.wh..wh..opq", ""), file("d/new", "")},
+			append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...),
+		},
+		"opaque last": {
+			[]member{directory("d"), file("d/new", ""), file("d/.wh..wh..opq", "")},
+			append([]string{"d", "d/new"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...),
+		},
+		"opaque with subtree": {
+			[]member{directory("d"), file("d/sub/y", ""), file("d/.wh..wh..opq", "")},
+			append([]string{"d", "d/sub", "d/sub/y"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...),
+		},
+		"opaque and a whiteout": {
+			[]member{directory("d"), file("d/.wh.one", ""), file("d/.wh..wh..opq", "")},
+			without("d/one", "d/two", "d/sub", "d/sub/x"),
+		},
+		"file over a directory": {[]member{file("d", "now a file")}, without("d/one", "d/two", "d/sub", "d/sub/x")},
+		"directory over a file": {[]member{directory("f"), file("f/in", "")}, append(append([]string{}, without("h",
+			"l", "old", "old/file")...), "f/in", "h", "l", "old", "old/file")},
+		"symlink over a file": {[]member{symlink("f", "e")}, all},
+		"directory over symlink": {[]member{directory("l"), file("l/in", "")}, append(append([]string{},
+			without("old", "old/file")...), "l/in", "old", "old/file")},
 		"whiteout of a symlink":   {[]member{file(".wh.l", "")}, without("l")},
 		"not through the symlink": {[]member{file(".wh.l", ""), file(".wh.e", "")}, without("l", "e")},
-		"bookkeeping of AUFS":     {[]member{file(".wh..wh.aufs", ""), directory(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", "")}, all},
-		"whiteout as directory":   {[]member{directory(".wh.f")}, without("f")},
-		"twice":                   {[]member{file(".wh.f", ""), file(".wh.f", "")}, without("f")},
-		"new, old and new again":  {[]member{file("n", "1"), directory("n"), file("n/x", ""), file("n", "2")}, append(append([]string{}, without("old", "old/file")...), "n", "old", "old/file")},
+		"bookkeeping of AUFS": {[]member{
+			file(".wh..wh.aufs", ""), directory(".wh..wh.plnk"),
+			file(".wh..wh.plnk/1.2", ""),
+		}, all},
+		"whiteout as directory":  {[]member{directory(".wh.f")}, without("f")},
+		"file, then a directory": {[]member{file("d", "x"), directory("d")}, without("d/one", "d/two", "d/sub", "d/sub/x")},
+		"twice":                  {[]member{file(".wh.f", ""), file(".wh.f", "")}, without("f")},
+		"new, old and new again": {
+			[]member{file("n", "1"), directory("n"), file("n/x", ""), file("n", "2")},
+			append(append([]string{}, without("old", "old/file")...), "n", "old", "old/file"),
+		},
 	}
 }
 
-// What a container sees must not depend on how a driver keeps layers: the tree with whiteouts carried out is the tree that the
-// kernel's overlayfs shows of the stacked form.
+// What a container sees must not depend on how a driver keeps layers: the tree with whiteouts carried out is the tree
+// that the kernel's overlayfs shows of the stacked form.
 func TestWhiteoutFormsAgree(t *testing.T) {
 	for name, c := range upperLayers() {
 		t.Run(name, func(t *testing.T) {
 			dir := testenv.Scratch(t)
-			lower, flat, upper, merged := subdir(t, dir, "lower"), subdir(t, dir, "flat"), subdir(t, dir, "upper"), subdir(t, dir, "merged")
+			lower, flat, upper, merged := subdir(t, dir, "lower"), subdir(t, dir, "flat"), subdir(t, dir,
+				"upper"), subdir(t, dir, "merged")
 			apply(t, lower, tarlayer.ApplyOptions{}, base()...)
 			apply(t, flat, tarlayer.ApplyOptions{}, base()...)
 			a := apply(t, flat, tarlayer.ApplyOptions{Sum: true}, c.members...)
-			b := apply(t, upper, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel, Sum: true,
-				Lower: tarlayer.NewDirSource(open(t, lower), tarlayer.DirOptions{})}, c.members...)
+			b := apply(t, upper, tarlayer.ApplyOptions{
+				Whiteouts: tarlayer.WhiteoutKernel, Sum: true,
+				Lower: tarlayer.NewDirSource(open(t, lower), tarlayer.DirOptions{}),
+			}, c.members...)
 			want(t, "sum in stacked form", b.Sum, a.Sum)
 			wantPaths(t, flat, c.want...)
 			must(t, testenv.MountOverlay(testenv.Overlay{Lowers: []string{upper, lower}, ReadOnly: true}, merged))
@@ -95,19 +127,24 @@ func TestWhiteoutFormsAgree(t *testing.T) {
 
 func TestWhiteoutAUFSFormKeepsTheFiles(t *testing.T) {
 	dir := testenv.Scratch(t)
-	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutAUFS}, directory("d"), file("d/.wh.x", ""), file("d/.wh..wh..opq", ""))
+	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutAUFS}, directory("d"), file("d/.wh.x", ""),
+		file("d/.wh..wh..opq", ""))
 	wantPaths(t, dir, "d", "d/.wh..wh..opq", "d/.wh.x")
 }
 
 func TestWhiteoutUserXattrForm(t *testing.T) {
 	dir := testenv.Scratch(t)
-	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel, Names: ovl.User()}, directory("d"), file("d/.wh..wh..opq", ""))
+	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel, Names: ovl.User()}, directory("d"),
+		file("d/.wh..wh..opq", ""))
 	want(t, "opaque", xattr(filepath.Join(dir, "d"), "user.overlay.opaque"), "y")
 }
 
 func TestWhiteoutOfNothingIsRefused(t *testing.T) {
 	for _, name := range []string{".wh.", "d/.wh.", ".wh..", ".wh...", "d/.wh...", ".wh.d/file", "d/.wh.x/y/z"} {
-		for _, form := range []tarlayer.WhiteoutForm{tarlayer.WhiteoutRemove, tarlayer.WhiteoutKernel, tarlayer.WhiteoutAUFS} {
+		for _, form := range []tarlayer.WhiteoutForm{
+			tarlayer.WhiteoutRemove, tarlayer.WhiteoutKernel,
+			tarlayer.WhiteoutAUFS,
+		} {
 			dir := testenv.Scratch(t)
 			must(t, os.Mkdir(filepath.Join(dir, "d"), 0o755))
 			_, err := tryApply(t, dir, tarlayer.ApplyOptions{Whiteouts: form}, stream(t, file(name, "")))
@@ -134,7 +171,8 @@ func TestWhiteoutWithoutMknod(t *testing.T) {
 	m := mutator(refuseMknod)
 	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutAny, Mutator: m}, file(".wh.x", ""))
 	wantPaths(t, dir, ".wh.x")
-	_, err := tryApply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel, Mutator: m}, stream(t, file(".wh.y", "")))
+	_, err := tryApply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel, Mutator: m}, stream(t,
+		file(".wh.y", "")))
 	if !errors.Is(err, unix.EPERM) {
 		t.Errorf("%v, want an error that wraps EPERM", err)
 	}
@@ -168,10 +206,16 @@ func TestForgedMarksAreEscaped(t *testing.T) {
 
 func TestDirSourceOfAStackedLayer(t *testing.T) {
 	dir := testenv.Scratch(t)
-	for name, form := range map[string]tarlayer.WhiteoutForm{"kernel": tarlayer.WhiteoutKernel, "aufs": tarlayer.WhiteoutAUFS} {
+	for name, form := range map[string]tarlayer.WhiteoutForm{
+		"kernel": tarlayer.WhiteoutKernel,
+		"aufs":   tarlayer.WhiteoutAUFS,
+	} {
 		t.Run(name, func(t *testing.T) {
 			root := subdir(t, dir, name)
-			members := []member{directory("o"), file("o/.wh..wh..opq", ""), file("o/x", "x"), file(".wh.gone", ""), file("stays", "s")}
+			members := []member{
+				directory("o"), file("o/.wh..wh..opq", ""), file("o/x", "x"), file(".wh.gone", ""),
+				file("stays", "s"),
+			}
 			res := apply(t, root, tarlayer.ApplyOptions{Whiteouts: form, Sum: true}, members...)
 			src := tarlayer.NewDirSource(open(t, root), tarlayer.DirOptions{Names: ovl.Trusted()})
 			defer src.Close()
@@ -181,18 +225,27 @@ func TestDirSourceOfAStackedLayer(t *testing.T) {
 			if _, err := src.Lstat("gone"); !errors.Is(err, unix.ENOENT) {
 				t.Errorf("a whiteout is there: %v", err)
 			}
-			for path, is := range map[string]bool{"gone": true, "stays": false, "none": false, "o": false, "none/none": false} {
+			for path, is := range map[string]bool{
+				"gone": true, "stays": false, "none": false, "o": false,
+				"none/none": false,
+			} {
 				got, err := src.Whiteout(path)
 				must(t, err)
 				want(t, "whiteout of "+path, got, is)
 			}
 			sum, err := tarlayer.Sum(t.Context(), src, []tarlayer.Change{
-				{Path: "gone", Kind: tarlayer.Delete}, {Path: "o", Kind: tarlayer.Add}, {Path: "o/x", Kind: tarlayer.Add}, {Path: "stays", Kind: tarlayer.Add},
+				{Path: "gone", Kind: tarlayer.Delete}, {Path: "o", Kind: tarlayer.Add}, {
+					Path: "o/x",
+					Kind: tarlayer.Add,
+				}, {Path: "stays", Kind: tarlayer.Add},
 			})
 			must(t, err)
 			want(t, "sum", sum, res.Sum)
 			sum, err = tarlayer.Sum(t.Context(), src, []tarlayer.Change{
-				{Path: "lost", Kind: tarlayer.Delete}, {Path: "o", Kind: tarlayer.Add}, {Path: "o/x", Kind: tarlayer.Add}, {Path: "stays", Kind: tarlayer.Add},
+				{Path: "lost", Kind: tarlayer.Delete}, {Path: "o", Kind: tarlayer.Add}, {
+					Path: "o/x",
+					Kind: tarlayer.Add,
+				}, {Path: "stays", Kind: tarlayer.Add},
 			})
 			must(t, err)
 			want(t, "sum with a lost whiteout is equal", sum == res.Sum, false)
@@ -202,7 +255,8 @@ func TestDirSourceOfAStackedLayer(t *testing.T) {
 
 func TestWriteOpaqueAndUnsayable(t *testing.T) {
 	dir := testenv.Scratch(t)
-	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel}, directory("o"), file("o/.wh..wh..opq", ""), file("o/x", ""))
+	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel}, directory("o"), file("o/.wh..wh..opq",
+		""), file("o/x", ""))
 	must(t, unix.Mknod(filepath.Join(dir, "sock"), unix.S_IFSOCK|0o600, 0))
 	src := tarlayer.NewDirSource(open(t, dir), tarlayer.DirOptions{Names: ovl.Trusted()})
 	defer src.Close()

@@ -18,11 +18,12 @@ import (
 
 type inode struct{ dev, ino uint64 }
 
-// Write writes changes as the tar stream of a layer, with what src has at the paths that were added or modified. The same
-// changes of an equal tree give the same bytes, whatever the order of changes, the machine and the time.
+// Write writes changes as the tar stream of a layer, with what src has at the paths that were added or modified. The
+// same changes of an equal tree give the same bytes, whatever the order of changes, the machine and the time.
 //
-// It blocks for as long as src and w take. Errors name the path; they wrap ErrChanged for a file that changes meanwhile, the
-// error of src or w, or the cause of ctx's end. What was written then is no complete stream. changes is not modified.
+// It blocks for as long as src and w take. Errors name the path; they wrap ErrChanged for a file that changes
+// meanwhile, the error of src or w, or the cause of ctx's end. What was written then is no complete stream. changes is
+// not modified.
 func Write(ctx context.Context, w io.Writer, src Source, changes []Change, o WriteOptions) error {
 	sorted := slices.Clone(changes)
 	slices.SortStableFunc(sorted, func(a, b Change) int { return compareMembers(a, b) })
@@ -175,7 +176,8 @@ func (s *stream) skips(path string) bool {
 
 // whiteout writes an empty member of a fixed time: a deletion has none of its own.
 func (s *stream) whiteout(name string) error {
-	return s.header(&tar.Header{Typeflag: tar.TypeReg, Name: name, Format: tar.FormatPAX, ModTime: time.Unix(0, 0)}, name)
+	hdr := &tar.Header{Typeflag: tar.TypeReg, Name: name, Format: tar.FormatPAX, ModTime: time.Unix(0, 0)}
+	return s.header(hdr, name)
 }
 
 func (s *stream) header(hdr *tar.Header, path string) error {
@@ -252,8 +254,8 @@ func (s *stream) file(path string, at Attr) error {
 	return nil
 }
 
-// time is a modification time as the stream has it. Cut, not rounded: that is what docker, containerd and umoci do, so that
-// an unchanged file has the same member whichever of them wrote it.
+// time is a modification time as the stream has it. Cut, not rounded: that is what docker, containerd and umoci do, so
+// that an unchanged file has the same member whichever of them wrote it.
 func (s *stream) time(t sys.Time) time.Time {
 	if s.o.Times == TimeNanoseconds {
 		return time.Unix(t.Sec, int64(t.Nsec))
