@@ -18,7 +18,7 @@ SCRIPTS := $(shell find internal -name '*.sh') .ci/run
 HELPERS := mount.plyfs mount.fuse.plyfs mount.fuse3.plyfs
 
 # What the tests call besides Go, gcc, make and git; what the tests with container engines call besides.
-DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs shellcheck
+DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs btrfs-progs shellcheck
 DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd
 
 # Packages with what they and their tests import; those whose tests mount import testenv.
@@ -29,8 +29,14 @@ NEEDS_ROOT := internal.testenv\|uniontest
 FUZZTIME      ?= 60s
 EXERCISE_TIME ?= 10m
 
+# The virtual machine of test-vm: user-mode Linux, or 6.1 or 6.12 in qemu; the size of each of its two disks; and what is
+# tested in it.
+KERNEL      ?= uml
+VM_DISK     ?= 8G
+VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut $(wildcard ./drivers/devicemapper) ./drivers/zfs ./drivers/overlay2 ./drivers/vfs
+
 .PHONY: all build install uninstall fmt lint test test-unit test-root test-exercise test-crash test-conformance \
-	test-engines fuzz bench demo deps deps-engines clean help
+	test-engines test-vm vm-run vm-shell fuzz bench demo deps deps-engines clean help
 
 all: build ## Build (the default)
 
@@ -57,8 +63,8 @@ lint: ## gofumpt, go vet, staticcheck, golangci-lint, shellcheck; all of them, t
 	out=$$($(TOOL) gofumpt -l .) || bad=" gofumpt"; \
 	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; bad=" gofumpt"; fi; \
 	name=vet run $(GO) vet ./...; \
-	name=vet run $(GO) vet -tags engines,invariants ./...; \
-	name=staticcheck run $(TOOL) staticcheck -tags engines,invariants ./...; \
+	name=vet run $(GO) vet -tags engines,invariants,vm ./...; \
+	name=staticcheck run $(TOOL) staticcheck -tags engines,invariants,vm ./...; \
 	name=golangci-lint run $(TOOL) golangci-lint run --allow-parallel-runners ./...; \
 	name=shellcheck run shellcheck $(SCRIPTS); \
 	if [ -n "$$bad" ]; then echo "lint failed:$$bad"; exit 1; fi
@@ -90,6 +96,15 @@ test-conformance: ## Your checkouts of public suites: PJDFSTEST=dir UNIONMOUNT=d
 		echo 'Further variables are described at the top of internal/e2e/conformance.sh.'; exit 2; fi
 	@$(MAKE) --no-print-directory build
 	PJDFSTEST='$(PJDFSTEST)' UNIONMOUNT='$(UNIONMOUNT)' MOUNTER="$${MOUNTER:-$$PWD/plyfs}" internal/e2e/conformance.sh
+
+test-vm: ## The tests that need another kernel, each package in a virtual machine (KERNEL=uml, 6.1 or 6.12)
+	@internal/vm/test.sh $(KERNEL) $(VM_DISK) $(VM_TESTFLAGS) $(VM_PACKAGES)
+
+vm-run: ## A shell command in the virtual machine: CMD='...'
+	@internal/vm/run.sh $(KERNEL) $(VM_DISK) '$(subst ','\'',$(CMD))'
+
+vm-shell: ## A shell in the virtual machine
+	@internal/vm/run.sh $(KERNEL) $(VM_DISK)
 
 fuzz: ## Every fuzz target for FUZZTIME (60s)
 	@set -e; $(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r p; do \

@@ -44,6 +44,10 @@ type Features struct {
 	MknodWhiteout  bool
 	RenameWhiteout bool
 	Tmpfile        bool
+	// StageUnnamed says that files are staged without a name, as Tmpfile allows. On btrfs an fsync through the descriptor of
+	// such a file, even once it has a name, does not make the name durable (as of Linux 6.18): after a power cut the copy would
+	// be gone although it was synced.
+	StageUnnamed bool
 	// ExactMode says that an unnamed file gets the mode that it is made with: no umask and no ACL takes bits away.
 	ExactMode bool
 	// Durable says that the file system survives a power cut, so that data must be synced before it is relied on.
@@ -250,6 +254,7 @@ func (w *Work) probe(userXattr bool) {
 		unix.Close(fd)
 		_ = unix.Unlinkat(w.stage, b, 0)
 	}
+	w.StageUnnamed = w.Tmpfile && w.base.FSType != unix.BTRFS_SUPER_MAGIC
 	w.MknodWhiteout = unix.Mknodat(w.stage, a, unix.S_IFCHR, 0) == nil
 	var st unix.Statx_t
 	if w.MknodWhiteout {
