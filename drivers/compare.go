@@ -10,8 +10,8 @@ import (
 	"plyfs/cow/tarlayer"
 )
 
-// Compare lists what newer has and older has not, as tarlayer.Compare does, and with each new name of a file all its other names:
-// a stream in which they are not together would make a second file of it.
+// Compare lists what newer has and older has not, as tarlayer.Compare does, and with each new name of a file all its
+// other names: a stream in which they are not together would make a second file of it.
 func Compare(ctx context.Context, older, newer *layer.Layer) ([]tarlayer.Change, error) {
 	list, err := tarlayer.Compare(ctx, older, newer, tarlayer.CompareOptions{})
 	if err != nil {

@@ -10,11 +10,11 @@ import (
 	"plyfs/cow/tarlayer"
 )
 
-// Filler is implemented by a driver that has no Differ of its own and shows an image layer read-only: DifferOf unpacks through
-// it instead of through Get.
+// Filler is implemented by a driver that has no Differ of its own and shows an image layer read-only: DifferOf unpacks
+// through it instead of through Get.
 type Filler interface {
-	// Fill calls fn with the path of the root of an image layer that was just created, writable as long as fn runs. The layer is
-	// complete when Fill returns nil; after an error it is good for nothing but Remove.
+	// Fill calls fn with the path of the root of an image layer that was just created, writable as long as fn runs. The
+	// layer is complete when Fill returns nil; after an error it is good for nothing but Remove.
 	Fill(ctx context.Context, id string, fn func(root string) error) error
 }
 
@@ -26,8 +26,8 @@ func DifferOf(d Driver) Differ {
 	return NaiveDiffer(d)
 }
 
-// NaiveDiffer returns a Differ that works with any driver: it mounts both layers and compares the two trees, name by name. What
-// is mounted beneath a layer's root belongs to others, and never shows in a difference.
+// NaiveDiffer returns a Differ that works with any driver: it mounts both layers and compares the two trees, name by
+// name. What is mounted beneath a layer's root belongs to others, and never shows in a difference.
 func NaiveDiffer(d Driver) Differ { return naiveDiffer{d} }
 
 type naiveDiffer struct{ d Driver }
@@ -38,7 +38,7 @@ func (n naiveDiffer) Diff(ctx context.Context, id, parent string) (io.ReadCloser
 	if err != nil {
 		return nil, err
 	}
-	return streamOf(ctx, p.write, p.close), nil
+	return Stream(ctx, p.write, p.close), nil
 }
 
 // Changes implements Differ.
@@ -68,7 +68,9 @@ func (n naiveDiffer) DiffSize(ctx context.Context, id, parent string) (size int6
 }
 
 // ApplyDiff implements Differ.
-func (n naiveDiffer) ApplyDiff(ctx context.Context, id string, r io.Reader, o *ApplyOptions) (res tarlayer.ApplyResult, err error) {
+func (n naiveDiffer) ApplyDiff(
+	ctx context.Context, id string, r io.Reader, o *ApplyOptions,
+) (res tarlayer.ApplyResult, err error) {
 	if o == nil {
 		o = &ApplyOptions{}
 	}

@@ -5,8 +5,8 @@
 // # The life of a layer
 //
 // An image layer begins with Create, which names its parent ("" for none), and is empty: it shows exactly what its
-// parent shows. ApplyDiff gives it its content, once. Sync makes that durable. From then on it never changes; any number
-// of layers may have it as their parent.
+// parent shows. ApplyDiff gives it its content, once. Sync makes that durable. From then on it never changes; any
+// number of layers may have it as their parent.
 //
 //	d.Create(ctx, "base", "", nil)
 //	d.ApplyDiff(ctx, "base", r1)
@@ -26,8 +26,15 @@
 //	changes := drivers.DifferOf(d)
 //	r, _ := changes.Diff(ctx, "c1", "app")  // a tar stream, of which ApplyDiff makes a layer
 //
-// Remove ends a layer that nobody uses. A driver knows nothing of digests, names of images, or who is whose parent beyond
-// what it needs to mount; package layerdb does. A driver's layer that layerdb does not know is garbage.
+// Remove ends a layer that nobody uses. A driver knows nothing of digests, names of images, or who is whose parent
+// beyond what it needs to mount; package layerdb does. A driver's layer that layerdb does not know is garbage.
+//
+// # Differences
+//
+// DifferOf gives the driver's own Differ, or one that mounts two layers and compares them (NaiveDiffer). Both give the
+// same: names that are new, changed or gone, with the directories above them. A directory of which only the time
+// changed is no difference. If a file got another name, all its names are in it, so that they stay names of one file.
+// What is mounted in a container is no part of its layer (OpenBare).
 //
 // # What a driver keeps
 //

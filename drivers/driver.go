@@ -10,14 +10,14 @@ import (
 // Driver keeps layers; see the package doc for their life.
 //
 // An id is what ValidID accepts; every method refuses another with ErrInvalid. A method that is given the id of a layer
-// that is not there returns an error that wraps ErrNotFound, if it does not say otherwise. All methods block on disk I/O,
-// end early with ctx's error where they can, and leave what they were asked to change as it was when they fail.
+// that is not there returns an error that wraps ErrNotFound, if it does not say otherwise. All methods block on disk
+// I/O, end early with ctx's error where they can, and leave what they were asked to change as it was when they fail.
 type Driver interface {
 	// Name is the name of the driver, as in the registry. It does not block.
 	Name() string
 
-	// Create makes an image layer that shows what its parent shows; parent is "" for an empty root. The error wraps ErrExists
-	// if there is such a layer, ErrNotFound if there is no such parent.
+	// Create makes an image layer that shows what its parent shows; parent is "" for an empty root. The error wraps
+	// ErrExists if there is such a layer, ErrNotFound if there is no such parent.
 	Create(ctx context.Context, id, parent string, o *CreateOptions) error
 
 	// CreateReadWrite makes a writable layer over parent; errors are those of Create, and ErrNotSupported for a quota that
@@ -28,12 +28,12 @@ type Driver interface {
 	// another, where the driver would break that other. A layer that is not there is no error.
 	Remove(ctx context.Context, id string) error
 
-	// Get makes the tree of a layer accessible and returns the absolute path of its root. Each Get wants a Put. An image layer
-	// is mounted read-only where the driver can, and must not be written to anyway.
+	// Get makes the tree of a layer accessible and returns the absolute path of its root. Each Get wants a Put. An image
+	// layer is mounted read-only where the driver can, and must not be written to anyway.
 	Get(ctx context.Context, id string, o *GetOptions) (root string, err error)
 
-	// Put gives back one Get; the last one unmounts and returns when all that was written through the mount is in the layer.
-	// A Put without Get is an error that wraps ErrInvalid.
+	// Put gives back one Get; the last one unmounts and returns when all that was written through the mount is in the
+	// layer. A Put without Get is an error that wraps ErrInvalid.
 	Put(ctx context.Context, id string) error
 
 	// Exists says whether there is such a layer.
@@ -54,38 +54,39 @@ type Driver interface {
 	// Sync makes the content of layers durable: after a power cut they are as they are now.
 	Sync(ctx context.Context, ids ...string) error
 
-	// Cleanup removes what interrupted operations left behind, and drops references to mounts that are gone. Mounts in use stay.
-	// It is called after opening a store, before anything else.
+	// Cleanup removes what interrupted operations left behind, and drops references to mounts that are gone. Mounts in use
+	// stay. It is called after opening a store, before anything else.
 	Cleanup(ctx context.Context) error
 
 	// Close ends the use of the driver by this process. Layers and mounts stay.
 	Close() error
 }
 
-// Differ reads and makes differences between layers. A driver that can do it faster or better than by comparing two trees
-// implements it; DifferOf gives one for those that do not.
+// Differ reads and makes differences between layers. A driver that can do it faster or better than by comparing two
+// trees implements it; DifferOf gives one for those that do not.
 //
 // A tar stream is one of an OCI layer, uncompressed, with whiteouts.
 type Differ interface {
-	// Diff returns what id has and parent has not, and whiteouts for what parent has and id has not, as a tar stream; parent is
-	// "" for all that id shows. The same layers give the same bytes. The layer may be in use meanwhile; what is changed at that
-	// moment may or may not be in the stream. The caller closes the stream; an error of reading says what failed.
+	// Diff returns what id has and parent has not, and whiteouts for what parent has and id has not, as a tar stream;
+	// parent is "" for all that id shows. The same layers give the same bytes. The layer may be in use meanwhile; what is
+	// changed at that moment may or may not be in the stream. The caller closes the stream; an error of reading says what
+	// failed.
 	Diff(ctx context.Context, id, parent string) (io.ReadCloser, error)
 
 	// Changes lists what Diff would contain, parents before children.
 	Changes(ctx context.Context, id, parent string) ([]tarlayer.Change, error)
 
-	// ApplyDiff gives an image layer that was just created its content, relative to its parent. After an error the layer is
-	// good for nothing but Remove. If the process dies meanwhile, the layer is as Create made it, or List does not name it and
-	// Cleanup removes it.
+	// ApplyDiff gives an image layer that was just created its content, relative to its parent. After an error the layer
+	// is good for nothing but Remove. If the process dies meanwhile, the layer is as Create made it, or List does not name
+	// it and Cleanup removes it.
 	ApplyDiff(ctx context.Context, id string, r io.Reader, o *ApplyOptions) (tarlayer.ApplyResult, error)
 
 	// DiffSize is the number of bytes of content in Diff's stream: the sizes of added and modified regular files.
 	DiffSize(ctx context.Context, id, parent string) (int64, error)
 }
 
-// Planner is implemented by drivers whose mounts others can make: a containerd snapshotter returns a plan to the runtime
-// instead of mounting.
+// Planner is implemented by drivers whose mounts others can make: a containerd snapshotter returns a plan to the
+// runtime instead of mounting.
 type Planner interface {
 	// Plan says how Get would mount the layer, without mounting it. The Target is empty.
 	Plan(ctx context.Context, id string, o *GetOptions) (Mount, error)
@@ -138,8 +139,8 @@ type CreateOptions struct {
 	Options map[string]string
 }
 
-// GetOptions are options of one mount; nil stands for none. They count for the Get that mounts; a later one whose options
-// differ is refused with ErrInUse.
+// GetOptions are options of one mount; nil stands for none. They count for the Get that mounts; a later one whose
+// options differ is refused with ErrInUse.
 type GetOptions struct {
 	MountLabel string
 	// ReadOnly mounts a writable layer so that nothing can be written.
@@ -153,12 +154,12 @@ type GetOptions struct {
 type ApplyOptions struct {
 	// Limits bound what a stream may make; zero fields stand for tarlayer's defaults.
 	Limits tarlayer.Limits
-	// Progress is called now and then with the bytes of the stream consumed so far, by one goroutine at a time, and not any more
-	// once ApplyDiff has returned. It may be nil.
+	// Progress is called now and then with the bytes of the stream consumed so far, by one goroutine at a time, and not
+	// any more once ApplyDiff has returned. It may be nil.
 	Progress func(bytes int64)
 	// Note is told of each thing that was left out, and why, in the goroutine that unpacks. It may be nil.
 	Note func(path, reason string)
-	// AcceptUnterminated accepts a stream without the end mark of a tar archive, which some tools do not write. It is for callers
-	// that compare the stream's digest afterwards: nobody else could tell that the end is missing.
+	// AcceptUnterminated accepts a stream without the end mark of a tar archive, which some tools do not write. It is for
+	// callers that compare the stream's digest afterwards: nobody else could tell that the end is missing.
 	AcceptUnterminated bool
 }

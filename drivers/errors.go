@@ -2,8 +2,8 @@ package drivers
 
 import "errors"
 
-// Classes of errors. What drivers return wraps one of them wherever a caller would act on it; a protocol or a command line
-// maps each of them once.
+// Classes of errors. What drivers return wraps one of them wherever a caller would act on it; a protocol or a command
+// line maps each of them once.
 var (
 	// ErrNotFound says that there is no such layer, or no such driver.
 	ErrNotFound = errors.New("not found")
@@ -13,7 +13,8 @@ var (
 	ErrInUse = errors.New("in use")
 	// ErrInvalid says that an argument can never be right.
 	ErrInvalid = errors.New("invalid argument")
-	// ErrNotSupported says that this driver cannot do that here: the kernel, the backing file system or a privilege is missing.
+	// ErrNotSupported says that this driver cannot do that here: the kernel, the backing file system or a privilege is
+	// missing.
 	ErrNotSupported = errors.New("not supported")
 	// ErrPrerequisites says that a driver cannot be used until something is installed or configured.
 	ErrPrerequisites = errors.New("prerequisites for the driver are not met")

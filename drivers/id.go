@@ -8,8 +8,8 @@ import (
 // MaxID is how long the id of a layer may be, in bytes.
 const MaxID = 128
 
-// ValidID returns an error that wraps ErrInvalid if id cannot name a layer: ids are 1 to MaxID letters, digits, '_', '.'
-// and '-', the first of them a letter or a digit. Hexadecimal digests and random ids are such.
+// ValidID returns an error that wraps ErrInvalid if id cannot name a layer: ids are 1 to MaxID letters, digits, '_',
+// '.' and '-', the first of them a letter or a digit. Hexadecimal digests and random ids are such.
 func ValidID(id string) error {
 	if id == "" || len(id) > MaxID {
 		return fmt.Errorf("layer id %q: length %d is not from 1 to %d: %w", id, len(id), MaxID, ErrInvalid)

@@ -14,8 +14,8 @@ import (
 )
 
 // Mounts counts who uses the mounted layers of a driver. The counts are kept in a directory, one file a layer, written
-// before a mount is made and after it is gone, so that a process that takes over after a crash knows them; what it reads
-// there it believes only as far as something is mounted.
+// before a mount is made and after it is gone, so that a process that takes over after a crash knows them; what it
+// reads there it believes only as far as something is mounted.
 //
 // Calls for one id are serialised by the caller, with Locks.
 type Mounts struct {
@@ -51,8 +51,8 @@ func OpenMounts(dir string) (*Mounts, error) {
 	return m, m.Refresh()
 }
 
-// Refresh reads the counts anew and drops those of mounts that are gone, also the servers of which died. References to plain
-// directories stay.
+// Refresh reads the counts anew and drops those of mounts that are gone, also the servers of which died. References to
+// plain directories stay.
 func (m *Mounts) Refresh() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -116,9 +116,9 @@ func (m *Mounts) removeLocked(id string) error {
 	return err
 }
 
-// Get adds a reference to the mount of id at target. If it is the first, or the mount is gone, mount makes it. A reference
-// with other options than those of the mount is refused with ErrInUse, unless o.Any is set. If mount leaves target a plain directory, the
-// reference ends with this process.
+// Get adds a reference to the mount of id at target. If it is the first, or the mount is gone, mount makes it. A
+// reference with other options than those of the mount is refused with ErrInUse, unless o.Any is set. If mount leaves
+// target a plain directory, the reference ends with this process.
 func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error {
 	m.mu.Lock()
 	rec, held := m.table[id]
@@ -151,8 +151,8 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 	return m.removeLocked(id)
 }
 
-// Put takes a reference away. If it was the last, unmount undoes the mount; while that fails the reference stays. Without a
-// reference the error wraps ErrInvalid.
+// Put takes a reference away. If it was the last, unmount undoes the mount; while that fails the reference stays.
+// Without a reference the error wraps ErrInvalid.
 func (m *Mounts) Put(id string, unmount func(target string) error) error {
 	m.mu.Lock()
 	rec, held := m.table[id]
@@ -211,7 +211,9 @@ func (m *Mounts) drop(id string) error {
 // IsMountPoint says whether something is mounted at path. A FUSE mount whose server is gone does not count as mounted.
 func IsMountPoint(path string) bool {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st); err != nil {
+	// Forced: the kernel would answer for a dead server from what it has cached.
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
+	if err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st); err != nil {
 		return false
 	}
 	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0

@@ -19,6 +19,10 @@ type Options struct {
 	Options map[string]string
 	// Log takes what is worth knowing; nil discards.
 	Log *slog.Logger
+	// Ledger keeps what a driver must know of its layers and has no files of its own for; nil stands for a FileLedger in
+	// Home. A driver whose layers are files ignores it. It must be the same each time: what another one says is not
+	// believed.
+	Ledger Ledger
 }
 
 // Report says whether a driver is usable for a store on this machine by this user.
@@ -40,8 +44,8 @@ type Factory struct {
 	Name string
 	// Summary is one line for listings.
 	Summary string
-	// Probe finds out whether Open would succeed with these options, by trying what the driver needs in a scratch directory
-	// beneath o.Home (or the nearest directory above that exists), and leaves nothing behind.
+	// Probe finds out whether Open would succeed with these options, by trying what the driver needs in a scratch
+	// directory beneath o.Home (or the nearest directory above that exists), and leaves nothing behind.
 	Probe func(ctx context.Context, o Options) Report
 	// Open opens or begins a store in o.Home. Nil for a driver that is known by name only: Probe says what to do instead.
 	Open func(ctx context.Context, o Options) (Driver, error)
@@ -95,7 +99,8 @@ func (r *Registry) Probe(ctx context.Context, options func(name string) Options)
 	return reports
 }
 
-// Choose returns the first driver of the reports that is usable and not passed over. The error names each with its reason.
+// Choose returns the first driver of the reports that is usable and not passed over. The error names each with its
+// reason.
 func (r *Registry) Choose(reports []Report) (Factory, error) {
 	var why []error
 	for _, rep := range reports {

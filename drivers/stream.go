@@ -13,9 +13,10 @@ type stream struct {
 	close  func() error
 }
 
-// streamOf runs write in a goroutine and returns what it writes. Close ends the goroutine, waits for it, and then calls done,
-// once, whose error it returns.
-func streamOf(ctx context.Context, write func(context.Context, io.Writer) error, done func() error) io.ReadCloser {
+// Stream runs write in a goroutine and returns what it writes; an error of write is one of reading. Close ends the
+// goroutine through its context, waits for it, and then calls done, once, whose error it returns. The caller closes the
+// stream.
+func Stream(ctx context.Context, write func(context.Context, io.Writer) error, done func() error) io.ReadCloser {
 	ctx, cancel := context.WithCancel(ctx)
 	r, w := io.Pipe()
 	ended := make(chan struct{})

@@ -10,8 +10,8 @@ import (
 	"plyfs/cow/tarlayer"
 )
 
-// Unpack applies a tar stream to root, a directory that shows the parent's content: whiteouts delete. An error leaves root
-// half-changed.
+// Unpack applies a tar stream to root, a directory that shows the parent's content: whiteouts delete. An error leaves
+// root half-changed.
 func Unpack(ctx context.Context, root string, r io.Reader, o *ApplyOptions) (tarlayer.ApplyResult, error) {
 	l, err := layer.Open(root)
 	if err != nil {
@@ -22,17 +22,18 @@ func Unpack(ctx context.Context, root string, r io.Reader, o *ApplyOptions) (tar
 	return tarlayer.Apply(ctx, l, r, opts)
 }
 
-// Tar returns what tarlayer.Apply is to be called with: options that suit this process's privileges, for a plain tree, and a
-// reader of the stream that reports progress. A nil o stands for none.
+// Tar returns what tarlayer.Apply is to be called with: options that suit this process's privileges, for a plain tree,
+// and a reader of the stream that reports progress. A nil o stands for none.
 //
-// In a user namespace devices are left out, as all unpackers do there: it cannot make them, and its containers get theirs from
-// the runtime. With a single id, all files belong to it.
+// In a user namespace devices are left out, as all unpackers do there: it cannot make them, and its containers get
+// theirs from the runtime. With a single id, all files belong to it.
 func (o *ApplyOptions) Tar(r io.Reader) (tarlayer.ApplyOptions, io.Reader) {
 	if o == nil {
 		o = &ApplyOptions{}
 	}
 	t := tarlayer.ApplyOptions{
-		Whiteouts: tarlayer.WhiteoutRemove, Limits: o.Limits, Sum: true, Note: o.Note, AcceptUnterminated: o.AcceptUnterminated,
+		Whiteouts: tarlayer.WhiteoutRemove, Limits: o.Limits, Sum: true, Note: o.Note,
+		AcceptUnterminated: o.AcceptUnterminated,
 	}
 	if ids := UserNamespace(); ids.Nested {
 		t.Devices = tarlayer.DeviceSkip
@@ -61,13 +62,15 @@ func (c *countingReader) Read(p []byte) (int, error) {
 
 // IDs says what a process can be to a file system.
 type IDs struct {
-	// Nested says that the process is in a user namespace that is not the machine's; root of it is not root of the machine.
+	// Nested says that the process is in a user namespace that is not the machine's; root of it is not root of the
+	// machine.
 	Nested bool
 	// Single says that the namespace has one user.
 	Single bool
 }
 
-// UserNamespace describes the user namespace of this process. Where procfs does not tell, it is taken to be the machine's.
+// UserNamespace describes the user namespace of this process. Where procfs does not tell, it is taken to be the
+// machine's.
 func UserNamespace() IDs {
 	text, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {

@@ -1,8 +1,9 @@
 // Package all lists the graph drivers of plyfs in the order in which automatic choice prefers them.
 //
-// plyfs comes first: it is the one that works for everyone, as root, as a user, nested in another union, on any file system, with
-// quotas. Where the kernel's own means are at hand, they are faster, and the reports of Probe say so. vfs comes last, because it
-// works everywhere and is always the worst. devicemapper wants a pool that someone prepared, and is never chosen unasked.
+// plyfs comes first: it is the one that works for everyone, as root, as a user, nested in another union, on any file
+// system, with quotas. Where the kernel's own means are at hand, they are faster, and the reports of Probe say so. vfs
+// comes last, because it works everywhere and is always the worst. devicemapper wants a pool that someone prepared, and is
+// never chosen unasked.
 package all
 
 import (
@@ -10,21 +11,32 @@ import (
 	"os"
 
 	"plyfs/drivers"
+	"plyfs/drivers/btrfs"
+	"plyfs/drivers/devicemapper"
+	"plyfs/drivers/overlay2"
+	"plyfs/drivers/plyfs"
 	"plyfs/drivers/vfs"
+	"plyfs/drivers/zfs"
 )
 
 // Registry returns all drivers, those known by name only at the end.
 func Registry() *drivers.Registry {
 	return drivers.NewRegistry(
+		preferred(plyfs.Factory()),
+		overlay2.Factory(),
+		btrfs.Factory(),
+		zfs.Factory(),
+		asked(devicemapper.Factory()),
 		vfs.Factory(),
-		known("fuse-overlayfs", "plyfs in another place: the mount program that containers/storage and dockerd call by this name",
+		known("fuse-overlayfs",
+			"plyfs in another place: the mount program that containers/storage and dockerd call by this name",
 			"it is a program, not a driver of its own, and plyfs takes its place",
 			"use the driver plyfs, which reads the layers that fuse-overlayfs wrote"),
 		known("native", "containerd's snapshotter of full copies",
 			"containerd's native snapshotter is what is called vfs here",
 			"use vfs, or better plyfs or overlay2"),
 		known("aufs", "the union that was never merged into Linux",
-			"no kernel since Linux 5 can be had with aufs, and docker removed the driver in version 24",
+			"it is no part of Linux, distributions ship it no more, and docker removed the driver in version 24",
 			"use plyfs or overlay2, and take over the layers with plyfs layer import"),
 		known("overlay", "docker's first driver for overlayfs, with one lower directory and hard links",
 			"it used up the inodes of the file system, and docker removed it in version 24",
@@ -51,7 +63,8 @@ func preferred(f drivers.Factory) drivers.Factory {
 	f.Probe = func(ctx context.Context, o drivers.Options) drivers.Report {
 		r := probe(ctx, o)
 		if r.Usable && os.Geteuid() == 0 && !drivers.UserNamespace().Nested {
-			r.Why += "; for root of the machine overlay2 is faster, if it has no need of quotas and fast directory renames (--driver overlay2)"
+			r.Why += "; for root of the machine overlay2 is faster, who can do without quotas on any file system and without " +
+				"renaming directories of an image (--driver overlay2)"
 		}
 		return r
 	}
@@ -64,7 +77,9 @@ func asked(f drivers.Factory) drivers.Factory {
 	f.Probe = func(ctx context.Context, o drivers.Options) drivers.Report {
 		r := probe(ctx, o)
 		r.Passed = true
-		r.Why += "; it is used only if it is asked for (--driver " + f.Name + ")"
+		if r.Usable {
+			r.Why += "; it is used only if it is asked for (--driver " + f.Name + ")"
+		}
 		return r
 	}
 	return f

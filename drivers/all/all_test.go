@@ -54,7 +54,11 @@ func TestProbe(t *testing.T) {
 	root := testenv.Scratch(t)
 	r := all.Registry()
 	reports := r.Probe(t.Context(), func(name string) drivers.Options {
-		return drivers.Options{Home: filepath.Join(root, "layers", name), Run: filepath.Join(root, "run", name)}
+		o := drivers.Options{Home: filepath.Join(root, "layers", name), Run: filepath.Join(root, "run", name)}
+		if name == "plyfs" {
+			o.Options = map[string]string{"mount_program": testenv.Binary(t)}
+		}
+		return o
 	})
 	for _, rep := range reports {
 		t.Logf("%+v", rep)

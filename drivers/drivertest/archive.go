@@ -38,7 +38,8 @@ func writeArchive(to io.Writer, members []member) error {
 	w := tar.NewWriter(to)
 	for i, m := range members {
 		h := &tar.Header{
-			Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: int64(len(m.content)) + m.size, ModTime: time.Unix(1_500_000_000+int64(i), 0),
+			Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: int64(len(m.content)) + m.size,
+			ModTime: time.Unix(1_500_000_000+int64(i), 0),
 		}
 		switch {
 		case m.gone:

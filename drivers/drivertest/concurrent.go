@@ -48,7 +48,8 @@ func caseConcurrent(e *env) {
 	}
 	for i := range workers {
 		if i%8 == 0 {
-			e.check(fmt.Sprintf("image%d", i), append(checkBase(), holds("mine", fmt.Sprintf("c%d", i)), absent("etc/passwd~"))...)
+			e.check(fmt.Sprintf("image%d", i), append(checkBase(), holds("mine", fmt.Sprintf("c%d", i)),
+				absent("etc/passwd~"))...)
 		}
 	}
 }
@@ -63,7 +64,8 @@ func (e *env) live(id, image string) error {
 		return err
 	}
 	at := &place{root: root}
-	err = at.do(append(checkBase(), file("mine", id, 0o644), rename("etc/passwd", "etc/passwd~"), rename("etc/passwd~", "etc/passwd")))
+	err = at.do(append(checkBase(), file("mine", id, 0o644), rename("etc/passwd", "etc/passwd~"), rename("etc/passwd~",
+		"etc/passwd")))
 	if err := errors.Join(err, e.d.Put(ctx(), id)); err != nil {
 		return err
 	}

@@ -73,7 +73,8 @@ func deed(d drivers.Driver, said io.Writer) error {
 	}{
 		{"create image", func() error { return d.Create(ctx(), killedImage, "", nil) }},
 		{"apply image", func() error {
-			return apply(killedImage, member{name: "d/"}, member{name: "d/f", content: "f"}, member{name: "big", size: 300_000}, member{name: "last"})
+			return apply(killedImage, member{name: "d/"}, member{name: "d/f", content: "f"}, member{name: "big", size: 300_000},
+				member{name: "last"})
 		}},
 		{"create child", func() error { return d.Create(ctx(), killedChild, killedImage, nil) }},
 		{"apply child", func() error {
@@ -107,8 +108,8 @@ func writeIn(d drivers.Driver, id string) error {
 // killPoints is how many of the deed's system calls are killed at; the long form does so at each.
 const killPoints = 12
 
-// caseKilled kills a process that uses the driver at its i-th system call that changes something, for i all over the deed. After
-// each, the layers are old or new, everything that was done is there, and the deed can be done anew.
+// caseKilled kills a process that uses the driver at its i-th system call that changes something, for i all over the
+// deed. After each, the layers are old or new, everything that was done is there, and the deed can be done anew.
 func caseKilled(e *env) {
 	e.must(e.d.Close())
 	calls, done, err := killAt(e, -1)
@@ -179,7 +180,8 @@ func (e *env) checkDeed(done []string) {
 	e.checkHalf(ids, killedChild, was("apply child"), wholeChild)
 }
 
-// checkHalf looks at an image layer of which ApplyDiff was not said to have ended: it is not there, or as it was made, or whole.
+// checkHalf looks at an image layer of which ApplyDiff was not said to have ended: it is not there, or as it was made,
+// or whole.
 func (e *env) checkHalf(ids []string, id string, done bool, whole []step) {
 	e.Helper()
 	if done || !slices.Contains(ids, id) {

@@ -147,7 +147,8 @@ func caseImageReadOnly(e *env) {
 func caseOpenAcrossPut(e *env) {
 	e.image("base", "", file("f", "lower", 0o644))
 	e.writable("c", "base")
-	e.change("c", func(at *place) error { return os.WriteFile(at.path("big"), noiseBytes(2<<20), 0o644) }, appendTo("f", "+upper"))
+	e.change("c", func(at *place) error { return os.WriteFile(at.path("big"), noiseBytes(2<<20), 0o644) }, appendTo("f",
+		"+upper"))
 	e.check("c", holds("f", "lower+upper"), func(at *place) error { return holds("big", string(noiseBytes(2<<20)))(at) })
 }
 

@@ -17,7 +17,6 @@ import (
 	"plyfs/drivers"
 	"plyfs/drivers/internal/copytree"
 	"plyfs/internal/fingerprint"
-	"plyfs/internal/testenv"
 )
 
 func layerCases() []aCase {
@@ -38,17 +37,22 @@ func (f findings) add(scenario, format string, args ...any) {
 // addLines files lines that begin with a path under the scenario that the path belongs to.
 func (f findings) addLines(what string, lines []string) {
 	for _, l := range lines {
-		name, _, _ := strings.Cut(l, "/")
+		// Odd paths are quoted.
+		name := strings.TrimPrefix(l, `"`)
+		if end := strings.IndexAny(name, "/:"); end >= 0 {
+			name = name[:end]
+		}
 		f.add(name, "%s: %s", what, l)
 	}
 }
 
-// caseLayers plays all scenarios, and compares at each layer: what a container sees with the oracle, before and after a restart of its
-// mount; changes with those of the oracle and of the naive differ; what Diff and ApplyDiff make of it with the container.
+// caseLayers plays all scenarios, and compares at each layer: what a container sees with the oracle, before and after a
+// restart of its mount; changes with those of the oracle and of the naive differ; what Diff and ApplyDiff make of it
+// with the container.
 func caseLayers(e *env) {
 	all := scenarios()
 	found := make(findings)
-	oracle := filepath.Join(testenv.Scratch(e.T), "oracle")
+	oracle := filepath.Join(e.plain(), "oracle")
 	e.must(os.Mkdir(oracle, 0o755))
 	depth := 0
 	for _, sc := range all {
@@ -92,7 +96,8 @@ func (e *env) report(name string, lines []string) {
 // playLayer plays the i-th layer of all scenarios on top of parent, and returns the id of the image layer made of it.
 func (e *env) playLayer(all []scenario, i int, parent, oracle string, found findings) (id string) {
 	id, work := fmt.Sprintf("l%d", i), fmt.Sprintf("w%d", i)
-	before := testenv.Scratch(e.T)
+	before := filepath.Join(filepath.Dir(oracle), "before-"+work)
+	e.must(os.Mkdir(before, 0o755))
 	copyTree(e, before, oracle)
 	e.writable(work, parent)
 	root := e.get(work)
@@ -131,8 +136,8 @@ func (e *env) playLayer(all []scenario, i int, parent, oracle string, found find
 	return id
 }
 
-// What the oracle has to have in common with a container, and a container with the layer made of it. Times are the steps' own; of
-// directories whose entries changed they are those of the moment.
+// What the oracle has to have in common with a container, and a container with the layer made of it. Times are the
+// steps' own; of directories whose entries changed they are those of the moment.
 const (
 	shown = fingerprint.Default &^ fingerprint.Mtime
 	kept  = fingerprint.Default
@@ -162,7 +167,8 @@ func take(e *env, root string) *fingerprint.Tree {
 	return t
 }
 
-// withoutTimes forgets the times of directories that did not change in anything else: by themselves they are no difference.
+// withoutTimes forgets the times of directories that did not change in anything else: by themselves they are no
+// difference.
 func withoutTimes(t *fingerprint.Tree, changes []tarlayer.Change) {
 	changed := make(map[string]bool, len(changes))
 	for _, c := range changes {
@@ -226,8 +232,8 @@ func differing(a, b []tarlayer.Change) (lines []string) {
 	return lines
 }
 
-// applyTwice makes the layer id of what from has and parent has not, and checks that the stream is the same each time. It returns the
-// number of bytes of content in it.
+// applyTwice makes the layer id of what from has and parent has not, and checks that the stream is the same each time.
+// It returns the number of bytes of content in it.
 func (e *env) applyTwice(from, parent, id string) int64 {
 	e.Helper()
 	first, second := e.diff(from, parent), e.diff(from, parent)
@@ -257,7 +263,8 @@ func (e *env) diff(id, parent string) []byte {
 // stackDepth is how many layers deep stacks have: docker's limit is 125, what engines build is beyond that.
 const stackDepth = 128
 
-// stack makes a deep stack, and returns its top: each layer adds a file, changes one of all, and deletes that of the layer ten below.
+// stack makes a deep stack, and returns its top: each layer adds a file, changes one of all, and deletes that of the
+// layer ten below.
 func (e *env) stack() (top string) {
 	e.Helper()
 	parent := ""

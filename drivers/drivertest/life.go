@@ -171,16 +171,19 @@ func (e *env) everyCall(id string) map[string]error {
 		r.Close()
 	}
 	return map[string]error{
-		"Get": get, "Put": d.Put(ctx(), id), "Metadata": metadata, "Usage": usage, "Changes": changes, "DiffSize": size, "ApplyDiff": apply,
+		"Get": get, "Put": d.Put(ctx(),
+			id), "Metadata": metadata, "Usage": usage, "Changes": changes, "DiffSize": size, "ApplyDiff": apply,
 		"Diff": diff, "Exists": exists, "Remove": d.Remove(ctx(), id), "Sync": d.Sync(ctx(), id),
-		"Create with this parent": d.Create(ctx(), "child", id, nil), "CreateReadWrite with this parent": d.CreateReadWrite(ctx(), "child", id, nil),
+		"Create with this parent": d.Create(ctx(), "child", id,
+			nil), "CreateReadWrite with this parent": d.CreateReadWrite(ctx(), "child", id, nil),
 	}
 }
 
 func caseInvalidID(e *env) {
 	e.image("l", "", file("f", "f", 0o644))
 	for _, id := range []string{
-		"", ".", "..", "../l", "a/b", "/l", ".tmp", "-l", "l\n", "l\x00", "l l", "é", strings.Repeat("x", drivers.MaxID+1), "l:1", "l,x",
+		"", ".", "..", "../l", "a/b", "/l", ".tmp", "-l", "l\n", "l\x00", "l l", "é", strings.Repeat("x",
+			drivers.MaxID+1), "l:1", "l,x",
 	} {
 		for call, err := range e.everyCall(id) {
 			if id == "" && strings.Contains(call, "parent") {
@@ -220,8 +223,10 @@ func caseNotFound(e *env) {
 }
 
 func caseInvalidOptions(e *env) {
-	e.wants(e.d.Create(ctx(), "l", "", &drivers.CreateOptions{Options: map[string]string{"no such": "1"}}), drivers.ErrInvalid)
-	e.wants(e.d.CreateReadWrite(ctx(), "l", "", &drivers.CreateOptions{Options: map[string]string{"no such": "1"}}), drivers.ErrInvalid)
+	e.wants(e.d.Create(ctx(), "l", "", &drivers.CreateOptions{Options: map[string]string{"no such": "1"}}),
+		drivers.ErrInvalid)
+	e.wants(e.d.CreateReadWrite(ctx(), "l", "", &drivers.CreateOptions{Options: map[string]string{"no such": "1"}}),
+		drivers.ErrInvalid)
 	e.wants(e.d.Create(ctx(), "l", "", &drivers.CreateOptions{Quota: drivers.Quota{Bytes: 1 << 30}}), drivers.ErrInvalid)
 	e.exists("l", false)
 	o := e.s.options(e.base)

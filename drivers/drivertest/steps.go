@@ -32,8 +32,8 @@ func (at *place) do(steps []step) error {
 
 func (at *place) path(p string) string { return filepath.Join(at.root, p) }
 
-// stamp gives p a time that no other step gives, and that is the same wherever the step is carried out: two files of one size
-// that are written within a clock tick could not be told apart by their attributes.
+// stamp gives p a time that no other step gives, and that is the same wherever the step is carried out: two files of
+// one size that are written within a clock tick could not be told apart by their attributes.
 func (at *place) stamp(p string) error {
 	at.count++
 	ts := unix.NsecToTimespec((1_600_000_000 + int64(at.layer)*10_000 + int64(at.count)) * 1e9)

@@ -1,9 +1,9 @@
-// Package drivertest is the conformance suite of graph drivers: every backend runs it, as root and, if it can, as root of a user
-// namespace, and passes all of it but for the differences that it names.
+// Package drivertest is the conformance suite of graph drivers: every backend runs it, as root and, if it can, as root
+// of a user namespace, and passes all of it but for the differences that it names.
 //
-// The cases are those of moby's graphtest and of containerd's snapshot suite, and more. Those about what layers show, and what
-// their differences are, do not spell out what is expected: the same steps are carried out in plain directories, which are the
-// oracle.
+// The cases are those of moby's graphtest and of containerd's snapshot suite, and more. Those about what layers show,
+// and what their differences are, do not spell out what is expected: the same steps are carried out in plain
+// directories, which are the oracle.
 //
 // The package is imported by tests only.
 package drivertest
@@ -25,11 +25,19 @@ type Suite struct {
 	// Factory makes the driver, with these Options.
 	Factory drivers.Factory
 	Options map[string]string
-	// Base returns a new directory on a file system that carries the driver. The driver's home, and its directory for what does not
-	// outlive a boot, are made beneath it. It is removed after the test by whoever made it.
+	// Base returns a new directory on a file system that carries the driver. The driver's home, and its directory for what
+	// does not outlive a boot, are made beneath it. It is removed after the test by whoever made it. What has to be
+	// prepared once is prepared here, at the first call: the processes that the suite starts to kill them come to Run, but
+	// not to Base.
 	Base func(t testing.TB) string
-	// SmallBase is Base on a file system, or in a pool, that can hold some files of some hundred kilobytes, but not SmallSize bytes.
+	// Plain returns a new directory on a file system with user attributes, ACLs and all else that the scenarios use, for
+	// the oracle; nil stands for Base.
+	Plain func(t testing.TB) string
+	// SmallBase is Base on a file system, or in a pool, that can hold some files of some hundred kilobytes, but not
+	// SmallSize bytes.
 	SmallBase func(t testing.TB) string
+	// Cases are those to run, by name; nil stands for all.
+	Cases []string
 	// Abilities say what the driver promises beyond the contract.
 	Abilities Abilities
 	// Differences are the cases that do not hold for the driver.
@@ -49,12 +57,13 @@ type Abilities struct {
 	ReadOnlyGet bool
 	// Mountless says that Get gives a plain directory: references end with the process.
 	Mountless bool
-	// Independent says that a layer stays whole when its parent is removed. For other drivers that is refused, or harmless.
+	// Independent says that a layer stays whole when its parent is removed. For other drivers that is refused, or
+	// harmless.
 	Independent bool
 }
 
-// Difference is a case that does not hold for a driver, with the reason. Case is the name as go test prints it, without that of the
-// test that runs the suite: "Layers/rename-dir".
+// Difference is a case that does not hold for a driver, with the reason. Case is the name as go test prints it, without
+// that of the test that runs the suite: "Layers/rename-dir".
 type Difference struct{ Case, Reason string }
 
 // aCase is one property.
@@ -81,7 +90,15 @@ func Run(t *testing.T, s Suite) {
 			t.Errorf("difference %q: there is no such case, or no reason for it", d.Case)
 		}
 	}
+	for _, name := range s.Cases {
+		if !slices.Contains(known, name) {
+			t.Errorf("there is no case %q", name)
+		}
+	}
 	for _, c := range cases() {
+		if s.Cases != nil && !slices.Contains(s.Cases, c.name) {
+			continue
+		}
 		if why, differs := s.differs(c.name); differs {
 			t.Logf("%s does not hold: %s", c.name, why)
 			continue
@@ -118,6 +135,15 @@ type env struct {
 	s    Suite
 	base string
 	d    drivers.Driver
+}
+
+// plain returns a directory for plain trees.
+func (e *env) plain() string {
+	e.Helper()
+	if e.s.Plain != nil {
+		return e.s.Plain(e.T)
+	}
+	return e.s.Base(e.T)
 }
 
 func newEnv(t *testing.T, s Suite, base func(testing.TB) string) *env {

@@ -8,19 +8,20 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// mutating are the system calls that change something outside the process. What a program does in between leaves nothing.
+// mutating are the system calls that change something outside the process. What a program does in between leaves
+// nothing.
 func mutating() map[int64]bool {
 	m := make(map[int64]bool)
 	for _, nr := range []int64{
-		unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_UNLINKAT, unix.SYS_SYMLINKAT, unix.SYS_LINKAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2,
-		unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE, unix.SYS_FALLOCATE,
+		unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_UNLINKAT, unix.SYS_SYMLINKAT, unix.SYS_LINKAT, unix.SYS_RENAMEAT,
+		unix.SYS_RENAMEAT2,
+		unix.SYS_OPENAT, unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_FTRUNCATE, unix.SYS_FALLOCATE,
 		unix.SYS_COPY_FILE_RANGE, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_UTIMENSAT,
 		unix.SYS_SETXATTR, unix.SYS_LSETXATTR, unix.SYS_FSETXATTR, unix.SYS_IOCTL, unix.SYS_MOUNT, unix.SYS_UMOUNT2,
 		unix.SYS_FSMOUNT, unix.SYS_MOVE_MOUNT, unix.SYS_FSYNC, unix.SYS_SYNCFS, unix.SYS_SETXATTRAT,
@@ -30,9 +31,9 @@ func mutating() map[int64]bool {
 	return m
 }
 
-// killAt runs the deed in a process of its own, and kills that when it is about to make its i-th system call that changes
-// something; never for i < 0. It returns how many such calls there were, and what the process said was done. Programs that the
-// process starts live on.
+// killAt runs the deed in a process of its own, and kills that when it is about to make its i-th system call that
+// changes something; never for i < 0. It returns how many such calls there were, and what the process said was done.
+// Programs that the process starts live on.
 func killAt(e *env, i int) (calls int, done []string, err error) {
 	e.Helper()
 	out, err := os.CreateTemp(e.T.TempDir(), "out")
@@ -40,9 +41,8 @@ func killAt(e *env, i int) (calls int, done []string, err error) {
 		return 0, nil, err
 	}
 	defer out.Close()
-	top, _, _ := strings.Cut(e.Name(), "/")
 	// By its magic link: a user namespace's root may not search the directory that the binary was built in.
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(top)+"$", "-test.v")
+	cmd := exec.Command("/proc/self/exe", "-test.run="+pattern(filepath.Dir(e.Name())), "-test.v")
 	cmd.Env = append(os.Environ(), envChild+"="+e.base, "GOTRACEBACK=none")
 	cmd.Stdout, cmd.Stderr = out, out
 	calls, err = trace(cmd, i)
@@ -56,8 +56,17 @@ func killAt(e *env, i int) (calls int, done []string, err error) {
 	return calls, done, nil
 }
 
-// trace runs cmd under ptrace and counts the mutating system calls of all its threads; at the i-th it is killed. Without a kill the
-// command has to succeed.
+// pattern matches the test of that name alone.
+func pattern(test string) string {
+	parts := strings.Split(test, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	return strings.Join(parts, "/")
+}
+
+// trace runs cmd under ptrace and counts the mutating system calls of all its threads; at the i-th it is killed.
+// Without a kill the command has to succeed.
 func trace(cmd *exec.Cmd, i int) (calls int, err error) {
 	// All requests must come from the thread that started the process.
 	runtime.LockOSThread()
@@ -105,7 +114,7 @@ func (t *tracer) run() error {
 			continue
 		case err != nil:
 			return fmt.Errorf("wait for the process: %w", err)
-		case tid == t.pid && (ws.Exited() || ws.Signaled()):
+		case tid == t.pid && !ws.Stopped():
 			return t.ended(ws)
 		case !ws.Stopped():
 			continue // a thread that ended, or an orphan of another process
@@ -126,8 +135,8 @@ func (t *tracer) ended(ws unix.WaitStatus) error {
 // stopped lets a thread go on, or kills the process.
 func (t *tracer) stopped(tid int, ws unix.WaitStatus) error {
 	signal := 0
-	switch sig := ws.StopSignal(); {
-	case sig == unix.SIGTRAP|0x80:
+	switch sig := ws.StopSignal(); sig {
+	case unix.SIGTRAP | 0x80: // entry or exit of a system call
 		entry := !t.inCall[tid]
 		t.inCall[tid] = entry
 		if entry && t.changing(tid) {
@@ -137,8 +146,8 @@ func (t *tracer) stopped(tid int, ws unix.WaitStatus) error {
 			}
 			t.calls++
 		}
-	case sig == unix.SIGTRAP: // an event: a thread began
-	case sig == unix.SIGSTOP: // the first stop of a new thread
+	case unix.SIGTRAP: // an event: a thread began
+	case unix.SIGSTOP: // the first stop of a new thread
 	default:
 		signal = int(sig)
 	}
@@ -154,21 +163,9 @@ func ignoreGone(err error) error {
 
 // changing says whether the thread, which is at the entry of a system call, is about to change something.
 func (t *tracer) changing(tid int) bool {
-	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(tid), "syscall"))
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(text))
-	if len(f) < 4 {
-		return false
-	}
-	nr, err := strconv.ParseInt(f[0], 10, 64)
+	nr, third, err := systemCall(tid)
 	if err != nil || !t.changes[nr] {
 		return false
 	}
-	if nr == unix.SYS_OPENAT {
-		flags, err := strconv.ParseUint(f[3], 0, 64)
-		return err == nil && flags&(unix.O_CREAT|unix.O_TRUNC) != 0
-	}
-	return nr != unix.SYS_OPENAT2
+	return nr != unix.SYS_OPENAT || third&(unix.O_CREAT|unix.O_TRUNC) != 0
 }

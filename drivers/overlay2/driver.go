@@ -35,8 +35,8 @@ func Factory() drivers.Factory {
 	}
 }
 
-// Open opens or begins a store in o.Home. With the option read_only it changes nothing there, and reads moby's stores, too. It does
-// not try whether the kernel mounts; the factory's Probe does.
+// Open opens or begins a store in o.Home. With the option read_only it changes nothing there, and reads moby's stores,
+// too. It does not try whether the kernel mounts; the factory's Probe does.
 func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -112,6 +112,9 @@ func (m mounter) Mount(ctx context.Context, k overlaystore.Stack, target string)
 	}
 	return m.kernelMount(k).Mount(target)
 }
+
+// Flush implements overlaystore.Mounter. A file of an overlay has its pages in the upper's file.
+func (m mounter) Flush(string) error { return nil }
 
 // Unmount implements overlaystore.Mounter. What is written to an overlay is in its upper at once.
 func (m mounter) Unmount(ctx context.Context, _, target string) error {

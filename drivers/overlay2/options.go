@@ -40,8 +40,8 @@ func parseOptions(in map[string]string) (o options, err error) {
 		case "read_only":
 			o.readOnly, err = overlaystore.Bool(name, value)
 		default:
-			err = fmt.Errorf("unknown option %s of driver %s; there are mountopt, volatile, ignore_chown_errors and read_only: %w",
-				name, Name, drivers.ErrInvalid)
+			const known = "mountopt, volatile, ignore_chown_errors and read_only"
+			err = fmt.Errorf("unknown option %s of driver %s; there are %s: %w", name, Name, known, drivers.ErrInvalid)
 		}
 		if err != nil {
 			return options{}, err
@@ -66,8 +66,8 @@ func parseMount(value string) ([]string, error) {
 	return list, nil
 }
 
-// mountOptions are the options of a mount, those of the user last. A kernel may be configured to have any of them on: all that bear
-// on what is in an upper are given.
+// mountOptions are the options of a mount, those of the user last. A kernel may be configured to have any of them on:
+// all that bear on what is in an upper are given.
 func mountOptions(o options, k overlaystore.Stack, userNS bool) []string {
 	list := []string{"redirect_dir=off", "metacopy=off", "index=off", "nfs_export=off"}
 	if userNS {

@@ -13,6 +13,7 @@ import (
 	"plyfs/drivers"
 	"plyfs/drivers/internal/layerdir"
 	"plyfs/drivers/internal/overlaystore"
+	"plyfs/internal/sys"
 )
 
 // probe implements drivers.Factory.Probe: it mounts an overlay in a scratch directory and changes something in it.
@@ -25,7 +26,8 @@ func probe(ctx context.Context, o drivers.Options) drivers.Report {
 	}
 	dir, remove, err := layerdir.Scratch(o.Home)
 	if err != nil {
-		rep.Why, rep.Todo = fmt.Sprintf("no scratch directory can be made: %v", err), "give a store that this user may write to"
+		rep.Why = fmt.Sprintf("no scratch directory can be made: %v", err)
+		rep.Todo = "give a store that this user may write to"
 		return rep
 	}
 	t := trial{dir: dir, opts: opts, userNS: overlaystore.InUserNamespace()}
@@ -116,7 +118,7 @@ func (t trial) change() error {
 	}
 	for _, name := range []string{"deleted", "renamed"} {
 		var st unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, t.path("upper", name), unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st); err != nil {
+		if err := sys.Statx(unix.AT_FDCWD, t.path("upper", name), &st); err != nil {
 			return fmt.Errorf("no whiteout was left: %w", err)
 		}
 		if !layer.IsWhiteoutDevice(&st) {

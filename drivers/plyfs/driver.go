@@ -67,7 +67,8 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	}
 	d := &Driver{opts: opts, program: program, form: form}
 	d.Store, err = overlaystore.Open(overlaystore.Config{
-		Name: Name, Home: o.Home, Run: o.Run, Log: log, Volatile: opts.mount.Volatile, Mounter: m, Quotas: servedQuotas{}, Form: form,
+		Name: Name, Home: o.Home, Run: o.Run, Log: log, Volatile: opts.mount.Volatile,
+		Mounter: m, Quotas: servedQuotas{program}, Form: form,
 	})
 	if err != nil {
 		return nil, err
@@ -112,6 +113,10 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	quota := "served"
+	if !isOwn(d.program) {
+		quota = "none"
+	}
 	whiteouts := "0:0 devices"
 	if d.form.Whiteouts == tarlayer.WhiteoutAUFS {
 		whiteouts = "AUFS files"
@@ -123,13 +128,19 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 		{Label: "Mount Options", Value: d.opts.mount.String()},
 		{Label: "Whiteouts", Value: whiteouts},
 		{Label: "Native Overlay Diff", Value: "true"},
-		{Label: "Quota", Value: "served"},
+		{Label: "Quota", Value: quota},
 	}, nil
 }
 
-// servedQuotas are enforced by the servers.
-type servedQuotas struct{}
+// servedQuotas are enforced by the servers, where these are plyfs.
+type servedQuotas struct{ program string }
 
-func (servedQuotas) Check(drivers.Quota) error          { return nil }
+func (q servedQuotas) Check(drivers.Quota) error {
+	if isOwn(q.program) {
+		return nil
+	}
+	return fmt.Errorf("the mount program %s is not known to enforce quotas; use plyfs: %w", q.program, drivers.ErrNotSupported)
+}
+
 func (servedQuotas) Set(drivers.Quota, ...string) error { return nil }
 func (servedQuotas) Release(...string) error            { return nil }

@@ -1,11 +1,14 @@
 package plyfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -158,6 +161,54 @@ func TestServerKilled(t *testing.T) {
 	kill(t, rec)
 	must(t, d.Put(ctx, "c"))
 	must(t, d.Remove(ctx, "c"))
+}
+
+// TestVolatile: the mark of a volatile mount goes when its server has ended.
+func TestVolatile(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, map[string]string{"mountopt": "volatile"})
+	must(t, d.CreateReadWrite(t.Context(), "c", "", nil))
+	for range 2 {
+		root, err := d.Get(t.Context(), "c", nil)
+		must(t, err)
+		if _, err := os.Stat(filepath.Join(base, "home/c/work/work/incompat/volatile")); err != nil {
+			t.Errorf("the mount is not volatile: %v", err)
+		}
+		must(t, os.WriteFile(filepath.Join(root, "f"), nil, 0o644))
+		must(t, d.Put(t.Context(), "c"))
+	}
+}
+
+// TestMappedWrites: what was written through a mapping is in the difference of a running container.
+func TestMappedWrites(t *testing.T) {
+	d := newDriver(t, testenv.Scratch(t), nil)
+	image(t, d, "base", "", "f")
+	must(t, d.CreateReadWrite(t.Context(), "c", "base", nil))
+	root, err := d.Get(t.Context(), "c", nil)
+	must(t, err)
+	f, err := os.OpenFile(filepath.Join(root, "f"), os.O_RDWR, 0)
+	must(t, err)
+	m, err := unix.Mmap(int(f.Fd()), 0, 1, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	m[0] = 'g'
+	// Without being asked, the kernel waits for half a minute.
+	for end := time.Now().Add(10 * time.Second); ; {
+		list, err := d.Changes(t.Context(), "c", "base")
+		must(t, err)
+		if len(list) == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("changes %v", list)
+		}
+	}
+	r, err := d.Diff(t.Context(), "c", "base")
+	must(t, err)
+	content, err := io.ReadAll(r)
+	must(t, errors.Join(err, r.Close(), unix.Munmap(m), f.Close(), d.Put(t.Context(), "c")))
+	if !bytes.Contains(content, []byte("\x00g\x00")) {
+		t.Errorf("the stream has not what was written: %q", content)
+	}
 }
 
 func TestMountFails(t *testing.T) {

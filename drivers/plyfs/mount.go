@@ -6,16 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
 	"plyfs/drivers/internal/overlaystore"
 )
 
-// endWait bounds how long Put waits for a server whose mount is gone. It is longer only if a copy of the mount lives on in
-// another mount namespace: then the server goes with that.
+// endWait bounds how long Put waits for a server whose mount is gone. It is longer only if a copy of the mount lives on
+// in another mount namespace: then the server goes with that.
 const endWait = 30 * time.Second
 
 // mounter starts servers.
@@ -59,7 +62,8 @@ func splitOptions(s string) []string {
 	return append(list, one.String())
 }
 
-// Mount implements overlaystore.Mounter. Layers are given relative to the home, which is the program's working directory.
+// Mount implements overlaystore.Mounter. Layers are given relative to the home, which is the program's working
+// directory.
 func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string) error {
 	opts := m.opts.mountOptions(k, func(p string) string { return p })
 	var err error
@@ -102,6 +106,21 @@ func (m *mounter) runProgram(ctx context.Context, home, opts, target string) err
 	}
 	if !drivers.IsMountPoint(target) {
 		return fmt.Errorf("%s succeeded, and nothing is mounted on %s: %w", m.program, target, drivers.ErrPrerequisites)
+	}
+	return nil
+}
+
+// Flush implements overlaystore.Mounter: what was written through mappings is with the kernel until it is wanted. It is
+// sent to the server, and nothing is synced; the kernel does not wait for the answers, so the last of it may arrive a
+// moment later (cf. fuse file.c, mapping_set_no_data_integrity).
+func (m *mounter) Flush(target string) error {
+	fd, err := unix.Open(target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: target, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return &os.PathError{Op: "syncfs", Path: target, Err: err}
 	}
 	return nil
 }

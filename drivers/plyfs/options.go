@@ -42,8 +42,8 @@ func parseOptions(in map[string]string) (o options, err error) {
 		case "ignore_chown_errors":
 			o.ignoreChownErrors, err = overlaystore.Bool(name, value)
 		default:
-			err = fmt.Errorf("unknown option %s of driver %s; there are mount_program, mountopt, index and ignore_chown_errors: %w",
-				name, Name, drivers.ErrInvalid)
+			const known = "mount_program, mountopt, index and ignore_chown_errors"
+			err = fmt.Errorf("unknown option %s of driver %s; there are %s: %w", name, Name, known, drivers.ErrInvalid)
 		}
 		if err != nil {
 			return options{}, err
@@ -58,12 +58,12 @@ func parseOptions(in map[string]string) (o options, err error) {
 // check refuses mount options that are the driver's business.
 func (o options) check() error {
 	m := o.mount
-	for _, w := range m.Unknown {
-		hint := mountopt.Hint(w)
+	if len(m.Unknown) > 0 {
+		hint := mountopt.Hint(m.Unknown[0])
 		if hint != "" {
 			hint = "; " + hint
 		}
-		return fmt.Errorf("unknown mount option %s%s: %w", w, hint, drivers.ErrInvalid)
+		return fmt.Errorf("unknown mount option %s%s: %w", m.Unknown[0], hint, drivers.ErrInvalid)
 	}
 	for _, taken := range []struct {
 		set  bool

@@ -36,7 +36,8 @@ func probe(ctx context.Context, o drivers.Options) drivers.Report {
 	}
 	dir, remove, err := layerdir.Scratch(o.Home)
 	if err != nil {
-		rep.Why, rep.Todo = fmt.Sprintf("no scratch directory can be made: %v", err), "give a store that this user may write to"
+		rep.Why = fmt.Sprintf("no scratch directory can be made: %v", err)
+		rep.Todo = "give a store that this user may write to"
 		return rep
 	}
 	err = errors.Join(try(ctx, dir, opts, program), remove())

@@ -15,9 +15,9 @@ import (
 	"plyfs/drivers"
 )
 
-// VerdictEnv is the environment variable that holds the number of a descriptor to which plyfs, started to serve a mount, writes
-// whether it does: one byte, zero for yes, else the exit code of mount(8) followed by the reason. It serves in the process
-// that was started, and gives up its standard files with the verdict.
+// VerdictEnv is the environment variable that holds the number of a descriptor to which plyfs, started to serve a
+// mount, writes whether it does: one byte, zero for yes, else the exit code of mount(8) followed by the reason. It
+// serves in the process that was started, and gives up its standard files with the verdict.
 const VerdictEnv = "_PLYFS_VERDICT_FD"
 
 // maxVerdict bounds the reason, and maxStderr what is kept of a server's last words.

@@ -18,8 +18,8 @@ import (
 	"plyfs/drivers"
 )
 
-// servers knows which process serves which layer: those of this process, and from files those that others started. Calls for
-// one layer are serialised by the caller.
+// servers knows which process serves which layer: those of this process, and from files those that others started.
+// Calls for one layer are serialised by the caller.
 type servers struct {
 	dir string
 
@@ -58,8 +58,8 @@ func (s *servers) add(id string, p *process) error {
 	return os.Rename(tmp, filepath.Join(s.dir, id))
 }
 
-// wait waits until the server of a layer is gone, and forgets it. A server that nobody wrote down is not waited for: its process
-// is known to none, and its mount is gone.
+// wait waits until the server of a layer is gone, and forgets it. A server that nobody wrote down is not waited for:
+// its process is known to none, and its mount is gone.
 func (s *servers) wait(ctx context.Context, id string) error {
 	s.mu.Lock()
 	p := s.own[id]
@@ -121,7 +121,7 @@ func waitForEnd(ctx context.Context, rec serverRecord) error {
 	defer unix.Close(fd)
 	// The descriptor is of whoever had the number when it was opened.
 	if started, err := startTime(rec.PID); err != nil || started != rec.Started {
-		return nil //nolint:nilerr // the one that was written down is gone
+		return nil
 	}
 	const slice = 100 * time.Millisecond
 	for {
@@ -145,7 +145,8 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// startTimeField is the index of the start time in /proc/PID/stat, counted behind the program's name (proc(5), field 22).
+// startTimeField is the index of the start time in /proc/PID/stat, counted behind the program's name (proc(5), field
+// 22).
 const startTimeField = 19
 
 // startTime is when a process was started, in clock ticks since boot.

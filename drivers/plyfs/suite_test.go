@@ -9,6 +9,8 @@ import (
 	"plyfs/internal/testenv"
 )
 
+const oneLink = "the link count is that of the file in the layer, which has both names"
+
 func suite(t *testing.T) drivertest.Suite {
 	t.Helper()
 	return drivertest.Suite{
@@ -18,7 +20,7 @@ func suite(t *testing.T) drivertest.Suite {
 		SmallBase: drivertest.SmallScratch,
 		Abilities: drivertest.Abilities{QuotaBytes: true, QuotaInodes: true, ReadOnlyImages: true, ReadOnlyGet: true},
 		Differences: []drivertest.Difference{
-			{Case: "Layers/hardlink-remove-one", Reason: "the link count is that of the file in the layer, which has both names"},
+			{Case: "Layers/hardlink-remove-one", Reason: oneLink},
 		},
 	}
 }
@@ -29,6 +31,7 @@ func TestSuiteInUserNamespace(t *testing.T) { testenv.RunInUserNamespace(t, "^Te
 
 // TestSuiteNested: the store lies in a container whose root is an overlay, as in Docker-in-Docker.
 func TestSuiteNested(t *testing.T) {
+	const names = "whiteouts are AUFS files there, and no name is left for one of a name beyond 251 bytes"
 	const handles = "an overlay has no file handles, by which the hard-link index finds the other names of a file"
 	s := suite(t)
 	s.Base = func(t testing.TB) string { return overlayOn(t, drivertest.Scratch(t)) }
@@ -36,7 +39,7 @@ func TestSuiteNested(t *testing.T) {
 	s.Differences = append(s.Differences,
 		drivertest.Difference{Case: "Layers/hardlink-across-layers", Reason: handles},
 		drivertest.Difference{Case: "Layers/hardlink-copy-up", Reason: handles},
-		drivertest.Difference{Case: "Layers/names", Reason: "whiteouts are AUFS files there, and no name is left for one of a name beyond 251 bytes"},
+		drivertest.Difference{Case: "Layers/names", Reason: names},
 	)
 	drivertest.Run(t, s)
 }

@@ -32,7 +32,7 @@ func probe(_ context.Context, o drivers.Options) drivers.Report {
 	}
 	r := drivers.Report{
 		Usable:  true,
-		Why:     fmt.Sprintf("it needs no more than a directory, which %s is", o.Home),
+		Why:     fmt.Sprintf("it needs nothing but a place that can be written, such as %s", o.Home),
 		Warning: "every layer is a full copy of all below it: slow, and an image of n layers takes up to n times its size",
 		Todo:    "use another driver, or put the store on xfs or btrfs, where copies share data",
 	}

@@ -12,8 +12,8 @@ import (
 	"plyfs/drivers"
 )
 
-// Get implements drivers.Driver. It returns the directory itself, and for one that must not be written to a read-only mount of
-// it, which wants CAP_SYS_ADMIN.
+// Get implements drivers.Driver. It returns the directory itself, and for one that must not be written to a read-only
+// mount of it, which wants CAP_SYS_ADMIN.
 func (d *driver) Get(ctx context.Context, id string, o *drivers.GetOptions) (string, error) {
 	var opts drivers.GetOptions
 	if o != nil {

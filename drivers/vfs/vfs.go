@@ -1,6 +1,6 @@
 // Package vfs is the graph driver that needs nothing of the kernel: each layer is a directory with a full copy of its
-// parent's content. Where the file system shares data between files (xfs, btrfs, bcachefs), copies take no space until they are
-// written to; elsewhere they take all of it, and as long as copying takes.
+// parent's content. Where the file system shares data between files (xfs, btrfs, bcachefs), copies take no space until
+// they are written to; elsewhere they take all of it, and as long as copying takes.
 //
 // # On disk
 //
@@ -9,8 +9,9 @@
 //	HOME/<id>/filling      there while ApplyDiff runs
 //	HOME/<id>/ro/          where a writable layer is bound read-only
 //
-// A layer is made beside the others and renamed into place; see drivers/internal/layerdir. It depends on no other: parents may be
-// removed. A size quota is a project quota of the file system (drivers/internal/projquota), and counts the copy, too.
+// A layer is made beside the others and renamed into place; see drivers/internal/layerdir. It depends on no other:
+// parents may be removed. A size quota is a project quota of the file system (drivers/internal/projquota), and counts
+// the copy, too.
 package vfs
 
 import (
@@ -215,7 +216,7 @@ func (d *driver) removeFilling(ctx context.Context, id string) error {
 		return nil
 	}
 	d.log.Info("removing a layer that was not completed", "layer", id)
-	return d.home.Remove(ctx, id)
+	return d.home.RemoveReleasing(ctx, id, d.releaseQuota)
 }
 
 // releaseQuota forgets the quota of a layer's directory that is about to be deleted.
@@ -276,7 +277,7 @@ func refuseLabel(id, label string) error {
 	if label == "" {
 		return nil
 	}
-	return fmt.Errorf("layer %s: a mount label: driver vfs mounts nothing; use overlay2 or plyfs, or label the store's directory: %w",
+	return fmt.Errorf("layer %s: a mount label: driver vfs mounts nothing; use overlay2 or plyfs, or label the store: %w",
 		id, drivers.ErrNotSupported)
 }
 
@@ -287,7 +288,8 @@ func (d *driver) fillNew(ctx context.Context, dir string, rec record) (err error
 		return err
 	}
 	tree := filepath.Join(dir, treeName)
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, recordName), b, 0o600), os.Mkdir(tree, 0o755), os.Chmod(tree, 0o755)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, recordName), b, 0o600), os.Mkdir(tree, 0o755), os.Chmod(tree,
+		0o755)); err != nil {
 		return err
 	}
 	if !rec.Quota.IsZero() {
@@ -350,11 +352,5 @@ func (d *driver) Remove(ctx context.Context, id string) error {
 	if n := d.mounts.Count(id); n > 0 {
 		return fmt.Errorf("remove layer %s: it is in use by %d: %w", id, n, drivers.ErrInUse)
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := d.releaseQuota(d.home.Layer(id)); err != nil {
-		return fmt.Errorf("remove layer %s: %w", id, err)
-	}
-	return d.home.Remove(ctx, id)
+	return d.home.RemoveReleasing(ctx, id, d.releaseQuota)
 }

@@ -5,6 +5,7 @@ package vfs_test
 import (
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"plyfs/drivers/drivertest"
@@ -13,37 +14,48 @@ import (
 	"plyfs/internal/vm/vmtest"
 )
 
-// TestSuiteProjectQuota runs the suite where the file system enforces quotas, which the kernels of many machines are built
-// without.
+// TestSuiteProjectQuota runs what has to do with space where the file system enforces quotas, which the kernels of many
+// machines are built without.
 func TestSuiteProjectQuota(t *testing.T) {
 	for fstype, mkfs := range map[string][]string{
 		"ext4": {"mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"},
 		"xfs":  {"mkfs.xfs", "-q", "-f"},
 	} {
 		t.Run(fstype, func(t *testing.T) {
-			disk := vmtest.Disk(t, 0)
-			vmtest.Run(t, mkfs[0], append(mkfs[1:], disk)...)
-			mnt := filepath.Join(testenv.Scratch(t), "mnt")
-			if err := os.Mkdir(mnt, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			vmtest.Run(t, "mount", "-o", "prjquota", disk, mnt)
-			t.Cleanup(func() { testenv.Unmount(t, mnt) })
+			mounted := sync.OnceValue(func() string { return projectQuotas(t, mkfs) })
 			drivertest.Run(t, drivertest.Suite{
 				Factory: vfs.Factory(),
 				Base: func(t testing.TB) string {
-					dir, err := os.MkdirTemp(mnt, "base-")
+					dir, err := os.MkdirTemp(mounted(), "base-")
 					if err != nil {
 						t.Fatal(err)
 					}
 					t.Cleanup(func() { _ = os.RemoveAll(dir) })
 					return dir
 				},
-				SmallBase: drivertest.SmallScratch,
+				Cases: []string{
+					"Usage", "RemoveTwice", "SetQuota", "SetQuotaInodes", "QuotaInvalid", "ApplyFullDisk",
+					"Killed",
+				},
+				SmallBase: func(t testing.TB) string { return testenv.Ext4(t, drivertest.SmallSize/2) },
 				Abilities: drivertest.Abilities{
 					QuotaBytes: true, QuotaInodes: true, ReadOnlyGet: true, Mountless: true, Independent: true,
 				},
 			})
 		})
 	}
+}
+
+// projectQuotas returns where a new file system is mounted until the end of the test.
+func projectQuotas(t *testing.T, mkfs []string) string {
+	t.Helper()
+	disk := vmtest.Disk(t, 0)
+	vmtest.Run(t, mkfs[0], append(mkfs[1:], disk)...)
+	mnt := filepath.Join(testenv.Scratch(t), "mnt")
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Run(t, "mount", "-o", "prjquota", disk, mnt)
+	t.Cleanup(func() { testenv.Unmount(t, mnt) })
+	return mnt
 }

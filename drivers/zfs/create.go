@@ -98,25 +98,68 @@ func (d *Driver) clone(ctx context.Context, l dataset, properties map[string]str
 	if err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
-	snapshot := snapshotName()
-	full := parent.name + "@" + snapshot
-	defer d.hold(full)()
-	from := zfs.Dataset{Name: parent.name}
-	made, err := from.Snapshot(snapshot, false)
-	if err != nil {
-		err = explain(err)
-		if errors.Is(err, errNoDataset) {
-			// Removed meanwhile, by this process or behind its back.
-			err = fmt.Errorf("parent %s: %w: %w", l.parent, err, drivers.ErrNotFound)
+	if parent.writable {
+		return d.cloneOfNow(ctx, parent, l, properties)
+	}
+	// What never changes needs one snapshot, whoever makes it first.
+	from := parent.name + "@" + imageSnapshot
+	if parent.snapshot {
+		err := d.cloneFrom(ctx, from, l, properties)
+		if !errors.Is(err, errNoDataset) {
+			return err
 		}
-		return d.undo(ctx, err, zfs.Dataset{Name: full})
+		// Destroyed behind the driver's back.
 	}
-	if _, err := made.Clone(l.name, properties); err != nil {
-		return d.undo(ctx, explain(err), zfs.Dataset{Name: l.name}, *made)
+	if err := d.snapshot(parent, l.parent, imageSnapshot); err != nil && !errors.Is(err, drivers.ErrExists) {
+		return err
 	}
-	// From now on the snapshot goes with the clone.
-	if err := made.Destroy(zfs.DestroyDeferDeletion); err != nil {
-		return d.undo(ctx, explain(err), zfs.Dataset{Name: l.name}, *made)
+	d.noteSnapshot(l.parent, true)
+	return d.cloneFrom(ctx, from, l, properties)
+}
+
+// noteSnapshot notes whether an image layer has its snapshot.
+func (d *Driver) noteSnapshot(id string, has bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l, ok := d.table[id]; ok {
+		l.snapshot = has
+		d.table[id] = l
+	}
+}
+
+// cloneOfNow clones a snapshot of its own, which goes with the clone.
+func (d *Driver) cloneOfNow(ctx context.Context, parent, l dataset, properties map[string]string) error {
+	snapshot := snapshotName()
+	full := zfs.Dataset{Name: parent.name + "@" + snapshot}
+	defer d.hold(full.Name)()
+	if err := d.snapshot(parent, l.parent, snapshot); err != nil {
+		return d.undo(ctx, err, full)
+	}
+	if err := d.cloneFrom(ctx, full.Name, l, properties); err != nil {
+		return d.undo(ctx, err, full)
+	}
+	if err := full.Destroy(zfs.DestroyDeferDeletion); err != nil {
+		return d.undo(ctx, explain(err), zfs.Dataset{Name: l.name}, full)
+	}
+	return nil
+}
+
+// snapshot makes a snapshot of a layer.
+func (d *Driver) snapshot(parent dataset, id, snapshot string) error {
+	from := zfs.Dataset{Name: parent.name}
+	_, err := from.Snapshot(snapshot, false)
+	if err = explain(err); errors.Is(err, errNoDataset) {
+		// Removed meanwhile, by this process or behind its back.
+		return fmt.Errorf("parent %s: %w: %w", id, err, drivers.ErrNotFound)
+	}
+	return err
+}
+
+// cloneFrom clones a snapshot.
+func (d *Driver) cloneFrom(ctx context.Context, snapshot string, l dataset, properties map[string]string) error {
+	from := zfs.Dataset{Name: snapshot, Type: zfs.DatasetSnapshot}
+	if _, err := from.Clone(l.name, properties); err != nil {
+		return d.undo(ctx, explain(err), zfs.Dataset{Name: l.name})
 	}
 	return nil
 }
@@ -136,16 +179,16 @@ func (d *Driver) hold(snapshot string) (release func()) {
 	}
 }
 
-// undo destroys what was made before err, if it is there. If err says that something of that name was there already, nothing
-// is destroyed: this process did not make it.
+// undo destroys what was made before err, if it is there. If err says that something of the first name was there already,
+// or that there is nothing to make it of, that is not destroyed: this process did not make it.
 func (d *Driver) undo(ctx context.Context, err error, made ...zfs.Dataset) error {
-	if errors.Is(err, drivers.ErrExists) {
+	if errors.Is(err, drivers.ErrExists) || errors.Is(err, errNoDataset) {
 		made = made[1:]
 	}
 	ctx = context.WithoutCancel(ctx)
 	errs := []error{err}
 	for _, ds := range made {
-		var flags zfs.DestroyFlag = zfs.DestroyDefault
+		flags := zfs.DestroyDefault
 		if strings.Contains(ds.Name, "@") {
 			flags = zfs.DestroyDeferDeletion
 		}

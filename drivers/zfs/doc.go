@@ -6,7 +6,8 @@
 //	FSNAME/plyfs-TOKEN               all that belongs to one store; user property plyfs:store is the token
 //	FSNAME/plyfs-TOKEN/image/ID      an image layer
 //	FSNAME/plyfs-TOKEN/container/ID  a writable layer
-//	.../ID@plyfs-*                   what children are clones of; marked for deferred destruction, so it goes with the child
+//	.../image/ID@plyfs               what all children of an image layer are clones of
+//	.../container/ID@plyfs-*         what one child of a writable layer is a clone of; goes with it, by deferred destruction
 //	HOME/zfs.json                    the name of the dataset and the token
 //	HOME/graph/ID                    where a layer is mounted
 //	HOME/unfilled/ID                 there while an image layer is being unpacked: its content is not whole

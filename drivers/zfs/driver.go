@@ -29,6 +29,7 @@ const (
 	containerGroup = "container"
 
 	storePrefix    = "plyfs-"
+	imageSnapshot  = "plyfs"
 	snapshotPrefix = "plyfs-"
 	storeProperty  = "plyfs:store"
 )
@@ -73,6 +74,7 @@ type dataset struct {
 	name     string
 	parent   string // id, "" for none
 	writable bool
+	snapshot bool // of an image layer: there is one for children
 }
 
 // defaultBusyWait is for what keeps a dataset busy for a moment: a mount that another namespace copied, a scan of new devices.
@@ -134,6 +136,18 @@ func (d *Driver) load() error {
 	table := make(map[string]dataset, len(list))
 	for _, ds := range list {
 		if id, l, ok := d.layerOf(ds); ok {
+			table[id] = l
+		}
+	}
+	snapshots, err := zfs.Snapshots(d.base)
+	if err != nil {
+		return fmt.Errorf("list the snapshots in %s: %w", d.base, explain(err))
+	}
+	for _, s := range snapshots {
+		ds, snapshot, _ := strings.Cut(s.Name, "@")
+		_, id, ok := d.split(ds)
+		if l, known := table[id]; ok && known && snapshot == imageSnapshot {
+			l.snapshot = true
 			table[id] = l
 		}
 	}

@@ -31,6 +31,7 @@ func explain(err error) error {
 		class error
 	}{
 		{"does not exist", errNoDataset},
+		{"could not find any snapshots", errNoDataset},
 		{"dataset is busy", errBusy},
 		{"already exists", drivers.ErrExists},
 		{"dependent clones", drivers.ErrInUse},

@@ -1,3 +1,5 @@
+//go:build !vm
+
 package zfs
 
 import (
@@ -5,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -126,16 +127,4 @@ func (f *fake) datasets(base string) []string {
 func (f *fake) snapshots(base string) []string {
 	f.t.Helper()
 	return slices.DeleteFunc(f.datasets(base), func(name string) bool { return !strings.Contains(name, "@") })
-}
-
-// layers returns what List names, sorted.
-func layers(t *testing.T, d *Driver) []string {
-	t.Helper()
-	var out []string
-	must(t, d.List(t.Context(), func(i drivers.Info) error {
-		out = append(out, i.ID+"<"+i.Parent+" "+strconv.FormatBool(i.Writable))
-		return nil
-	}))
-	slices.Sort(out)
-	return out
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	zfs "github.com/mistifyio/go-zfs/v4"
 	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
@@ -31,6 +32,13 @@ func (d *Driver) Fill(ctx context.Context, id string, fn func(root string) error
 	}
 	if child, ok := d.hasChild(id); ok {
 		return fmt.Errorf("layer %s is the parent of %s: %w", id, child, drivers.ErrInUse)
+	}
+	if l.snapshot {
+		// Made for a child that was removed, of what the layer was before.
+		if err := d.destroy(ctx, l.name+"@"+imageSnapshot, zfs.DestroyDefault); err != nil {
+			return fmt.Errorf("layer %s: %w", id, err)
+		}
+		d.noteSnapshot(id, false)
 	}
 	if err := d.mark(id); err != nil {
 		return fmt.Errorf("layer %s: %w", id, err)

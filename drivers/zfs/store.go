@@ -114,7 +114,7 @@ func makeDatasets(s store) error {
 			"mountpoint":  "legacy",
 			// Names in a root file system are bytes. These can be told only now, and all beneath inherit them.
 			"casesensitivity": "sensitive",
-			"normalization":   "none",
+			"normalization":   "none", //nolint:misspell // so zfs spells it
 			"utf8only":        "off",
 			// Without, files have no access control lists, and capabilities cost a hidden directory each.
 			"acltype": "posixacl",

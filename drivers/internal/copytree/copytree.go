@@ -1,9 +1,9 @@
-// Package copytree copies directory trees whole: owners, modes, times to the nanosecond, extended attributes with ACLs and file
-// capabilities among them, hard links, holes, device nodes, fifos and sockets. Data is shared where the file system can
-// (FICLONE).
+// Package copytree copies directory trees whole: owners, modes, times to the nanosecond, extended attributes with ACLs
+// and file capabilities among them, hard links, holes, device nodes, fifos and sockets. Data is shared where the file
+// system can (FICLONE).
 //
-// A copy needs a handful of descriptors, however deep the tree is, and follows no symlink in it. The tree that is copied must not be
-// changed meanwhile, the other one must be nobody else's. The package has no state and no locks.
+// A copy needs a handful of descriptors, however deep the tree is, and follows no symlink in it. The tree that is
+// copied must not be changed meanwhile, the other one must be nobody else's. The package has no state and no locks.
 package copytree
 
 import (
@@ -21,15 +21,15 @@ import (
 
 // Options say how a tree is copied; the zero value copies everything.
 type Options struct {
-	// Skip leaves out the content of directories, and other entries whole, for which it returns true; nil keeps all. Paths are relative
-	// to the root.
+	// Skip leaves out the content of directories, and other entries whole, for which it returns true; nil keeps all. Paths
+	// are relative to the root.
 	Skip func(path string) bool
 	// Mutator makes the changes; nil for direct calls.
 	Mutator *sys.Mutator
 }
 
-// Copy makes the directory dst, which is empty, equal to src, its own attributes included. It ends early with ctx's error.
-// An error names the path relative to src, and leaves in dst what was copied so far.
+// Copy makes the directory dst, which is empty, equal to src, its own attributes included. It ends early with ctx's
+// error. An error names the path relative to src, and leaves in dst what was copied so far.
 func Copy(ctx context.Context, dst, src int, o Options) error {
 	c := copier{ctx: ctx, o: o, m: o.Mutator, root: dst, links: make(map[inode]string)}
 	defer c.close()
@@ -145,8 +145,8 @@ func (c *copier) push(p string, from, to int) error {
 	return nil
 }
 
-// enter makes the directory name in the current one and goes into it. Its attributes follow when it is left: until then nothing that
-// is made in it inherits a group or an ACL.
+// enter makes the directory name in the current one and goes into it. Its attributes follow when it is left: until then
+// nothing that is made in it inherits a group or an ACL.
 func (c *copier) enter(name, p string) error {
 	if err := c.m.Mkdir(c.dst, name, 0o700); err != nil {
 		return pathError(p, err)

@@ -46,13 +46,16 @@ func build(t testing.TB, root string) {
 		os.WriteFile(p("empty"), nil, 0), os.WriteFile(p("set-id"), []byte("#!"), 0o644), os.Chown(p("set-id"), 3, 4),
 		unix.Chmod(p("set-id"), 0o6755), unix.Setxattr(p("set-id"), "security.capability",
 			[]byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0),
-		unix.Setxattr(p("d/file"), "user.x", []byte("y"), 0), os.Lchown(p("sym"), 5, 6), os.Chown(p("d/e"), 7, 8), unix.Chmod(p("d/e"), 0o3700))
+		unix.Setxattr(p("d/file"), "user.x", []byte("y"), 0), os.Lchown(p("sym"), 5, 6), os.Chown(p("d/e"), 7,
+			8), unix.Chmod(p("d/e"), 0o3700))
 	if !testenv.InUserNamespace() {
-		must(t, unix.Mknod(p("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), unix.Setxattr(p("d"), "trusted.overlay.opaque", []byte("y"), 0))
+		must(t, unix.Mknod(p("null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))), unix.Setxattr(p("d"),
+			"trusted.overlay.opaque", []byte("y"), 0))
 	}
 	acl := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x06\x00\x07\x00\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
 		"\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x05\x00\xff\xff\xff\xff"
-	must(t, unix.Setxattr(p("d"), "system.posix_acl_default", []byte(acl), 0), unix.Setxattr(p("d"), "system.posix_acl_access", []byte(acl), 0))
+	must(t, unix.Setxattr(p("d"), "system.posix_acl_default", []byte(acl), 0), unix.Setxattr(p("d"),
+		"system.posix_acl_access", []byte(acl), 0))
 	f, err := os.Create(p("sparse"))
 	must(t, err)
 	_, err = f.WriteAt([]byte("data"), 3<<20)

@@ -75,8 +75,8 @@ func (c *copier) file(name string, st *unix.Statx_t) error {
 	return c.attributes(src, "", dst, "", st)
 }
 
-// attributes copies what is neither name nor data. The order matters: chown takes set-id bits and capabilities away, and all of
-// them change times.
+// attributes copies what is neither name nor data. The order matters: chown takes set-id bits and capabilities away,
+// and all of them change times.
 func (c *copier) attributes(srcDir int, srcName string, dstDir int, dstName string, st *unix.Statx_t) error {
 	if err := c.m.Chown(dstDir, dstName, int(st.Uid), int(st.Gid)); err != nil {
 		return err

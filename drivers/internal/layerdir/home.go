@@ -1,7 +1,7 @@
 // Package layerdir keeps the layers of a driver as directories of its home, one each, named by the layer's id.
 //
-// A layer appears and disappears by one rename. What is being made is in a directory .tmp-*, what is being deleted in one
-// .removing-*; no id begins with a dot, so neither is ever taken for a layer, and after a crash Sweep deletes both.
+// A layer appears and disappears by one rename. What is being made is in a directory .tmp-*, what is being deleted in
+// one .removing-*; no id begins with a dot, so neither is ever taken for a layer, and after a crash Sweep deletes both.
 //
 // A Home is safe for concurrent use; operations on one id are serialised by the caller.
 package layerdir
@@ -36,8 +36,8 @@ type Home struct {
 	active map[string]bool // entries that this process is making or deleting; guarded by mu
 }
 
-// Open opens the directory path, which it makes with mode 0700 together with those above it. path is absolute. The caller closes
-// the Home.
+// Open opens the directory path, which it makes with mode 0700 together with those above it. path is absolute. The
+// caller closes the Home.
 func Open(path string) (*Home, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("home %q: not an absolute path: %w", path, drivers.ErrInvalid)
@@ -118,12 +118,12 @@ func (h *Home) Need(id string) error {
 // IDs lists the layers, in no particular order.
 func (h *Home) IDs() (ids []string, err error) {
 	err = layer.List(h.fd, func(e layer.RawDirent) error {
-		if drivers.ValidID(e.Name) != nil {
-			return nil
-		}
 		ok, err := h.Has(e.Name)
 		if ok {
 			ids = append(ids, e.Name)
+		}
+		if errors.Is(err, drivers.ErrInvalid) {
+			return nil // no layer
 		}
 		return err
 	})
@@ -133,8 +133,8 @@ func (h *Home) IDs() (ids []string, err error) {
 	return ids, nil
 }
 
-// Create makes a layer of what fill puts into a new directory of mode 0700, the path of which it is given. Nothing is left if fill
-// fails, nor if there is such a layer, of which the error (drivers.ErrExists) tells.
+// Create makes a layer of what fill puts into a new directory of mode 0700, the path of which it is given. Nothing is
+// left if fill fails, nor if there is such a layer, of which the error (drivers.ErrExists) tells.
 func (h *Home) Create(ctx context.Context, id string, fill func(dir string) error) (err error) {
 	switch ok, err := h.Has(id); {
 	case err != nil:
@@ -167,9 +167,13 @@ func (h *Home) Create(ctx context.Context, id string, fill func(dir string) erro
 	return nil
 }
 
-// Remove deletes a layer; one that is not there is no error. Once ctx is done the layer is gone, and what is left to delete
-// is for Sweep.
-func (h *Home) Remove(ctx context.Context, id string) error {
+// Remove deletes a layer; one that is not there is no error. Once ctx is done the layer is gone, and what is left to
+// delete is for Sweep.
+func (h *Home) Remove(ctx context.Context, id string) error { return h.RemoveReleasing(ctx, id, nil) }
+
+// RemoveReleasing is Remove that calls release, when not nil, with the path of what is about to be deleted, once the layer
+// is gone: a crash leaves a layer with all that belongs to it, or none. Its error leaves the deletion to Sweep.
+func (h *Home) RemoveReleasing(ctx context.Context, id string, release func(dir string) error) error {
 	if err := drivers.ValidID(id); err != nil {
 		return err
 	}
@@ -186,14 +190,19 @@ func (h *Home) Remove(ctx context.Context, id string) error {
 	case err != nil:
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
+	if release != nil {
+		if err := release(filepath.Join(h.path, trash)); err != nil {
+			return fmt.Errorf("remove layer %s: %w", id, err)
+		}
+	}
 	if err := RemoveTree(ctx, h.fd, trash); err != nil {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
 	return nil
 }
 
-// Sweep deletes what interrupted operations left behind. What this process is making or deleting stays. release, when not nil,
-// is told the path of each entry before it is deleted.
+// Sweep deletes what interrupted operations left behind. What this process is making or deleting stays. release, when
+// not nil, is told the path of each entry before it is deleted.
 func (h *Home) Sweep(ctx context.Context, release func(dir string) error) error {
 	var left []string
 	err := layer.List(h.fd, func(e layer.RawDirent) error {

@@ -120,6 +120,24 @@ func TestRemove(t *testing.T) {
 	if got := names(t, h.Path()); got != nil {
 		t.Errorf("home has %v", got)
 	}
+	must(t, h.Create(t.Context(), "m", func(string) error { return nil }))
+	failure, told := errors.New("failure"), ""
+	err := h.RemoveReleasing(t.Context(), "m", func(dir string) error {
+		told = dir
+		return failure
+	})
+	if !errors.Is(err, failure) || !errors.Is(h.Need("m"), drivers.ErrNotFound) {
+		t.Error(err, h.Need("m"))
+	}
+	must(t, h.Sweep(t.Context(), func(dir string) error {
+		if dir != told {
+			t.Errorf("swept %s, not %s", dir, told)
+		}
+		return nil
+	}))
+	if got := names(t, h.Path()); got != nil {
+		t.Errorf("home has %v", got)
+	}
 	if err := h.Remove(t.Context(), "../x"); !errors.Is(err, drivers.ErrInvalid) {
 		t.Error(err)
 	}
@@ -248,7 +266,8 @@ func TestRemoveTreeCancelled(t *testing.T) {
 func TestUsage(t *testing.T) {
 	testenv.CheckLeaks(t)
 	dir := testenv.Scratch(t)
-	must(t, os.MkdirAll(filepath.Join(dir, "x/d"), 0o755), os.WriteFile(filepath.Join(dir, "x/f"), make([]byte, 100_000), 0o600),
+	must(t, os.MkdirAll(filepath.Join(dir, "x/d"), 0o755), os.WriteFile(filepath.Join(dir, "x/f"), make([]byte, 100_000),
+		0o600),
 		os.Link(filepath.Join(dir, "x/f"), filepath.Join(dir, "x/d/g")), os.Symlink("f", filepath.Join(dir, "x/s")),
 		os.Mkdir(filepath.Join(dir, "x/m"), 0o755), unix.Mount("tmpfs", filepath.Join(dir, "x/m"), "tmpfs", 0, ""),
 		os.WriteFile(filepath.Join(dir, "x/m/big"), make([]byte, 1<<20), 0o600))

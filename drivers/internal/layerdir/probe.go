@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Scratch makes a directory in which a driver can try what it needs: beneath home, or the nearest directory above it that
-// exists, so on the same file system. remove deletes it with all in it.
+// Scratch makes a directory in which a driver can try what it needs: beneath home, or the nearest directory above it
+// that exists, so on the same file system. remove deletes it with all in it.
 func Scratch(home string) (dir string, remove func() error, err error) {
 	if !filepath.IsAbs(home) {
 		return "", nil, fmt.Errorf("%q is not an absolute path", home)

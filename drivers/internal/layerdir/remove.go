@@ -13,9 +13,9 @@ import (
 	"plyfs/internal/sys"
 )
 
-// RemoveTree deletes name in dirfd and all beneath it; what is not there is no error. It follows no symlink, enters no other mount
-// (what is mounted in the tree is detached), takes immutable flags away, and needs two descriptors however deep the tree is.
-// It ends early with ctx's error. The tree must be nobody else's.
+// RemoveTree deletes name in dirfd and all beneath it; what is not there is no error. It follows no symlink, enters no
+// other mount (what is mounted in the tree is detached), takes immutable flags away, and needs two descriptors however
+// deep the tree is. It ends early with ctx's error. The tree must be nobody else's.
 func RemoveTree(ctx context.Context, dirfd int, name string) error {
 	r := remover{ctx: ctx, base: dirfd, cur: dirfd}
 	defer func() {
@@ -125,8 +125,8 @@ func (r *remover) detach(name string) error {
 	return unix.Unmount(sys.ProcPath(r.cur)+"/"+name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 }
 
-// unprotect takes immutable and append-only flags from the current directory and from name, and gives the directory to its
-// owner's hands. It says whether it changed anything.
+// unprotect takes immutable and append-only flags from the current directory and from name, and gives the directory to
+// its owner's hands. It says whether it changed anything.
 func (r *remover) unprotect(name string) (changed bool) {
 	changed = clearFlags(r.cur)
 	fd, err := sys.Openat(r.cur, name, unix.O_RDONLY|unix.O_NONBLOCK)

@@ -12,8 +12,8 @@ import (
 	"plyfs/internal/sys"
 )
 
-// Usage adds up what the tree at dir takes up, dir itself included: allocated blocks, and inodes, a file with several names once. It
-// enters no other mount, and ends early with ctx's error.
+// Usage adds up what the tree at dir takes up, dir itself included: allocated blocks, and inodes, a file with several
+// names once. It enters no other mount, and ends early with ctx's error.
 func Usage(ctx context.Context, dir string) (u drivers.Usage, err error) {
 	root, err := layer.Open(dir)
 	if err != nil {

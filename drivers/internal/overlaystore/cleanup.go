@@ -7,12 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	
+
 	"plyfs/drivers"
 )
 
-// Cleanup implements drivers.Driver: it deletes what was being made or deleted, makes links anew that a crash lost, and detaches
-// mounts whose server is gone.
+// Cleanup implements drivers.Driver: it deletes what was being made or deleted, makes links anew that a crash lost, and
+// detaches mounts whose server is gone.
 func (s *Store) Cleanup(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -28,7 +28,7 @@ func (s *Store) Cleanup(ctx context.Context) error {
 			return err
 		}
 		if id, ok := idOf(name); ok {
-			errs = append(errs, s.cleanLayer(id))
+			errs = append(errs, s.cleanLayer(ctx, id))
 		}
 	}
 	errs = append(errs, s.cleanLinks(), s.mounts.Refresh())
@@ -39,7 +39,7 @@ func (s *Store) Cleanup(ctx context.Context) error {
 }
 
 // cleanLayer puts one layer's directory in order.
-func (s *Store) cleanLayer(id string) error {
+func (s *Store) cleanLayer(ctx context.Context, id string) error {
 	defer s.locks.Lock(id)()
 	e, there := s.lookup(id)
 	if !there {
@@ -52,8 +52,8 @@ func (s *Store) cleanLayer(id string) error {
 	}
 	errs = append(errs, err)
 	errs = append(errs, detachDead(s.target(id)))
-	if s.mounts.Count(id) == 0 && !mounted(s.target(id)) {
-		errs = append(errs, removeEmpty(s.target(id)))
+	if s.mounts.Count(id) == 0 {
+		errs = append(errs, s.cleanTarget(ctx, id))
 	}
 	// A crash of the machine may have lost the link, and kept the layer.
 	link, err := s.readLink(id)
@@ -64,6 +64,23 @@ func (s *Store) cleanLayer(id string) error {
 		errs = append(errs, os.Symlink(linkTarget(id), s.linkPath(link)))
 	}
 	return errors.Join(errs...)
+}
+
+// cleanTarget removes the mount point of a layer to which nobody has a reference. A mount that is in use all the same
+// stays.
+func (s *Store) cleanTarget(ctx context.Context, id string) error {
+	target := s.target(id)
+	if drivers.IsMountPoint(target) {
+		err := s.mounter.Unmount(ctx, id, target)
+		if errors.Is(err, drivers.ErrInUse) {
+			s.log.Warn("a mount to which nobody has a reference is in use", "layer", id, "error", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return errors.Join(removeEmpty(target), s.afterUnmount(id))
 }
 
 // reportDamage logs what is wrong with a layer: it must not keep the others from being cleaned up.

@@ -143,8 +143,8 @@ func (l *layer) checkDepth() error {
 	return nil
 }
 
-// fill makes the content of a layer's directory in dir. root is the directory whose attributes the layer's root takes over,
-// so that it looks as its parent's.
+// fill makes the content of a layer's directory in dir. root is the directory whose attributes the layer's root takes
+// over, so that it looks as its parent's.
 func (s *Store) fill(dir, root string, l *layer) (err error) {
 	diff := filepath.Join(dir, diffDir)
 	subdirs := []string{diff}

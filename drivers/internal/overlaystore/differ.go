@@ -85,13 +85,8 @@ func (s *Store) flush(id string) {
 	if s.mounts.Count(id) == 0 {
 		return
 	}
-	fd, err := unix.Open(s.target(id), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
-		s.log.Warn("a mount could not be synced before its difference is read", "layer", id, "error", err)
+	if err := s.mounter.Flush(s.target(id)); err != nil {
+		s.log.Warn("a mount could not be flushed before its difference is read", "layer", id, "error", err)
 	}
 }
 
@@ -140,8 +135,8 @@ func (s *Store) DiffSize(ctx context.Context, id, parent string) (size int64, er
 	return d.Size(ctx)
 }
 
-// ApplyDiff implements drivers.Differ. The stream is unpacked beside the layer's directory, which it replaces when it is
-// complete: the layer is empty until then.
+// ApplyDiff implements drivers.Differ. The stream is unpacked beside the layer's directory, which it replaces when it
+// is complete: the layer is empty until then.
 func (s *Store) ApplyDiff(
 	ctx context.Context, id string, r io.Reader, o *drivers.ApplyOptions,
 ) (res tarlayer.ApplyResult, err error) {

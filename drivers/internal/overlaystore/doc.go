@@ -1,10 +1,10 @@
-// Package overlaystore is what the drivers overlay2 and plyfs share: layers as directories in the layout of moby's overlay2
-// driver, which either of them mounts in its own way (Mounter).
+// Package overlaystore is what the drivers overlay2 and plyfs share: layers as directories in the layout of moby's
+// overlay2 driver, which either of them mounts in its own way (Mounter).
 //
 //	home/
 //	  l/LINK             symlink to ../ID/diff: short, so that many fit into the options of a mount
 //	  ID/
-//	    diff/            what the layer changes, in the overlay form: the upper of a writable layer, a lower of all above it
+//	    diff/            what the layer changes, in the overlay form: a writable layer's upper, a lower of all above
 //	    link             LINK, 26 characters
 //	    lower            l/LINK:l/LINK..., the layers below, topmost first; none for a layer without a parent
 //	    work/            work directory of a writable layer
@@ -17,8 +17,8 @@
 // ID is the layer's id, but for "l", whose directory is "l.l". Names that begin with a dot are no ids.
 //
 // A layer is staged in a directory of its own and renamed to its place, and unpacked the same way; it is deleted by
-// renaming it away first. So a crash leaves the layer whole, or not at all. `lower` holds the whole chain, so that a mount
-// needs no walk; its length is bounded by what the kernel mounts (MaxLowers).
+// renaming it away first. So a crash leaves the layer whole, or not at all. `lower` holds the whole chain, so that a
+// mount needs no walk; its length is bounded by what the kernel mounts (MaxLowers).
 //
 // # Locks
 //

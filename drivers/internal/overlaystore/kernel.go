@@ -20,8 +20,9 @@ type KernelMount struct {
 	Options []string
 }
 
-// Mount mounts on target. It uses the mount interface of Linux 6.7 and later, in which layers are given one by one, and on
-// older kernels mount(2), whose options must fit a page. The error carries the kernel's own message where there is one.
+// Mount mounts on target. It uses the mount interface of Linux 6.7 and later, in which layers are given one by one, and
+// on older kernels mount(2), whose options must fit a page. The error carries the kernel's own message where there is
+// one.
 func (m KernelMount) Mount(target string) error {
 	err := m.mountByFSConfig(target)
 	if errors.Is(err, errOldKernel) {
@@ -85,8 +86,8 @@ func configure(fs int, key, value string) (err error) {
 	return fmt.Errorf("overlay option %s=%s: %w%s", key, value, err, message)
 }
 
-// parameters are what describes the mount, in order. home is a descriptor of Home, for paths that are too long otherwise, or hold what
-// the kernel takes for an escape in some of them and not in others.
+// parameters are what describes the mount, in order. home is a descriptor of Home, for paths that are too long
+// otherwise, or hold what the kernel takes for an escape in some of them and not in others.
 func (m KernelMount) parameters(home int) [][2]string {
 	short := func(p string) string {
 		if abs := m.Path(p); filepath.IsAbs(p) || len(abs) <= maxParameter && !strings.Contains(abs, `\`) {
@@ -161,7 +162,9 @@ func mountIn(dir, target string, flags uintptr, data string) error {
 }
 
 // data are the options as mount(2) takes them.
-func (m KernelMount) data() string { return strings.Join(m.options(func(p string) string { return p }), ",") }
+func (m KernelMount) data() string {
+	return strings.Join(m.options(func(p string) string { return p }), ",")
+}
 
 // options are the options as mount(8) takes them, with each path as of says.
 func (m KernelMount) options(of func(path string) string) []string {

@@ -13,7 +13,8 @@ import (
 	"plyfs/drivers"
 )
 
-// MaxLowers is how many lower layers the kernel's overlayfs mounts (cf. overlayfs params.h OVL_MAX_STACK), and plyfs too.
+// MaxLowers is how many lower layers the kernel's overlayfs mounts (cf. overlayfs params.h OVL_MAX_STACK), and plyfs
+// too.
 const MaxLowers = 500
 
 // The names of the layout; see the package doc.
@@ -53,10 +54,10 @@ type layer struct {
 	below []string
 }
 
-// dirName is the name of a layer's directory: its id, unless that would be the directory of links. "l" and what would be in its
-// way go by "l.l", "l.l.l" and so on.
+// dirName is the name of a layer's directory: its id, unless that would be the directory of links. "l" and what would
+// be in its way go by "l.l", "l.l.l" and so on.
 func dirName(id string) string {
-	if id == linksDir || strings.HasPrefix(id, aliasSuffix[1:]+".") && strings.ReplaceAll(id, aliasSuffix, "") == linksDir {
+	if strings.ReplaceAll(id, aliasSuffix, "") == linksDir {
 		return id + aliasSuffix
 	}
 	return id
@@ -82,8 +83,8 @@ func (s *Store) dir(id string, parts ...string) string {
 
 func (s *Store) linkPath(link string) string { return filepath.Join(s.home, linksDir, link) }
 
-// readLayer reads the directory of a layer. The error wraps ErrNotFound if there is none, and ErrDamaged, naming the file, if
-// it is not as it was written.
+// readLayer reads the directory of a layer. The error wraps ErrNotFound if there is none, and ErrDamaged, naming the
+// file, if it is not as it was written.
 func (s *Store) readLayer(id string) (*layer, error) {
 	if _, err := os.Lstat(s.dir(id)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -109,7 +110,8 @@ func (s *Store) readLayer(id string) (*layer, error) {
 		}
 	}
 	if (l.Parent != "") != (len(l.below) > 0) {
-		return nil, damaged(s.dir(id, lowerFile), fmt.Errorf("parent is %q, and there are %d layers below", l.Parent, len(l.below)))
+		why := fmt.Errorf("parent is %q, and there are %d layers below", l.Parent, len(l.below))
+		return nil, damaged(s.dir(id, lowerFile), why)
 	}
 	return l, nil
 }

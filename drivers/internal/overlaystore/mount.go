@@ -40,9 +40,11 @@ type Mounter interface {
 	Plan(k Stack) drivers.Mount
 	// Mount mounts the stack on target, an empty directory. After an error nothing is mounted.
 	Mount(ctx context.Context, k Stack, target string) error
-	// Unmount undoes Mount, and returns when all that was written is in the upper. The error wraps drivers.ErrInUse, and the
-	// mount stays, if something in it is in use.
+	// Unmount undoes Mount, and returns when all that was written is in the upper. The error wraps drivers.ErrInUse,
+	// and the mount stays, if something in it is in use.
 	Unmount(ctx context.Context, id, target string) error
+	// Flush has a mount begin to write to its upper what it caches, so that a difference can be read there.
+	Flush(target string) error
 }
 
 // Get implements drivers.Driver.
@@ -74,6 +76,12 @@ func (s *Store) Get(ctx context.Context, id string, o *drivers.GetOptions) (stri
 func (s *Store) mount(ctx context.Context, k Stack, target string) error {
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
+	}
+	if drivers.IsMountPoint(target) {
+		// Nobody knows of it: the records of mounts were lost, and two mounts would write to one upper.
+		if err := s.mounter.Unmount(ctx, k.ID, target); err != nil {
+			return fmt.Errorf("it is mounted already, by whom is not known: %w", err)
+		}
 	}
 	if !s.selinux {
 		k.Label = "" // the kernel knows no such option
@@ -137,7 +145,9 @@ func (s *Store) stack(id string, o drivers.GetOptions) (Stack, error) {
 	if err != nil {
 		return Stack{}, err
 	}
-	k := Stack{ID: id, Home: s.home, Empty: s.emptyLower(), ReadOnly: o.ReadOnly || s.readOnly, Label: l.Label, Quota: l.Quota}
+	k := Stack{
+		ID: id, Home: s.home, Empty: s.emptyLower(), ReadOnly: o.ReadOnly || s.readOnly, Label: l.Label, Quota: l.Quota,
+	}
 	if k.Label == "" {
 		k.Label = o.MountLabel
 	}
@@ -171,11 +181,12 @@ func (s *Store) target(id string) string {
 // mounted says whether anything is mounted on target, a file system whose server is gone included.
 func mounted(target string) bool { return isDead(target) || drivers.IsMountPoint(target) }
 
-// isDead says whether a file system whose server is gone is mounted on target. It asks the server: the kernel may know the root's
-// attributes by heart.
+// isDead says whether a file system whose server is gone is mounted on target. It asks the server: the kernel may know
+// the root's attributes by heart.
 func isDead(target string) bool {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_FORCE_SYNC
+	err := unix.Statx(unix.AT_FDCWD, target, flags, unix.STATX_BASIC_STATS, &st)
 	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 }
 

@@ -12,8 +12,8 @@ import (
 	"plyfs/drivers"
 )
 
-// Remove implements drivers.Driver. The layer is gone as soon as its directory is renamed; what cannot be deleted then is left
-// to Cleanup.
+// Remove implements drivers.Driver. The layer is gone as soon as its directory is renamed; what cannot be deleted then
+// is left to Cleanup.
 func (s *Store) Remove(ctx context.Context, id string) (err error) {
 	defer func() {
 		if err != nil {

@@ -51,8 +51,8 @@ type Quotas interface {
 	Release(dirs ...string) error
 }
 
-// Store keeps the layers of one home. It implements all of drivers.Driver, drivers.Differ and drivers.Planner, for a driver
-// to embed.
+// Store keeps the layers of one home. It implements all of drivers.Driver, drivers.Differ and drivers.Planner, for a
+// driver to embed.
 type Store struct {
 	name     string
 	home     string

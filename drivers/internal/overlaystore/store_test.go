@@ -28,7 +28,11 @@ func (kernelMounter) Mount(_ context.Context, k Stack, target string) error {
 	return KernelMount{Stack: k, Options: []string{"index=off"}}.Mount(target)
 }
 
-func (kernelMounter) Unmount(ctx context.Context, _, target string) error { return Unmount(ctx, target) }
+func (kernelMounter) Flush(string) error { return nil }
+
+func (kernelMounter) Unmount(ctx context.Context, _, target string) error {
+	return Unmount(ctx, target)
+}
 
 // noQuotas has quotas nowhere.
 type noQuotas struct{}
@@ -291,6 +295,39 @@ func TestMountByPage(t *testing.T) {
 		k.Lowers = append(k.Lowers, k.Lowers[0])
 	}
 	wants(t, "200 layers", KernelMount{Stack: k}.mountByPage(target), drivers.ErrNotSupported)
+}
+
+// TestLostRecords: a mount of which nobody knows any more is not mounted over, nor does it keep a layer from being
+// removed.
+func TestLostRecords(t *testing.T) {
+	base := testenv.Scratch(t)
+	s := open(t, base)
+	must(t, s.CreateReadWrite(t.Context(), "c", "", nil))
+	lose := func() *Store {
+		t.Helper()
+		_, err := s.Get(t.Context(), "c", nil)
+		must(t, err)
+		must(t, os.RemoveAll(filepath.Join(base, "run")))
+		return open(t, base)
+	}
+	s = lose()
+	root, err := s.Get(t.Context(), "c", nil)
+	must(t, err)
+	must(t, s.Put(t.Context(), "c"))
+	if _, err := os.Lstat(root); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the mount point is left: %v", err)
+	}
+	s = lose()
+	wants(t, "Remove", s.Remove(t.Context(), "c"), drivers.ErrInUse)
+	f, err := os.Create(filepath.Join(root, "f"))
+	must(t, err)
+	must(t, s.Cleanup(t.Context()))
+	if !drivers.IsMountPoint(root) {
+		t.Error("a mount in use is gone")
+	}
+	must(t, f.Close())
+	must(t, s.Cleanup(t.Context()))
+	must(t, s.Remove(t.Context(), "c"))
 }
 
 func TestRemoveInUse(t *testing.T) {

@@ -14,7 +14,8 @@ import (
 	"plyfs/drivers"
 )
 
-// busyTries is how often a busy mount is tried again, busyWait apart: programs that look at all mounts hold one for moments.
+// busyTries is how often a busy mount is tried again, busyWait apart: programs that look at all mounts hold one for
+// moments.
 const (
 	busyTries = 10
 	busyWait  = 20 * time.Millisecond

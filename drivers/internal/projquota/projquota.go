@@ -1,10 +1,11 @@
-// Package projquota bounds directory trees by the project quotas of the file system that they lie on: ext4 and xfs mounted with
-// prjquota, f2fs.
+// Package projquota bounds directory trees by the project quotas of the file system that they lie on: ext4 and xfs
+// mounted with prjquota, f2fs.
 //
-// A directory with a quota has a project of its own, which everything made beneath it inherits. The number is chosen at random
-// from a range that this package uses alone, and only if the file system knows nothing of it: other users of project quotas
-// (dockerd, containers/storage, which count up from small numbers; /etc/projid) are never met, and nothing but the directory itself needs
-// to remember it, so it survives every restart. What a project may use is kept by the file system.
+// A directory with a quota has a project of its own, which everything made beneath it inherits. The number is chosen at
+// random from a range that this package uses alone, and only if the file system knows nothing of it: other users of
+// project quotas (dockerd, containers/storage, which count up from small numbers; /etc/projid) are never met, and
+// nothing but the directory itself needs to remember it, so it survives every restart. What a project may use is kept
+// by the file system.
 //
 // The package has no locks: two processes would have to draw the same number of 2^30 at the same moment to share it.
 package projquota
@@ -41,6 +42,7 @@ func (realKernel) enforced(fd int) (bool, error) { return sys.ProjectQuotasEnfor
 func (realKernel) quota(fd int, id uint32) (sys.ProjectQuota, error) {
 	return sys.GetProjectQuota(fd, id)
 }
+
 func (realKernel) setQuota(fd int, id uint32, q sys.ProjectQuota) error {
 	return sys.SetProjectQuota(fd, id, q)
 }
@@ -58,8 +60,8 @@ type Control struct {
 	draw func() uint32
 }
 
-// Open finds out whether trees beneath the directory home can be bounded. Where they can't, the error wraps drivers.ErrNotSupported
-// and says why and what to do. The caller closes the Control.
+// Open finds out whether trees beneath the directory home can be bounded. Where they can't, the error wraps
+// drivers.ErrNotSupported and says why and what to do. The caller closes the Control.
 func Open(home string) (*Control, error) { return open(home, realKernel{}) }
 
 func open(home string, k kernel) (*Control, error) {
@@ -118,9 +120,10 @@ func unused(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(er
 // Close ends the use of the Control; quotas stay.
 func (c *Control) Close() error { return unix.Close(c.fd) }
 
-// Set bounds everything that will be made beneath the given directories, taken together, by one quota. Directories that have
-// no project of this package yet get one; what they contain already does not count. Directories that have one must share it.
-// A zero quota takes the limits away. On error the directories may have a project, but no limits that are not those of q.
+// Set bounds everything that will be made beneath the given directories, taken together, by one quota. Directories that
+// have no project of this package yet get one; what they contain already does not count. Directories that have one must
+// share it. A zero quota takes the limits away. On error the directories may have a project, but no limits that are not
+// those of q.
 func (c *Control) Set(q drivers.Quota, dirs ...string) error {
 	if q.Bytes < 0 || q.Inodes < 0 {
 		return fmt.Errorf("quota of %d bytes, %d inodes: %w", q.Bytes, q.Inodes, drivers.ErrInvalid)
@@ -155,7 +158,8 @@ func (c *Control) shared(dirs []string) (id uint32, err error) {
 			return 0, err
 		case p == 0 || p == id:
 		case id != 0:
-			return 0, fmt.Errorf("project quota of %s: belongs to project %d, another directory to %d: %w", dir, p, id, drivers.ErrInvalid)
+			return 0, fmt.Errorf("project quota of %s: belongs to project %d, another directory to %d: %w", dir, p, id,
+				drivers.ErrInvalid)
 		default:
 			id = p
 		}
@@ -176,7 +180,8 @@ func (c *Control) allocate() (uint32, error) {
 			return 0, fmt.Errorf("project %d at %s: %w", id, c.home, err)
 		}
 	}
-	return 0, fmt.Errorf("%d project numbers at %s, drawn at random from %d, are all in use: %w", tries, c.home, countID, drivers.ErrInUse)
+	return 0, fmt.Errorf("%d project numbers at %s, drawn at random from %d, are all in use: %w", tries, c.home, countID,
+		drivers.ErrInUse)
 }
 
 func (c *Control) limit(id uint32, q drivers.Quota) error {
@@ -231,8 +236,8 @@ func (c *Control) Quota(dir string) (drivers.Quota, error) {
 	return drivers.Quota{Bytes: int64(q.HardKiB) * 1024, Inodes: int64(q.HardInodes)}, err
 }
 
-// Usage returns what the trees that share dir's quota take up, at once and exactly. The error wraps drivers.ErrNotFound if dir has no
-// project of this package.
+// Usage returns what the trees that share dir's quota take up, at once and exactly. The error wraps drivers.ErrNotFound
+// if dir has no project of this package.
 func (c *Control) Usage(dir string) (drivers.Usage, error) {
 	q, err := c.read(dir)
 	return drivers.Usage{Bytes: int64(q.Space), Inodes: int64(q.Inodes)}, err
@@ -252,8 +257,9 @@ func (c *Control) read(dir string) (q sys.ProjectQuota, err error) {
 	return q, nil
 }
 
-// Release takes the limits of dir away, so that nothing is left of its project once the tree is deleted. It is called before
-// the deletion, while dir still tells which project it was. A directory without a project of this package is no error.
+// Release takes the limits of dir away, so that nothing is left of its project once the tree is deleted. It is called
+// before the deletion, while dir still tells which project it was. A directory without a project of this package is no
+// error.
 func (c *Control) Release(dir string) error {
 	id, err := c.project(dir)
 	if err != nil || id == 0 {

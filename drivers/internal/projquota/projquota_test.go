@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +25,10 @@ type fake struct {
 }
 
 func newFake() *fake {
-	return &fake{quotas: make(map[uint32]sys.ProjectQuota), projects: make(map[uint64]sys.FSXattr), fail: make(map[string]error)}
+	return &fake{
+		quotas: make(map[uint32]sys.ProjectQuota), projects: make(map[uint64]sys.FSXattr),
+		fail: make(map[string]error),
+	}
 }
 
 func (f *fake) enforced(int) (bool, error) {
@@ -120,7 +124,7 @@ func TestSet(t *testing.T) {
 	if err := c.Set(want, dirs[0], dirs[1]); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Join(f.log, " ") != "limit assign assign" {
+	if !slices.Equal(f.log, []string{"limit", "assign", "assign"}) {
 		t.Errorf("calls: %v", f.log)
 	}
 	for _, d := range dirs[:2] {

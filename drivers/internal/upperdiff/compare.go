@@ -24,8 +24,8 @@ type side struct {
 
 func (s side) isDir() bool { return s.node != nil && s.node.IsDir() }
 
-// place is the directory of the upper that belongs to a merged directory which both views merge from the same lowers: they
-// differ in no names but those that it holds, and those in further.
+// place is the directory of the upper that belongs to a merged directory which both views merge from the same lowers:
+// they differ in no names but those that it holds, and those in further.
 type place struct {
 	fd      int // -1 for none
 	further *names
@@ -43,8 +43,8 @@ func (c *comparer) add(path string, k tarlayer.Kind) {
 	c.list = append(c.list, tarlayer.Change{Path: path, Kind: k})
 }
 
-// compareDirs compares what is in the directory path; older may be no directory. at is nil if every name may differ. changed says
-// whether anything does.
+// compareDirs compares what is in the directory path; older may be no directory. at is nil if every name may differ.
+// changed says whether anything does.
 func (c *comparer) compareDirs(path string, newer, older side, at *place) (changed bool, err error) {
 	if err := c.ctx.Err(); err != nil {
 		return false, err
@@ -99,7 +99,13 @@ func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *p
 	if err != nil {
 		return false, pathError("look up", path, err)
 	}
-	defer c.newer.release(newer)
+	defer func() {
+		if changed && len(c.newer.kept) < maxKept && newer.node != nil {
+			c.newer.kept = append(c.newer.kept, newer.node)
+			return
+		}
+		c.newer.release(newer)
+	}()
 	var older side
 	if olderDir.isDir() {
 		if older, err = lookup(c.older, olderDir, name); err != nil {
@@ -181,7 +187,8 @@ func (v *View) release(s side) {
 	}
 }
 
-// candidates are the names that the upper directory holds or deletes, and the further ones. marks are those of the AUFS form.
+// candidates are the names that the upper directory holds or deletes, and the further ones. marks are those of the AUFS
+// form.
 func (p *place) candidates() (list []string, marks map[string]bool, err error) {
 	found := make(map[string]bool)
 	marks = make(map[string]bool)

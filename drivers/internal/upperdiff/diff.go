@@ -19,7 +19,8 @@ type Diff struct {
 	narrow bool
 }
 
-// Open opens both layers; the zero Layers for older stand for an empty tree without even a root. The caller closes the Diff.
+// Open opens both layers; the zero Layers for older stand for an empty tree without even a root. The caller closes the
+// Diff.
 func Open(newer, older Layers) (*Diff, error) {
 	d := &Diff{}
 	var err error

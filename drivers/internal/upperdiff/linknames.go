@@ -41,9 +41,9 @@ func (l linkNames) note(path string, a union.Attr, k tarlayer.Kind) {
 	}
 }
 
-// complete adds to the changes the unchanged names of files that have a new one: a stream in which they are not together would
-// make a second file of it. All of them were compared: a file with a new name was copied up, and so is in the upper under
-// all its names, or in the index.
+// complete adds to the changes the unchanged names of files that have a new one: a stream in which they are not
+// together would make a second file of it. All of them were compared: a file with a new name was copied up, and so is
+// in the upper under all its names, or in the index.
 func (l linkNames) complete(list []tarlayer.Change) []tarlayer.Change {
 	var missing []string
 	for _, set := range l {

@@ -44,8 +44,8 @@ type linked struct {
 	ino uint64
 }
 
-// furtherNames finds the names in the lowers of files that the hard-link index says were copied up under another name: nil if
-// there is none.
+// furtherNames finds the names in the lowers of files that the hard-link index says were copied up under another name:
+// nil if there is none.
 func (d *Diff) furtherNames(ctx context.Context) (*names, error) {
 	files, err := d.linkedFiles()
 	if err != nil || len(files) == 0 {
@@ -100,8 +100,8 @@ func (d *Diff) linkedFiles() (files []linked, err error) {
 	return files, pathError("list the index in", d.newer.work.Path, err)
 }
 
-// complete says whether the upper has every name of the file of an index entry. The union's link count is kept relative to the
-// upper inode's, in which the index counts too (cf. overlayfs inode.c ovl_get_nlink).
+// complete says whether the upper has every name of the file of an index entry. The union's link count is kept relative
+// to the upper inode's, in which the index counts too (cf. overlayfs inode.c ovl_get_nlink).
 func complete(idx int, name string) bool {
 	for _, ns := range namespaces() {
 		v, err := cow.GetXattr(idx, name, ns.Nlink)

@@ -12,8 +12,8 @@ import (
 // compareBuffer is how much of two files is compared at a time.
 const compareBuffer = 128 << 10
 
-// same says whether two objects are equal: cf. tarlayer.Compare. Of directories, only what they are counts, not what is in them
-// nor when that changed.
+// same says whether two objects are equal: cf. tarlayer.Compare. Of directories, only what they are counts, not what is
+// in them nor when that changed.
 func (c *comparer) same(newer, older side) (bool, error) {
 	a, b := &newer.attr, &older.attr
 	if a.Mode != b.Mode || a.UID != b.UID || a.GID != b.GID {
@@ -60,8 +60,8 @@ func (c *comparer) sameTarget(newer, older side) (bool, error) {
 	return x == y, err
 }
 
-// sameContent compares files that are equal in all else, if the data of the newer is its own: what it shows of a lower is what
-// the older shows.
+// sameContent compares files that are equal in all else, if the data of the newer is its own: what it shows of a lower
+// is what the older shows.
 func (c *comparer) sameContent(newer, older side) (bool, error) {
 	f, own, err := c.newer.u.Backing(newer.node, false)
 	if err != nil {

@@ -33,6 +33,19 @@ type View struct {
 	lowers      []*layer.Layer
 	// trail is the directories on the way to the path that was asked for last, with a reference to each.
 	trail []step
+	last  found
+	// kept are nodes of changes, each with a reference: whoever writes them asks for them again.
+	kept []*union.Node
+}
+
+// maxKept bounds the nodes that are kept, some hundred bytes each.
+const maxKept = 16 << 10
+
+// found is the object that was asked for last, with a reference to its node.
+type found struct {
+	path string
+	node *union.Node
+	attr union.Attr
 }
 
 type step struct {
@@ -75,7 +88,11 @@ func OpenView(a Layers) (v *View, err error) {
 
 // Close closes the layers.
 func (v *View) Close() error {
+	v.drop()
 	v.cut(0)
+	for _, n := range v.kept {
+		v.u.Forget(n, 1)
+	}
 	return v.u.Close()
 }
 
@@ -87,24 +104,43 @@ func (v *View) cut(i int) {
 	v.trail = v.trail[:i]
 }
 
-// find returns the node of path, and a function that gives it back.
-func (v *View) find(path string) (n *union.Node, a union.Attr, done func(), err error) {
+// find returns the node of path, which is the View's until it is asked for another path, and what was found out about
+// it: the methods of a Source come in turns for one path.
+func (v *View) find(path string) (*union.Node, union.Attr, error) {
+	if v.last.node != nil && v.last.path == path {
+		return v.last.node, v.last.attr, nil
+	}
+	n, a, err := v.lookup(path)
+	if err != nil {
+		return nil, a, pathError("look up", path, err)
+	}
+	v.drop()
+	v.last = found{path: path, node: n, attr: a}
+	return n, a, nil
+}
+
+// drop gives back the node that was found last.
+func (v *View) drop() {
+	if v.last.node != nil {
+		v.u.Forget(v.last.node, 1)
+	}
+	v.last = found{}
+}
+
+// lookup finds path; the caller forgets the node.
+func (v *View) lookup(path string) (*union.Node, union.Attr, error) {
+	if path == "" {
+		return v.u.Parent(v.u.Root())
+	}
 	dir, name := "", path
 	if i := strings.LastIndexByte(path, '/'); i >= 0 {
 		dir, name = path[:i], path[i+1:]
 	}
 	at, err := v.walk(dir)
 	if err != nil {
-		return nil, a, nil, pathError("look up", path, err)
+		return nil, union.Attr{}, err
 	}
-	if path == "" {
-		a, err = v.u.GetAttr(at)
-		return at, a, func() {}, pathError("stat", path, err)
-	}
-	if n, a, err = v.u.Lookup(at, name); err != nil {
-		return nil, a, nil, pathError("look up", path, err)
-	}
-	return n, a, func() { v.u.Forget(n, 1) }, nil
+	return v.u.Lookup(at, name)
 }
 
 // walk returns the directory path, which the trail holds.
@@ -132,11 +168,10 @@ func (v *View) walk(path string) (*union.Node, error) {
 
 // Lstat implements tarlayer.Source.
 func (v *View) Lstat(path string) (tarlayer.Attr, error) {
-	_, a, done, err := v.find(path)
+	_, a, err := v.find(path)
 	if err != nil {
 		return tarlayer.Attr{}, err
 	}
-	done()
 	return attrOf(a), nil
 }
 
@@ -147,8 +182,8 @@ func attrOf(a union.Attr) tarlayer.Attr {
 	}
 }
 
-// birth tells the inodes behind one inode number apart: where hard links are broken by copy-up, a copy keeps the number of the lower
-// file, which other names still show.
+// birth tells the inodes behind one inode number apart: where hard links are broken by copy-up, a copy keeps the number
+// of the lower file, which other names still show.
 func birth(a union.Attr) uint64 {
 	t := a.Btime
 	if t == (sys.Time{}) {
@@ -159,22 +194,20 @@ func birth(a union.Attr) uint64 {
 
 // Readlink implements tarlayer.Source.
 func (v *View) Readlink(path string) (string, error) {
-	n, _, done, err := v.find(path)
+	n, _, err := v.find(path)
 	if err != nil {
 		return "", err
 	}
-	defer done()
 	to, err := v.u.Readlink(n)
 	return to, pathError("readlink", path, err)
 }
 
 // Xattrs implements tarlayer.Source.
 func (v *View) Xattrs(path string) (map[string]string, error) {
-	n, _, done, err := v.find(path)
+	n, _, err := v.find(path)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
 	all, err := v.xattrs(n)
 	return all, pathError("list the attributes of", path, err)
 }
@@ -214,11 +247,10 @@ func ignoreUnsupported(err error) error {
 
 // ReadDir implements tarlayer.Tree.
 func (v *View) ReadDir(path string) ([]string, error) {
-	n, _, done, err := v.find(path)
+	n, _, err := v.find(path)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
 	names, err := v.list(n)
 	return names, pathError("list", path, err)
 }
@@ -242,27 +274,29 @@ func (v *View) list(dir *union.Node) ([]string, error) {
 
 // Open implements tarlayer.Source.
 func (v *View) Open(path string) (io.ReadCloser, error) {
-	n, a, done, err := v.find(path)
+	n, a, err := v.lookup(path)
 	if err != nil {
-		return nil, err
+		return nil, pathError("open", path, err)
 	}
 	if a.Mode&unix.S_IFMT != unix.S_IFREG {
-		done()
+		v.u.Forget(n, 1)
 		return nil, pathError("open", path, unix.EINVAL)
 	}
-	return &file{u: v.u, n: n, done: done, path: path}, nil
+	return &file{u: v.u, n: n, path: path}, nil
 }
 
-// file reads a file from its beginning.
+// file reads a file from its beginning. It has a reference to the node until it is closed.
 type file struct {
 	u    *union.Union
 	n    *union.Node
 	off  int64
-	done func()
 	path string
 }
 
 func (f *file) Read(p []byte) (int, error) {
+	if f.n == nil {
+		return 0, pathError("read", f.path, fs.ErrClosed)
+	}
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -278,9 +312,9 @@ func (f *file) Read(p []byte) (int, error) {
 }
 
 func (f *file) Close() error {
-	if f.done != nil {
-		f.done()
-		f.done = nil
+	if f.n != nil {
+		f.u.Forget(f.n, 1)
+		f.n = nil
 	}
 	return nil
 }
