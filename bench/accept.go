@@ -55,7 +55,7 @@ func Rows() []Row {
 			rows = append(rows, Row{Series: series, Max: 1.0, PeerLow: 0.7, PeerHigh: 1.0})
 		}
 	}
-	rows = append(rows, indexRows()...)
+	rows = append(append(rows, indexRows()...), storeRows()...)
 	rows = append(rows,
 		Row{Series: "absent-warm-32", Max: 1.0, PeerLow: 0.7, PeerHigh: 1.0},
 		Row{Series: "walk-first-stat-32", Place: tmpfs, Max: 1.5, PeerLow: 3.6, PeerHigh: 3.6},
@@ -272,6 +272,9 @@ func (c Check) texts() (value, limit string) {
 	if c.Unit != "" {
 		return c.Unit.format(c.Value), c.Unit.format(c.Max)
 	}
+	if c.Max < 0.1 {
+		return fmt.Sprintf("%.4f", c.Ratio), fmt.Sprintf("%.2f", c.Max)
+	}
 	return fmt.Sprintf("%.2f", c.Ratio), fmt.Sprintf("%.2f", c.Max)
 }
 
@@ -280,4 +283,16 @@ func span(low, high float64) string {
 		return fmt.Sprint(low)
 	}
 	return fmt.Sprintf("%v-%v", low, high)
+}
+// storeRows are the demands on the layer store.
+func storeRows() []Row {
+	return []Row{
+		{Series: "store-unpack", System: StorePlyfs, By: OfSystem, Base: StoreTar, Max: 1.2},
+		{Series: "store-unpack", System: StoreOverlay2, By: OfSystem, Base: StoreTar, Max: 1.2},
+		{Series: "store-diff-100", System: StorePlyfs, By: OfSystem, Base: StoreNaive, Max: 0.01},
+		{Series: "store-get-put-64", System: StorePlyfs, By: OfSystem, Base: StoreOverlay2, Max: 2.5},
+		// Independent of the size of the image, but for noise.
+		{Series: commitLarge, System: StorePlyfs, By: OfSeries, Base: commitSmall, Max: 1.3},
+		{Series: perContainer, System: StorePlyfs, By: Absolute, Max: 100 << 10},
+	}
 }

@@ -42,6 +42,7 @@ func Command() *cli.Command {
 				},
 			},
 			serveCommand(),
+			storeCommand(),
 		},
 	}
 }

@@ -80,8 +80,11 @@ func (u Unit) format(v float64) string {
 		return "-" + u.format(-v)
 	}
 	if u == Bytes {
-		if v < 1<<10 {
+		switch {
+		case v < 1<<10:
 			return digits(v) + " B"
+		case v < 1<<20:
+			return digits(v/(1<<10)) + " KiB"
 		}
 		return fmt.Sprintf("%.1f MiB", v/(1<<20))
 	}

@@ -167,6 +167,10 @@ func (s *Store) fill(m meta, records map[string]Record) (err error) {
 	}
 	list := make([]Record, 0, len(records))
 	for _, r := range records {
+		if r.Holder == nil {
+			// What another driver has is known to be whole only by the database that is lost.
+			r.Drivers = []string{m.Driver}
+		}
 		list = append(list, r)
 	}
 	err = db.UpdateEach(len(list)+1, func(k *kv.Txn, i int) error {

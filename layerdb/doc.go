@@ -16,6 +16,7 @@
 //	ROOT/blobs/               of those who manage images
 //	ROOT/run/DRIVER/          what does not outlive a boot
 //	ROOT/tmp/                 emptied at Open
+//	ROOT/ballast              space that is given back when the disk is full, so that something can be removed
 //
 // # The database
 //

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"plyfs/drivers"
 )
 
@@ -19,7 +21,7 @@ var (
 	// ErrClosed says that the store was closed.
 	ErrClosed = errors.New("the store is closed")
 	// ErrNoSpace says that a file system has too little room for what is about to be written.
-	ErrNoSpace = errors.New("too little space")
+	ErrNoSpace = fmt.Errorf("too little space: %w", unix.ENOSPC)
 	// ErrMissing says that a layer that the store names is not in the driver's directory.
 	ErrMissing = fmt.Errorf("missing: %w", drivers.ErrDamaged)
 )

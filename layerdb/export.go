@@ -12,7 +12,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/vbatts/tar-split/tar/asm"
-	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
@@ -42,7 +41,7 @@ func (s *Store) export(ctx context.Context, drv drivers.Driver, l Layer, w io.Wr
 			return err
 		}
 		return withTree(ctx, drv, l.CacheID, func(t *tree) error {
-			return asm.WriteOutputTarStream(t, storage.NewJSONUnpacker(r), w)
+			return asm.WriteOutputTarStream(t, newEntries(r), w)
 		})
 	})
 	if err != nil {
@@ -68,7 +67,21 @@ func (s *Store) withStream(l Layer, fn func(r io.Reader) error) (err error) {
 		return fmt.Errorf("%s: %w: %w", f.Name(), drivers.ErrDamaged, err)
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	return fn(r)
+	return fn(&damageReader{r, f.Name()})
+}
+
+// damageReader makes errors of reading the store's own files wrap drivers.ErrDamaged.
+type damageReader struct {
+	r    io.Reader
+	name string
+}
+
+func (d *damageReader) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped one is not the end of the stream
+		err = fmt.Errorf("%s: %w: %w", d.name, drivers.ErrDamaged, err)
+	}
+	return n, err
 }
 
 type contextWriter struct {
@@ -83,7 +96,7 @@ func (c *contextWriter) Write(p []byte) (int, error) {
 	return c.w.Write(p)
 }
 
-// tree is what a layer shows, by the names of its stream. It implements storage.FileGetter.
+// tree is what a layer shows, by the names of its stream. It implements tar-split's storage.FileGetter.
 type tree struct{ root *layer.Layer }
 
 // withTree calls fn with the tree of a layer of the driver.

@@ -9,9 +9,9 @@ import (
 
 const (
 	// chunkSize is how much of a stream is handed on at a time: large beside the cost of waking a goroutine.
-	chunkSize = 256 << 10
+	chunkSize = 1 << 20
 	// chunksAhead is how far one reader may be ahead of another, in chunks.
-	chunksAhead = 8
+	chunksAhead = 6
 )
 
 // errAbandoned is what a reader gives that was closed.

@@ -191,6 +191,7 @@ func (r *removals) busy(id string) bool {
 	_, making := r.making[id]
 	return going || making
 }
+
 // discardAll ends works: it removes the layers of drv that they name, and their files, in the order given, which is that of
 // topDown. Works of other drivers stay in the database until they can be ended. It does its best with each; what fails is
 // left for the next sweep.
@@ -232,6 +233,9 @@ func (s *Store) removeFiles(id string) error {
 
 // beginWork notes that a layer is about to be made in the driver, so that a crash leaks nothing.
 func (s *Store) beginWork(w work) error {
+	if err := s.needSpace(addSpace); err != nil {
+		return err
+	}
 	s.removals.make(w.ID)
 	err := s.db.Update(func(k *kv.Txn) error { return (&tx{k}).putJSON(workKey(w.Driver, w.ID), w) })
 	if err != nil {

@@ -135,6 +135,11 @@ func (u Update) validate() (names []string, err error) {
 // released, so that there is never a holder without a copy. If commit fails the copies are as before, unless writing
 // fails for them too, or nobody knows what was committed; Check compares them. Precondition: the locks of the update's holders are held.
 func (s *Store) withCopies(u Update, commit func(hold []Holder) error) error {
+	if len(u.Hold) > 0 {
+		if err := s.needSpace(addSpace); err != nil {
+			return err
+		}
+	}
 	before := make([]Record, len(u.Hold))
 	hold := slices.Clone(u.Hold)
 	now := time.Now().UTC()

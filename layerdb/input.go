@@ -46,6 +46,6 @@ func ownInput(r io.Reader) *input {
 func (in *input) close() {
 	if in.spool != nil {
 		in.spool.Close()
-		os.Remove(in.spool.Name()) //nolint:errcheck // what stays is removed when the store is opened
+		os.Remove(in.spool.Name()) // what stays is removed when the store is opened
 	}
 }

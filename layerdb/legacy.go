@@ -11,7 +11,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/vbatts/tar-split/tar/asm"
-	"github.com/vbatts/tar-split/tar/storage"
 
 	"plyfs/cow/layer"
 	"plyfs/cow/tarlayer"
@@ -277,7 +276,7 @@ func assemble(t *tree, split string, w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", split, err)
 	}
-	return asm.WriteOutputTarStream(t, storage.NewJSONUnpacker(z), w)
+	return asm.WriteOutputTarStream(t, newEntries(z), w)
 }
 
 // writePlain writes what root has and below (nil for nothing) has not.

@@ -212,6 +212,19 @@ func without(list []string, name string) []string {
 
 // removeOthers removes the layers of the new driver that are not to stay, and the notes of works there.
 func (m *migration) removeOthers(ctx context.Context, stays map[string]bool) error {
+	var works []work
+	if err := m.store.view(func(t *tx) (err error) {
+		works, err = t.works(m.to)
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, w := range works {
+		// A container that was being filled may be mounted still; that there is no mount is no error then.
+		if err := m.dst.Put(ctx, w.ID); err != nil && !errors.Is(err, drivers.ErrInvalid) && !errors.Is(err, drivers.ErrNotFound) {
+			return err
+		}
+	}
 	if _, err := m.store.sweep(ctx, m.dst); err != nil {
 		return err
 	}
@@ -283,7 +296,7 @@ func (m *migration) move(ctx context.Context, i int) (err error) {
 		case err == nil:
 			m.store.removals.made(w.ID)
 		case !uncertain(err):
-			err = errors.Join(fmt.Errorf("%s: %w", name, err), m.store.abandon(ctx, m.dst, w))
+			err = errors.Join(fmt.Errorf("%s: %w", name, err), m.store.writeCopy(m.records[i]), m.store.abandon(ctx, m.dst, w))
 		}
 	}()
 	if r.Layer != nil {

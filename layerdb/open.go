@@ -45,6 +45,7 @@ func openStore(ctx context.Context, o Options, open func(*Store) (database, erro
 	if err := checkDriver(s.root, named, o.Driver); err != nil {
 		return nil, err
 	}
+	s.trimBallast()
 	if s.db, err = open(s); err != nil {
 		return nil, err
 	}

@@ -25,6 +25,7 @@ const (
 	blobsDir    = "blobs"
 	runDir      = "run"
 	tempDir     = "tmp"
+	ballastFile = "ballast"
 	splitSuffix = ".zst"
 	wholeSuffix = ".whole"
 	copySuffix  = ".json"
@@ -56,7 +57,9 @@ func inUserNamespace() bool {
 	return !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
 }
 
-func (s *Store) path(elem ...string) string { return filepath.Join(append([]string{s.root}, elem...)...) }
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
+}
 
 // streamPath is the file that keeps a layer's stream.
 func (s *Store) streamPath(l Layer) string {
@@ -118,7 +121,7 @@ func (s *Store) writeFile(content []byte, elem ...string) (err error) {
 	defer func() {
 		if err != nil {
 			f.Close()
-			os.Remove(f.Name()) //nolint:errcheck // what stays is removed when the store is opened
+			os.Remove(f.Name()) // what stays is removed when the store is opened
 		}
 	}()
 	if _, err := f.Write(content); err != nil {
@@ -151,7 +154,7 @@ func syncDir(dir string) error {
 }
 
 func removeFile(path string) error {
-	if err := unix.Unlink(path); err != nil && err != unix.ENOENT { //nolint:errorlint // a system call's own result
+	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("remove %s: %w", path, err)
 	}
 	return nil

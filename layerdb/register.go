@@ -85,7 +85,7 @@ func (s *Store) register(ctx context.Context, in *input, parent ChainID, o Regis
 	return s.makeLayer(ctx, in, below, o)
 }
 
-// existing returns the layer if the store has it, and lets hold hold it.
+// existing returns the layer if the store has it, and makes hold one of its holders.
 func (s *Store) existing(ctx context.Context, id ChainID, hold *Holder) (Layer, error) {
 	r, unpin, err := s.pinLayer(id)
 	if err != nil {

@@ -3,7 +3,6 @@ package layerdb
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 
 	"plyfs/cow/tarlayer"
 	"plyfs/drivers"
-	"plyfs/drivers/overlay2"
 	"plyfs/internal/testenv"
 )
 
@@ -102,6 +100,9 @@ func TestExact(t *testing.T) {
 	s := newStore(t)
 	for name, c := range cases {
 		for _, form := range []tarlayer.Compression{tarlayer.Plain, tarlayer.Gzip, tarlayer.Zstd, tarlayer.Xz} {
+			if name != "plain" && form > tarlayer.Gzip {
+				continue // the form has no influence on what is exact
+			}
 			b := compressed(t, form, c.tar)
 			for how, r := range map[string]io.Reader{"seek": bytes.NewReader(b), "pipe": io.MultiReader(bytes.NewReader(b))} {
 				t.Run(fmt.Sprintf("%s/%s/%s", name, form, how), func(t *testing.T) {
@@ -116,7 +117,7 @@ func TestExact(t *testing.T) {
 					if !bytes.Equal(export(t, s, l.ID), c.tar) {
 						t.Error("it goes out changed")
 					}
-					if err := s.Verify(ctx, l.ID); err != nil && name != "through a symlink" {
+					if err := s.Verify(ctx, l.ID); err != nil {
 						t.Error(err)
 					}
 					if err := s.Release(ctx, Ref{"test", "it"}); err != nil {
@@ -143,20 +144,20 @@ func TestRegisterRefuses(t *testing.T) {
 		o      RegisterOptions
 		want   error
 	}{
-		"cut plain":          {b: good[:600], want: io.ErrUnexpectedEOF},
-		"cut gzip":           {b: gz[:len(gz)-9], want: io.ErrUnexpectedEOF},
-		"no tar":             {b: bytes.Repeat([]byte("no tar stream at all "), 100), want: tar.ErrHeader},
-		"other digest":       {b: good, o: RegisterOptions{ExpectDiffID: other}, want: ErrDigest},
-		"bad digest":         {b: good, o: RegisterOptions{ExpectDiffID: "sha256:12"}, want: drivers.ErrInvalid},
-		"no parent":          {b: good, parent: ChainID(other), want: drivers.ErrNotFound},
-		"bad parent":         {b: good, parent: "x", want: drivers.ErrInvalid},
-		"limit":              {b: good, o: RegisterOptions{Limits: tarlayer.Limits{Bytes: 100}}, want: tarlayer.ErrLimit},
-		"cancelled":          {ctx: canceled, b: good, want: context.Canceled},
-		"holder of no kind":  {b: good, o: RegisterOptions{Hold: &Holder{Key: "x"}}, want: drivers.ErrInvalid},
-		"holder of a layer":  {b: good, o: RegisterOptions{Hold: &Holder{Kind: "layer", Key: "x"}}, want: drivers.ErrInvalid},
-		"holder of nothing":  {b: good, o: RegisterOptions{Hold: &Holder{Kind: "test", Key: "x", Layers: []ChainID{ChainID(other)}}}, want: drivers.ErrNotFound},
-		"leads out":          {b: stream(t, file{name: "../../x", content: "y"}), want: tarlayer.ErrInvalid},
-		"garbage behind gzip": {b: append(bytes.Clone(gz), "garbage"...), want: gzip.ErrHeader},
+		"cut plain":           {b: good[:600], want: io.ErrUnexpectedEOF},
+		"cut gzip":            {b: gz[:len(gz)-9], want: io.ErrUnexpectedEOF},
+		"no tar":              {b: bytes.Repeat([]byte("no tar stream at all "), 100), want: tar.ErrHeader},
+		"other digest":        {b: good, o: RegisterOptions{ExpectDiffID: other}, want: ErrDigest},
+		"bad digest":          {b: good, o: RegisterOptions{ExpectDiffID: "sha256:12"}, want: drivers.ErrInvalid},
+		"no parent":           {b: good, parent: ChainID(other), want: drivers.ErrNotFound},
+		"bad parent":          {b: good, parent: "x", want: drivers.ErrInvalid},
+		"limit":               {b: good, o: RegisterOptions{Limits: tarlayer.Limits{Bytes: 100}}, want: tarlayer.ErrLimit},
+		"cancelled":           {ctx: canceled, b: good, want: context.Canceled},
+		"holder of no kind":   {b: good, o: RegisterOptions{Hold: &Holder{Key: "x"}}, want: drivers.ErrInvalid},
+		"holder of a layer":   {b: good, o: RegisterOptions{Hold: &Holder{Kind: "layer", Key: "x"}}, want: drivers.ErrInvalid},
+		"holder of nothing":   {b: good, o: RegisterOptions{Hold: &Holder{Kind: "test", Key: "x", Layers: []ChainID{ChainID(other)}}}, want: drivers.ErrNotFound},
+		"leads out":           {b: stream(t, file{name: "../../x", content: "y"}), want: tarlayer.ErrInvalid},
+		"garbage behind gzip": {b: append(bytes.Clone(gz), "garbage"...), want: io.ErrUnexpectedEOF},
 	}
 	s := newStore(t)
 	for name, c := range cases {
@@ -225,56 +226,40 @@ func TestRegisterAtOnce(t *testing.T) {
 	emptyStore(t, s)
 }
 
-// parallelDriver says that its layers can be unpacked all at once, and counts how many are.
-type parallelDriver struct {
-	drivers.Driver
-	drivers.Differ
-	mu        sync.Mutex
-	now, most int
-	meet      chan struct{}
+// meetingDriver lets the first two layers be unpacked only together.
+type meetingDriver struct {
+	*stackDriver
+	mu   sync.Mutex
+	now  int           // guarded by mu
+	both chan struct{} // closed when two are being unpacked
 }
 
-func (*parallelDriver) ParallelApply() bool { return true }
-
-// ApplyDiff of the first two layers waits until both are being unpacked.
-func (d *parallelDriver) ApplyDiff(ctx context.Context, id string, r io.Reader, o *drivers.ApplyOptions) (tarlayer.ApplyResult, error) {
+func (d *meetingDriver) ApplyDiff(ctx context.Context, id string, r io.Reader, o *drivers.ApplyOptions) (tarlayer.ApplyResult, error) {
 	d.mu.Lock()
-	d.now++
-	if d.most = max(d.most, d.now); d.now == 2 && d.meet != nil {
-		close(d.meet)
-		d.meet = nil
+	if d.now++; d.now == 2 {
+		close(d.both)
 	}
-	meet := d.meet
 	d.mu.Unlock()
-	if meet != nil {
-		<-meet
+	select {
+	case <-d.both:
+	case <-ctx.Done():
+		return tarlayer.ApplyResult{}, ctx.Err()
 	}
-	defer func() {
-		d.mu.Lock()
-		d.now--
-		d.mu.Unlock()
-	}()
-	return d.Differ.ApplyDiff(ctx, id, r, o)
+	return d.stackDriver.ApplyDiff(ctx, id, r, o)
 }
 
-func openParallel(t *testing.T) (*Store, *parallelDriver) {
+func openParallel(t *testing.T) *Store {
 	t.Helper()
-	p := &parallelDriver{meet: make(chan struct{})}
-	f := overlay2.Factory()
-	open := f.Open
-	f.Open = func(ctx context.Context, o drivers.Options) (drivers.Driver, error) {
-		d, err := open(ctx, o)
-		p.Driver, p.Differ = d, drivers.DifferOf(d)
-		return p, err
-	}
 	o := optionsAt(filepath.Join(testenv.Scratch(t), "store"))
-	o.Registry = drivers.NewRegistry(f)
+	o.Registry = drivers.NewRegistry(stackFactory("stack", func(d *stackDriver) drivers.Driver {
+		return &meetingDriver{stackDriver: d, both: make(chan struct{})}
+	}))
 	s, err := Open(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeStore(t, s) })
-	return s, p
+	return s
 }
 
 func sourcesOf(tars [][]byte) []Source {
@@ -300,8 +285,7 @@ func imageTars(t testing.TB, n int) (tars [][]byte) {
 func TestRegisterAll(t *testing.T) {
 	ctx := context.Background()
 	tars := imageTars(t, 8)
-	parallel, driver := openParallel(t)
-	for name, s := range map[string]*Store{"parallel": parallel, "sequence": newStore(t)} {
+	for name, s := range map[string]*Store{"parallel": openParallel(t), "sequence": newStore(t)} {
 		t.Run(name, func(t *testing.T) {
 			hold := &Holder{Kind: "image", Key: "it", Data: []byte("config")}
 			layers, err := s.RegisterAll(ctx, sourcesOf(tars), RegisterAllOptions{Hold: hold})
@@ -330,9 +314,6 @@ func TestRegisterAll(t *testing.T) {
 			emptyStore(t, s)
 		})
 	}
-	if driver.most < 2 {
-		t.Errorf("%d layers are unpacked at a time", driver.most)
-	}
 }
 
 // When one layer fails, those below it stay for another attempt, and nothing of the others is left.
@@ -348,7 +329,7 @@ func TestRegisterAllFails(t *testing.T) {
 		"is another":    {func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(tars[4])), nil }, ErrDigest},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, _ := openParallel(t)
+			s := openParallel(t)
 			sources := sourcesOf(tars)
 			sources[3].Open = func(context.Context) (io.ReadCloser, error) { return c.r() }
 			_, err := s.RegisterAll(ctx, sources, RegisterAllOptions{Hold: &Holder{Kind: "image", Key: "it"}})

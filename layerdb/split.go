@@ -3,6 +3,7 @@ package layerdb
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"hash/crc64"
 	"io"
 	"path"
@@ -12,10 +13,10 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"plyfs/cow/ovl"
+	"plyfs/drivers"
 )
 
-// splitter writes what is not content of a tar stream in tar-split's form: JSON, one entry a line, as
-// storage.NewJSONUnpacker reads it. It finds out whether the tree that the stream is unpacked to will give the content
+// splitter writes what is not content of a tar stream in tar-split's form: JSON, one entry a line. It finds out whether the tree that the stream is unpacked to will give the content
 // again.
 type splitter struct {
 	enc *json.Encoder
@@ -27,6 +28,21 @@ type splitter struct {
 	names map[string]member
 	// inexact is why the tree will not do; "" if it will.
 	inexact string
+}
+
+// entries reads what a splitter wrote. Unlike storage.NewJSONUnpacker it has nothing against a name that comes twice.
+type entries struct{ dec *json.Decoder }
+
+func newEntries(r io.Reader) entries { return entries{json.NewDecoder(r)} }
+
+// Next implements storage.Unpacker.
+func (e entries) Next() (*storage.Entry, error) {
+	var entry storage.Entry
+	err := e.dec.Decode(&entry)
+	if err == nil || err == io.EOF {
+		return &entry, err
+	}
+	return nil, fmt.Errorf("headers of the stream: %w: %w", drivers.ErrDamaged, err)
 }
 
 // member is what the splitter remembers of a name.
@@ -79,7 +95,7 @@ type errorReader struct {
 
 func (e *errorReader) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped one is not the end of the stream
+	if err != nil && err != io.EOF {
 		e.err = err
 	}
 	return n, err
@@ -132,7 +148,7 @@ func (s *splitter) rest(r io.Reader, buf []byte) error {
 		if err := s.segment(buf[:n]); err != nil {
 			return err
 		}
-		if err == io.EOF { //nolint:errorlint // a wrapped one is not the end of the stream
+		if err == io.EOF {
 			return nil
 		} else if err != nil {
 			return err

@@ -91,6 +91,7 @@ func (s *Store) release() error {
 		errs = append(errs, s.drv.Close())
 	}
 	if s.db != nil {
+		s.trimBallast()
 		errs = append(errs, s.db.Close())
 	}
 	if s.lock != nil {
@@ -102,6 +103,6 @@ func (s *Store) release() error {
 // newID returns 128 random bits as a name.
 func newID() string {
 	var b [16]byte
-	rand.Read(b[:]) //nolint:errcheck // it never fails
+	rand.Read(b[:]) // it never fails
 	return hex.EncodeToString(b[:])
 }

@@ -20,12 +20,12 @@ const (
 	workPrefix      = "w/"
 )
 
-func layerKey(id ChainID) string                { return layerPrefix + string(id) }
-func containerKey(name string) string           { return containerPrefix + name }
-func holderKey(r Ref) string                    { return holderPrefix + r.Kind + "/" + r.Key }
+func layerKey(id ChainID) string                  { return layerPrefix + string(id) }
+func containerKey(name string) string             { return containerPrefix + name }
+func holderKey(r Ref) string                      { return holderPrefix + r.Kind + "/" + r.Key }
 func userKey(id ChainID, kind, key string) string { return usersOf(id) + kind + "/" + key }
-func usersOf(id ChainID) string                 { return userPrefix + string(id) + "/" }
-func workKey(driver, id string) string          { return workPrefix + driver + "/" + id }
+func usersOf(id ChainID) string                   { return userPrefix + string(id) + "/" }
+func workKey(driver, id string) string            { return workPrefix + driver + "/" + id }
 
 // errStop ends a scan early.
 var errStop = errors.New("stop")
@@ -61,6 +61,7 @@ func uncertain(err error) bool {
 
 // updateLocked is update. Precondition: graph is held.
 func (s *Store) updateLocked(fn func(t *tx) ([]work, error)) (dead []work, err error) {
+	s.trimBallast()
 	var decided error
 	err = s.db.Update(func(k *kv.Txn) error {
 		dead, decided = fn(&tx{k})

@@ -45,7 +45,7 @@ func (s *Store) unpack(ctx context.Context, w work, in *input, o RegisterOptions
 	}
 	defer func() {
 		f.Close()
-		os.Remove(f.Name()) //nolint:errcheck // it has another name, or is removed when the store is opened
+		os.Remove(f.Name()) // it has another name, or is removed when the store is opened
 	}()
 	sum := newSummed(f)
 	inexact, res, err := u.run(ctx, sum)
@@ -83,10 +83,7 @@ func (u *unpacking) run(ctx context.Context, split io.Writer) (inexact string, r
 	defer func() { err = errors.Join(err, plain.Close()) }()
 	feeding, splitting := make(chan error, 1), make(chan error, 1)
 	go func() {
-		feeding <- u.out.run(&contextReader{ctx, plain}, func(b []byte) {
-			u.hash.Write(b)
-			u.size += int64(len(b))
-		})
+		feeding <- u.out.run(&contextReader{ctx, plain}, u.see)
 	}()
 	go func() {
 		var err error
@@ -108,6 +105,17 @@ func (u *unpacking) run(ctx context.Context, split io.Writer) (inexact string, r
 		return "", res, fmt.Errorf("read the stream: %w", fed)
 	}
 	return inexact, res, nil
+}
+
+// see looks at each chunk of the stream.
+func (u *unpacking) see(b []byte) {
+	u.hash.Write(b)
+	before := u.size / spaceInterval
+	if u.size += int64(len(b)); u.size/spaceInterval > before {
+		if err := u.store.needSpace(unpackSpace); err != nil {
+			u.stop(err)
+		}
+	}
 }
 
 // apply gives the stream to the driver, and reads what the driver left of it.

@@ -12,11 +12,12 @@ import (
 
 	splittar "github.com/vbatts/tar-split/archive/tar"
 	"github.com/vbatts/tar-split/tar/asm"
-	"github.com/vbatts/tar-split/tar/storage"
+	"golang.org/x/sys/unix"
 
 	"plyfs/cow/ovl"
 	"plyfs/cow/tarlayer"
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // Verify reads the layer's tree and compares it with what was unpacked: content and attributes of everything that the
@@ -35,7 +36,11 @@ func (s *Store) verify(ctx context.Context, drv drivers.Driver, l Layer) error {
 		src := tarlayer.NewDirSource(t.root, tarlayer.DirOptions{})
 		defer func() { err = errors.Join(err, src.Close()) }()
 		// The tree shows the layers below, too: what a whiteout hides is known by its absence.
-		sum, err := tarlayer.Sum(ctx, struct{ tarlayer.Source }{src}, members)
+		resolved, err := t.resolve(members)
+		if err != nil {
+			return err
+		}
+		sum, err := tarlayer.Sum(ctx, shown{src}, resolved)
 		if err != nil {
 			return err
 		}
@@ -89,7 +94,7 @@ func beneathAny(dirs map[string]bool, p string) bool {
 // eachName calls fn for each member of a stream that is kept in some form.
 func eachName(form Stream, r io.Reader, fn func(name string)) error {
 	if form == StreamSplit {
-		return asm.IterateHeaders(storage.NewJSONUnpacker(r), func(h *splittar.Header) error {
+		return asm.IterateHeaders(newEntries(r), func(h *splittar.Header) error {
 			fn(h.Name)
 			return nil
 		})
@@ -117,4 +122,59 @@ func memberChange(name string) (c tarlayer.Change, ok bool) {
 		return tarlayer.Change{Path: dir + victim, Kind: tarlayer.Delete}, true
 	}
 	return tarlayer.Change{Path: p, Kind: tarlayer.Add}, true
+}
+
+// resolve returns the changes with the paths at which they are: as when the layer was unpacked, symlinks on the way to a member
+// are followed as long as they stay inside.
+func (t *tree) resolve(list []tarlayer.Change) ([]tarlayer.Change, error) {
+	base, err := sys.Readlinkat(unix.AT_FDCWD, sys.ProcPath(t.root.FD()))
+	if err != nil {
+		return nil, err
+	}
+	dirs := make(map[string]string)
+	seen := make(map[tarlayer.Change]bool, len(list))
+	out := make([]tarlayer.Change, 0, len(list))
+	for _, c := range list {
+		dir, name := path.Split(c.Path)
+		at, known := dirs[dir]
+		if !known && dir != "" {
+			at = t.resolveDir(base, dir)
+			dirs[dir] = at
+		}
+		c.Path = path.Join(at, name)
+		if !seen[c] {
+			seen[c] = true
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
+
+// resolveDir returns where a directory is beneath the root, which is at base; a directory that is not there stays where it is.
+func (t *tree) resolveDir(base, dir string) string {
+	fd, err := unix.Openat2(t.root.FD(), dir, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return dir
+	}
+	defer unix.Close(fd)
+	at, err := sys.Readlinkat(unix.AT_FDCWD, sys.ProcPath(fd))
+	rel, inside := strings.CutPrefix(at, base)
+	if err != nil || !inside {
+		return dir
+	}
+	return strings.TrimPrefix(rel, "/")
+}
+
+// shown is what a layer and those below it show.
+type shown struct{ tarlayer.Source }
+
+// Lstat implements tarlayer.Source. What is beneath something that is no directory does not exist.
+func (s shown) Lstat(path string) (tarlayer.Attr, error) {
+	a, err := s.Source.Lstat(path)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		err = fmt.Errorf("%w: %w", unix.ENOENT, err)
+	}
+	return a, err
 }

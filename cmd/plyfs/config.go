@@ -44,6 +44,7 @@ func unionOptions(o mountopt.Options, env environment) union.Options {
 		Volatile:         o.Volatile,
 		NoFsync:          !o.Fsync.Enabled(true),
 		MaxOpenFiles:     o.MaxOpenFiles,
+		Quota:            union.Quota{Bytes: o.QuotaBytes, Inodes: o.QuotaInodes},
 	}
 	if o.SquashToRoot {
 		// cf. fuse-overlayfs main.c find_mapping: the two others go first.
@@ -90,6 +91,9 @@ func redirectDir(r mountopt.RedirectDir) union.RedirectDir {
 // readOnly says whether the mount is; without an upper layer it always is.
 func readOnly(o mountopt.Options) bool { return o.ReadOnly || o.UpperDir == "" }
 
+// hasQuota says whether what is written is bounded.
+func hasQuota(o mountopt.Options) bool { return o.QuotaBytes > 0 || o.QuotaInodes > 0 }
+
 // serveConfig is what o says about how the union is served.
 func serveConfig(o mountopt.Options) fusefs.Config {
 	c := fusefs.Config{
@@ -102,11 +106,12 @@ func serveConfig(o mountopt.Options) fusefs.Config {
 	if o.Timeout != nil {
 		c.Timeout = *o.Timeout
 	}
-	switch o.Data {
-	case mountopt.DataPassthrough:
-		c.Data = fusefs.DataPassthrough
-	case mountopt.DataNoOpen:
+	switch {
+	case o.Data == mountopt.DataNoOpen, hasQuota(o) && !readOnly(o):
+		// In passthrough the kernel writes without asking, past any quota.
 		c.Data = fusefs.DataNoOpen
+	case o.Data == mountopt.DataPassthrough:
+		c.Data = fusefs.DataPassthrough
 	}
 	if o.Transport == mountopt.TransportGoFUSE {
 		c.Transport = fusefs.TransportGoFUSE

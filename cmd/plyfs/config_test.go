@@ -54,6 +54,7 @@ func TestUnionOptions(t *testing.T) {
 		{"redirect_dir=nofollow", environment{}, union.Options{RedirectDir: union.RedirectOff}},
 		{"metacopy=on,index=on,fsync=1", environment{}, union.Options{}},
 		{"metacopy=off,hardlink_index=off,fsync=0", environment{}, union.Options{NoMetacopy: true, NoIndex: true, NoFsync: true}},
+		{"quota_bytes=1m,quota_inodes=5", environment{}, union.Options{Quota: union.Quota{Bytes: 1 << 20, Inodes: 5}}},
 		{
 			"noacl,noxattrs=1,static_nlink,userxattr,volatile,max_open_files=9",
 			environment{},
@@ -80,6 +81,10 @@ func TestServeConfig(t *testing.T) {
 		{"upperdir=u,data=passthrough,transport=gofuse", fusefs.Config{
 			Timeout: fusefs.Unlimited, ACL: true,
 			Data: fusefs.DataPassthrough, Transport: fusefs.TransportGoFUSE,
+		}},
+		{"upperdir=u,data=passthrough,quota_inodes=1", fusefs.Config{Timeout: fusefs.Unlimited, ACL: true, Data: fusefs.DataNoOpen}},
+		{"upperdir=u,ro,data=passthrough,quota_bytes=1", fusefs.Config{
+			Timeout: fusefs.Unlimited, ACL: true, ReadOnly: true, Data: fusefs.DataPassthrough,
 		}},
 		{"upperdir=u,data=noopen,transport=fast,debug", fusefs.Config{Timeout: fusefs.Unlimited, ACL: true, Data: fusefs.DataNoOpen, Debug: true}},
 	}

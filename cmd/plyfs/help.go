@@ -51,6 +51,7 @@ Behaviour
     fsync=0|1              0 ignores fsync of applications (1)
     noacl, noxattrs=1      no POSIX ACLs, no extended attributes at all
     static_nlink           link counts of directories are always 1
+    quota_bytes=N, quota_inodes=N         bounds of the upper layer: N, Nk, Nm, Ng, Nt (none)
     max_open_files=N       descriptors to keep open (a share of the limit)
     transport=auto|fast|gofuse            what reads requests (auto)
     log=FILE, loglevel=debug|info|warn|error

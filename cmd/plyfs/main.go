@@ -39,6 +39,9 @@ func dispatch(args []string, stdout io.Writer) (name string, err error) {
 	if len(args) == 0 {
 		args = []string{namePlyfs}
 	}
+	if err := continueInNamespace(args); err != nil {
+		return namePlyfs, err
+	}
 	if p, ok := personalityOf(args[0]); ok {
 		return p.name, mountMain(p, args[1:], stdout)
 	}
@@ -57,6 +60,11 @@ func commands() []*cli.Command {
 		umountCommand(),
 		fsckCommand(),
 		indexCommand(),
+		imageCommand(),
+		layerCommand(),
+		containerCommand(),
+		driverCommand(),
+		unshareCommand(),
 		versionCommand(),
 		bench.Command(),
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/fusefs"
+	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
 )
 
@@ -100,6 +101,9 @@ func (s *server) mount() error {
 	}
 	if s.opts.AllowRoot && !mc.AllowOther {
 		s.warn("allow_root has no effect; allow_other does, where /etc/fuse.conf allows it")
+	}
+	if s.opts.Data == mountopt.DataPassthrough && hasQuota(s.opts) && !readOnly(s.opts) {
+		s.warn("data=passthrough has no effect with a quota: the kernel would write without asking")
 	}
 	if err := s.openLog(); err != nil {
 		return err

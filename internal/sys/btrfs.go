@@ -22,7 +22,6 @@ const (
 	btrfsIocSubvolRootRef  = 0xd000943d
 	btrfsIocSubvolWait     = 0x40109441
 	btrfsIocSync           = 0x9408
-	btrfsIocInoLookup      = 0xd0009412
 	btrfsIocInoLookupUser  = 0xd000943e
 
 	btrfsSubvolReadOnly = 1 << 1
@@ -150,8 +149,8 @@ func btrfsSetFlags(fd int, flags uint64) error {
 type BtrfsInfo struct {
 	// ID is the number of its tree, and of its qgroup in level 0.
 	ID uint64
-	// Generation is that of the last transaction that changed the subvolume, Created that of the one that made it.
-	Generation, Created uint64
+	// Created is the number of the transaction that made it.
+	Created uint64
 	// UUID is unique; Parent is that of the subvolume of which this is a snapshot, zero for none.
 	UUID, Parent [16]byte
 }
@@ -180,9 +179,7 @@ func BtrfsSubvolume(fd int) (BtrfsInfo, error) {
 	if err := ioctlPtr(fd, btrfsIocGetSubvolInfo, unsafe.Pointer(&raw)); err != nil {
 		return BtrfsInfo{}, err
 	}
-	return BtrfsInfo{
-		ID: raw.treeid, Generation: raw.ctransid, Created: raw.otransid, UUID: raw.uuid, Parent: raw.parentUUID,
-	}, nil
+	return BtrfsInfo{ID: raw.treeid, Created: raw.otransid, UUID: raw.uuid, Parent: raw.parentUUID}, nil
 }
 
 // btrfsRootRefs is struct btrfs_ioctl_get_subvol_rootref_args.
@@ -260,27 +257,6 @@ func BtrfsChildren(fd int, id uint64) ([]BtrfsChild, error) {
 		return nil
 	})
 	return all, err
-}
-
-// btrfsInoLookup is struct btrfs_ioctl_ino_lookup_args.
-type btrfsInoLookup struct {
-	treeid   uint64
-	objectid uint64
-	name     [4080]byte
-}
-
-// BtrfsPath returns a path of inode ino relative to the root of the subvolume that the open directory fd lies in, "" for
-// the root itself; of a file with several names one. ENOENT if the inode has no name, ENAMETOOLONG if its path is longer
-// than the kernel tells. It needs CAP_SYS_ADMIN.
-func BtrfsPath(fd int, ino uint64) (string, error) {
-	args := btrfsInoLookup{objectid: ino}
-	if ino == btrfsFirstFree {
-		return "", nil
-	}
-	if err := ioctlPtr(fd, btrfsIocInoLookup, unsafe.Pointer(&args)); err != nil {
-		return "", err
-	}
-	return strings.TrimSuffix(unix.ByteSliceToString(args.name[:]), "/"), nil
 }
 
 // BtrfsItem is an item of a tree: its key and where its data is.

@@ -67,7 +67,6 @@ func BtrfsDropQgroup(fd int, id uint64) error {
 const (
 	btrfsQuotaTree        = 8
 	btrfsQgroupStatusType = 240
-	btrfsQgroupInfoType   = 242
 	btrfsStatusSimple     = 1 << 3
 )
 
@@ -118,24 +117,4 @@ func BtrfsQuotaMode(fd int) (BtrfsQuota, error) {
 		return BtrfsQuotaOff, nil
 	}
 	return mode, err
-}
-
-// BtrfsQgroup returns the bytes that only the subvolume with the given id holds, as of the last transaction; ok is false
-// where they are not counted. It needs CAP_SYS_ADMIN.
-func BtrfsQgroup(fd int, id uint64) (exclusive uint64, ok bool, err error) {
-	err = BtrfsTreeSearch(fd, BtrfsSearch{
-		Tree: btrfsQuotaTree, MinType: btrfsQgroupInfoType, MaxType: btrfsQgroupInfoType, MinOffset: id, MaxOffset: id,
-		MaxTransid: ^uint64(0),
-	}, func(it BtrfsItem) error {
-		// struct btrfs_qgroup_info_item: generation, rfer, rfer_cmpr, excl, excl_cmpr.
-		if len(it.Data) < 40 {
-			return unix.EIO
-		}
-		exclusive, ok = binary.LittleEndian.Uint64(it.Data[24:]), true
-		return nil
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return 0, false, nil
-	}
-	return exclusive, ok, err
 }

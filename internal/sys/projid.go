@@ -37,9 +37,9 @@ const (
 	qGetState   = ('X'<<8+8)<<8 | 2
 )
 
-// GetProjectQuota reads the limits and the use of a project on the file system that fd lies on. It needs CAP_SYS_ADMIN in the
-// initial user namespace. Errors are ESRCH where project quotas are not enabled, ENOSYS where file system or kernel (before 5.14)
-// have none.
+// GetProjectQuota reads the limits and the use of a project on the file system that fd lies on. It needs CAP_SYS_ADMIN
+// in the initial user namespace. Errors are ESRCH where project quotas are not enabled, ENOSYS where file system or
+// kernel (before 5.14) have none.
 func GetProjectQuota(fd int, id uint32) (q ProjectQuota, err error) {
 	err = quotactlFD(fd, qGetProject, id, unsafe.Pointer(&q))
 	return q, err
@@ -52,10 +52,11 @@ func SetProjectQuota(fd int, id uint32, q ProjectQuota) error {
 	return quotactlFD(fd, qSetProject, id, unsafe.Pointer(&q))
 }
 
-// ProjectQuotasEnforced says whether the file system that fd lies on refuses what is beyond the limits of a project. Needs no
-// privilege. The error is ENOSYS where file system or kernel (before 5.14) have no quotas.
+// ProjectQuotasEnforced says whether the file system that fd lies on refuses what is beyond the limits of a project.
+// Needs no privilege. The error is ENOSYS where file system or kernel (before 5.14) have no quotas.
 func ProjectQuotasEnforced(fd int) (bool, error) {
-	// struct fs_quota_statv of include/uapi/linux/dqblk_xfs.h: a version that the caller gives, and flags are all that counts here.
+	// struct fs_quota_statv of include/uapi/linux/dqblk_xfs.h: a version that the caller gives, and flags are all that
+	// counts here.
 	var state [160]byte
 	state[0] = 1
 	if err := quotactlFD(fd, qGetState, 0, unsafe.Pointer(&state)); err != nil {

@@ -81,7 +81,7 @@ func TestBadLayouts(t *testing.T) {
 			m.Config.Digest = "md5:d41d8cd98f00b204e9800998ecf8427e"
 		}), ErrMalformed, "digest"},
 		"negative size":  {edited(t, func(_ files, m *ocispec.Manifest) { m.Config.Size = -1 }), ErrMalformed, "size -1"},
-		"no image":       {edited(t, func(_ files, m *ocispec.Manifest) { m.Config.MediaType = "application/vnd.cncf.helm.config.v1+json" }), drivers.ErrNotSupported, "artifact"},
+		"no image":       {edited(t, func(_ files, m *ocispec.Manifest) { m.Config.MediaType = "application/vnd.cncf.helm.config.v1+json" }), drivers.ErrNotSupported, "something else"},
 		"unknown layer":  {edited(t, func(_ files, m *ocispec.Manifest) { m.Layers[0].MediaType = "text/plain" }), drivers.ErrNotSupported, "no tar file"},
 		"two in one":     {twoInOne(t), ErrMalformed, "manifests and layers"},
 		"no index":       {edited(t, func(f files, _ *ocispec.Manifest) { delete(f, ocispec.ImageIndexFile) }), ErrMalformed, ocispec.ImageIndexFile},
@@ -90,8 +90,8 @@ func TestBadLayouts(t *testing.T) {
 		"empty index":    {layoutOf(t, `{"imageLayoutVersion":"1.0.0"}`, `{"manifests":[]}`), ErrMalformed, "no image"},
 		"path in the index": {layoutOf(t, `{"imageLayoutVersion":"1.0.0"}`,
 			`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":1,"digest":"sha256:/../../../../etc/passwd"}]}`), ErrMalformed, "digest"},
-		"bad name": {edited(t, func(_ files, _ *ocispec.Manifest) {}).renamed("UPPER/../x:1"), ErrMalformed, "UPPER"},
-		"nothing":  {files{"readme": []byte("text")}, ErrMalformed, "neither an OCI layout"},
+		"bad name":           {edited(t, func(_ files, _ *ocispec.Manifest) {}).renamed("UPPER/../x:1"), ErrMalformed, "UPPER"},
+		"nothing":            {files{"readme": []byte("text")}, ErrMalformed, "neither an OCI layout"},
 		"old docker archive": {files{"repositories": []byte("{}")}, drivers.ErrNotSupported, "before 1.10"},
 		"docker archive without a layer": {files{
 			"manifest.json": []byte(`[{"Config":"c","Layers":["gone"]}]`), "c": []byte(`{"rootfs":{"type":"layers","diff_ids":[]}}`),
@@ -105,13 +105,14 @@ func TestBadLayouts(t *testing.T) {
 		for _, form := range []string{"directory", "archive"} {
 			t.Run(name+"/"+form, func(t *testing.T) {
 				s := newStore(t)
-				path := ""
+				path, o := "", ImportOptions{}
 				if form == "directory" {
 					path = c.files.dir(t)
+					o.Blobs = KeepBlobs
 				} else {
 					path = write(t, c.files.tar(t))
 				}
-				_, err := s.Import(t.Context(), path, ImportOptions{Blobs: KeepBlobs})
+				_, err := s.Import(t.Context(), path, o)
 				if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), path) {
 					t.Errorf("error %v does not name %s and %q", err, path, c.says)
 				}
@@ -166,7 +167,7 @@ func TestLayoutWithLinksOut(t *testing.T) {
 	mustBeEmpty(t, s)
 }
 
-// An archive that ends anywhere is refused, or was complete before that.
+// An archive that ends anywhere is refused, or only its padding is missing.
 func TestTruncatedArchives(t *testing.T) {
 	f, _ := twoLayers(t)
 	archive := f.tar(t)
@@ -177,7 +178,7 @@ func TestTruncatedArchives(t *testing.T) {
 			if err != nil {
 				continue
 			}
-			if len(images) != 1 || n+1024 < len(archive) {
+			if len(images) != 1 || n+3*512 < len(archive) {
 				t.Errorf("%d of %d bytes: %d images", n, len(archive), len(images))
 			}
 			if _, err := s.Remove(t.Context(), images[0].ID.String(), Careful); err != nil {

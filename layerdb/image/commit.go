@@ -102,7 +102,11 @@ type base struct {
 // baseOf returns the image that a container was made of. If that is gone, only its layers are known, and the config is
 // one that says nothing but the platform.
 func (s *Store) baseOf(ctx context.Context, c layerdb.Container) (b base, err error) {
-	img, err := s.get(ctx, digest.Digest(c.Labels[LabelImage]))
+	var img Image
+	err = drivers.ErrNotFound
+	if id := c.Labels[LabelImage]; id != "" {
+		img, err = s.get(ctx, digest.Digest(id))
+	}
 	if err == nil && img.Top == c.Parent {
 		b.config, _, err = s.Config(ctx, img)
 		for _, l := range img.Layers {

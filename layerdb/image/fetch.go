@@ -89,8 +89,10 @@ func (p *partial) discard() error { return removeIfThere(p.f.Name()) }
 // Write implements io.Writer.
 func (p *partial) Write(b []byte) (int, error) {
 	n, err := p.f.Write(b)
-	p.hash.Write(b[:n])
 	p.n += int64(n)
+	if _, herr := p.hash.Write(b[:n]); err == nil {
+		err = herr
+	}
 	return n, err
 }
 

@@ -24,7 +24,7 @@ func exportOf(t testing.TB, s *Store, id layerdb.ChainID) []byte {
 	return buf.Bytes()
 }
 
-// An OCI layout comes in in every form in which it can be, and its layers and documents stay what they were.
+// An OCI layout is taken in every form in which it can be, and its layers and documents stay what they were.
 func TestImportOCI(t *testing.T) {
 	f, layers := twoLayers(t)
 	archive := f.tar(t)

@@ -86,9 +86,12 @@ func (v *verifiedBlob) Close() error {
 // leaseTime is how long what an interrupted import or pull unpacked is kept, at least.
 const leaseTime = 24 * time.Hour
 
+// leasePrefix tells the leases of this package from those of others.
+const leasePrefix = "image-"
+
 // lease is a holder for layers of an image that is not there yet.
 func lease() layerdb.Holder {
-	return layerdb.Holder{Kind: kindLease, Key: "image-" + randomKey(), Expires: time.Now().Add(leaseTime)}
+	return layerdb.Holder{Kind: kindLease, Key: leasePrefix + randomKey(), Expires: time.Now().Add(leaseTime)}
 }
 
 // addOptions say how an image is added.
@@ -166,6 +169,9 @@ func (s *Store) forget(ctx context.Context, diffIDs []digest.Digest) error {
 
 // unpack registers the layers, and keeps their blobs if asked to.
 func (s *Store) unpack(ctx context.Context, in incoming, diffIDs []digest.Digest, hold *layerdb.Holder, o addOptions) error {
+	if len(diffIDs) == 0 {
+		return nil
+	}
 	var mu sync.Mutex
 	var bad []error // guarded by mu
 	sources := make([]layerdb.Source, len(diffIDs))
@@ -176,7 +182,7 @@ func (s *Store) unpack(ctx context.Context, in incoming, diffIDs []digest.Digest
 		}
 		if o.keep == KeepBlobs && l.desc.Digest != "" {
 			if err := s.keepBlob(ctx, l); err != nil {
-				return err
+				return fmt.Errorf("layer %d (%s): %w", i, diffIDs[i], err)
 			}
 		}
 		if _, err := s.layers.Layer(ctx, layerdb.ChainOf(diffIDs[:i+1]...)); err == nil {
@@ -232,7 +238,11 @@ func (s *Store) keepBlob(ctx context.Context, l incomingLayer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.blobs.put(ctx, l.desc.Digest, l.desc.Size, r), r.Close())
+	if err := s.blobs.put(ctx, l.desc.Digest, l.desc.Size, r); err != nil {
+		r.Close()
+		return err
+	}
+	return r.Close()
 }
 
 // describe makes the record of an image, and stores its documents.

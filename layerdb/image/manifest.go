@@ -109,7 +109,7 @@ func parseManifest(raw []byte) (m ocispec.Manifest, err error) {
 		return m, fmt.Errorf("manifest, config: %w", err)
 	}
 	if t := m.Config.MediaType; t != "" && t != dockerConfig && t != ocispec.MediaTypeImageConfig {
-		return m, fmt.Errorf("manifest has a config of type %q; this is an artifact, not an image: %w", t, drivers.ErrNotSupported)
+		return m, fmt.Errorf("manifest has a config of type %q; it is something else than an image: %w", t, drivers.ErrNotSupported)
 	}
 	if n := len(m.Layers); n > maxLayers {
 		return m, fmt.Errorf("manifest has %d layers, the limit is %d: %w", n, maxLayers, tarlayer.ErrLimit)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -36,6 +37,9 @@ type Name struct {
 // grammar holds the expressions of a reference, cf. github.com/distribution/reference, whose grammar is the standard.
 type grammar struct{ domain, path, tag, identifier *regexp.Regexp }
 
+// nameGrammar is the grammar, which never changes, compiled when it is first needed.
+var nameGrammar = sync.OnceValue(newGrammar)
+
 func newGrammar() grammar {
 	const label = `(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])`
 	const component = `[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*`
@@ -58,7 +62,7 @@ func ParseName(s string) (Name, error) {
 }
 
 func parseName(s string) (n Name, err error) {
-	g := newGrammar()
+	g := nameGrammar()
 	if g.identifier.MatchString(s) {
 		return n, fmt.Errorf("%d hexadecimal digits are an id, not a name", identifierBytes)
 	}

@@ -5,8 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -44,11 +43,11 @@ const (
 func newRegistry(t testing.TB) *testRegistry {
 	t.Helper()
 	tr := &testRegistry{}
-	next := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	next := registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if u, p, _ := r.BasicAuth(); u != testUser || p != testPassword {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
+			http.Error(w, `{"errors":[{"code":"DENIED"}]}`, http.StatusUnauthorized)
 			return
 		}
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
@@ -93,13 +92,17 @@ func (tr *testRegistry) name(t testing.TB, repo string) Name {
 }
 
 // keys has the credentials.
-func keys() authn.Keychain { return fixedKeychain{&authn.Basic{Username: testUser, Password: testPassword}} }
+func keys() authn.Keychain {
+	return fixedKeychain{&authn.Basic{Username: testUser, Password: testPassword}}
+}
 
 type fixedKeychain struct{ a authn.Authenticator }
 
 func (k fixedKeychain) Resolve(authn.Resource) (authn.Authenticator, error) { return k.a, nil }
 
-func access() RegistryOptions { return RegistryOptions{Keychain: keys(), Attempts: 2, Delay: time.Millisecond} }
+func access() RegistryOptions {
+	return RegistryOptions{Keychain: keys(), Attempts: 2, Delay: time.Millisecond}
+}
 
 // pushed pushes the image of twoLayers, with the blobs that it came with, and returns its layout.
 func pushImage(t testing.TB, tr *testRegistry, n Name) (files, Image) {

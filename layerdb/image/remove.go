@@ -162,13 +162,16 @@ type GCResult struct {
 	Bytes int64 `json:"bytes"`
 }
 
-// GC removes blobs that no image names, and what is left of downloads that broke off. While an image is being added it
-// does nothing.
+// GC removes blobs that no image names, what is left of downloads that broke off, and the leases of images that were being
+// added when their process died; the layers go with them. While an image is being added it does nothing.
 func (s *Store) GC(ctx context.Context) (r GCResult, err error) {
 	if !s.adding.TryLock() {
 		return r, nil
 	}
 	defer s.adding.Unlock()
+	if err := s.dropLeases(ctx); err != nil {
+		return r, err
+	}
 	used, err := s.usedBlobs(ctx)
 	if err != nil {
 		return r, err
@@ -199,4 +202,22 @@ func (s *Store) GC(ctx context.Context) (r GCResult, err error) {
 		r.Blobs++
 	}
 	return r, nil
+}
+
+// dropLeases ends the leases of images that nobody adds any more: this process adds none now, and no other has the store
+// open.
+//
+// Precondition: s.adding is held for writing.
+func (s *Store) dropLeases(ctx context.Context) error {
+	leases, err := s.layers.Holders(ctx, kindLease)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, h := range leases {
+		if strings.HasPrefix(h.Key, leasePrefix) {
+			errs = append(errs, s.drop(ctx, h.Ref()))
+		}
+	}
+	return errors.Join(errs...)
 }

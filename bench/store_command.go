@@ -1,0 +1,133 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+)
+
+// storeCommand is plyfs bench store.
+func storeCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "store",
+		Usage: "measure the layer store and its drivers, beside tar and a naive differ",
+		Description: "Every sample has an empty store. Needs root. Mounts are made in a private namespace. Exit status 1 says that a\n" +
+			"sample failed or a demand is not met.",
+		Flags:  keepFlags("list", "workloads", "plyfs", "samples", "layers-on", "quick", "check", "json", "plot", "timeout", "verbose"),
+		Action: runStore,
+	}
+}
+
+// keepFlags returns the flags of the benchmark that have one of the names.
+func keepFlags(names ...string) []cli.Flag {
+	var out []cli.Flag
+	for _, f := range flags() {
+		if slices.Contains(names, f.Names()[0]) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// runStore is the action of the command.
+func runStore(c *cli.Context) error {
+	if c.NArg() > 0 {
+		return cli.Exit(fmt.Sprintf("bench store: unexpected argument %q", c.Args().First()), 1)
+	}
+	if c.Bool("list") {
+		return listStore(c.App.Writer)
+	}
+	if os.Getenv(namespaceVariable) == "" && os.Geteuid() == 0 {
+		return runInNamespace()
+	}
+	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	if err := storeReport(ctx, c); err != nil {
+		return cli.Exit("bench store: "+err.Error(), 1)
+	}
+	return nil
+}
+
+func storeReport(ctx context.Context, c *cli.Context) error {
+	workloads, err := selectStore(AllStore(), words(c.String("workloads")))
+	if err != nil {
+		return err
+	}
+	cfg := Config{
+		LayersOn: words(c.String("layers-on")), Samples: c.Int("samples"), Scale: 1, Timeout: c.Duration("timeout"),
+		Logger: newLogger(c),
+	}
+	if cfg.Samples < 1 {
+		return fmt.Errorf("--samples %d: at least 1 is needed", cfg.Samples)
+	}
+	if c.Bool("quick") {
+		cfg.Scale = quickScale
+	}
+	if len(cfg.LayersOn) == 0 {
+		cfg.LayersOn = []string{tmpfsMedium}
+	}
+	program := c.String("plyfs")
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return err
+		}
+	}
+	text := c.App.Writer
+	if c.String("json") == "-" {
+		text = os.Stderr
+	}
+	cfg.OnResult = func(r Result) { NewTable(text, systemsOf(r)).Add(r) }
+	report, err := RunStore(ctx, cfg, program, workloads)
+	return errors.Join(err, finish(c, report, text))
+}
+
+// systemsOf are the columns of a result: each store workload has systems of its own.
+func systemsOf(r Result) []System {
+	var out []System
+	for _, c := range r.Cells {
+		out = append(out, System{Name: c.System})
+	}
+	return out
+}
+
+// listStore prints the workloads.
+func listStore(w io.Writer) error {
+	for _, x := range AllStore() {
+		if _, err := fmt.Fprintf(w, "%-22s %s\n", x.Name, x.Doc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// selectStore returns the workloads whose name matches one of the patterns, all of them for no pattern.
+func selectStore(all []StoreWorkload, patterns []string) ([]StoreWorkload, error) {
+	if len(patterns) == 0 {
+		return all, nil
+	}
+	var out []StoreWorkload
+	for _, p := range patterns {
+		before := len(out)
+		for _, w := range all {
+			ok, err := path.Match(p, w.Name)
+			if err != nil {
+				return nil, fmt.Errorf("workload pattern %q: %w", p, err)
+			}
+			if ok && !slices.ContainsFunc(out, func(o StoreWorkload) bool { return o.Name == w.Name }) {
+				out = append(out, w)
+			}
+		}
+		if len(out) == before {
+			return nil, fmt.Errorf("no workload matches %q; --list shows them", p)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"plyfs/drivers"
+	"plyfs/drivers/all"
+	"plyfs/layerdb"
+	"plyfs/layerdb/image"
+)
+
+// The exit codes of plyfs image, layer, container and driver. 2 is what the Go runtime exits with after a crash.
+const (
+	storeFailed = 1
+	// storeNotFound: no such image, layer, container, driver or file, here or in a registry.
+	storeNotFound = 3
+	// storeInUse: mounted, or needed by something else.
+	storeInUse  = 4
+	storeExists = 5
+	// storeUnsupported: the driver, the kernel, the file system or a privilege does not allow it here.
+	storeUnsupported = 6
+	// storeOther: another driver, or another version of plyfs, made the store.
+	storeOther = 7
+	// storeDamaged: something in the store, or what was to come in, is not what it should be.
+	storeDamaged = 8
+	// storeLocked: another process has the store open, and did not end in time.
+	storeLocked = 9
+	// storeNoSpace: the file system, or a quota, is full.
+	storeNoSpace = 10
+	// storeUnauthorized: a registry wants other credentials.
+	storeUnauthorized = 11
+	// storeBrokenOff: a transfer ended early; the same command goes on where it ended.
+	storeBrokenOff   = 12
+	storeUsage       = 16
+	storeInterrupted = 32
+)
+
+// storeCodes gives an error its exit code: that of the first class that it wraps.
+func storeCodes() []struct {
+	class error
+	code  int
+} {
+	return []struct {
+		class error
+		code  int
+	}{
+		{context.Canceled, storeInterrupted},
+		{layerdb.ErrLocked, storeLocked},
+		{drivers.ErrOtherDriver, storeOther},
+		{layerdb.ErrVersion, storeOther},
+		{image.ErrUnauthorized, storeUnauthorized},
+		{layerdb.ErrNoSpace, storeNoSpace},
+		{syscall.ENOSPC, storeNoSpace},
+		{syscall.EDQUOT, storeNoSpace},
+		{image.ErrMalformed, storeDamaged},
+		{layerdb.ErrDigest, storeDamaged},
+		{drivers.ErrDamaged, storeDamaged},
+		{image.ErrBrokenOff, storeBrokenOff},
+		{drivers.ErrNotFound, storeNotFound},
+		{image.ErrAmbiguous, storeUsage},
+		{drivers.ErrInUse, storeInUse},
+		{drivers.ErrExists, storeExists},
+		{drivers.ErrNotSupported, storeUnsupported},
+		{drivers.ErrPrerequisites, storeUnsupported},
+		{drivers.ErrIncompatibleFS, storeUnsupported},
+		{drivers.ErrInvalid, storeUsage},
+	}
+}
+
+// storeFault is err as a fault of a command on the store.
+func storeFault(err error) error {
+	var f *fault
+	if err == nil || errors.As(err, &f) {
+		return err
+	}
+	for _, c := range storeCodes() {
+		if errors.Is(err, c.class) {
+			return faultf(c.code, "%v", err)
+		}
+	}
+	return faultf(storeFailed, "%v", err)
+}
+
+// storeCommand is a command on the store: flags may stand behind its arguments.
+type storeCommand struct {
+	name, usage, line string
+	description       string
+	flags             []cli.Flag
+	// min and max are how many arguments there must be; a negative max is no bound.
+	min, max int
+	// run is given the open store.
+	run func(ctx context.Context, s *session) error
+	// bare, in place of run, is called without opening the store.
+	bare func(ctx context.Context, s *session) error
+	// closed is called, if not nil, when the store cannot be opened, with the reason; what it returns counts.
+	closed func(ctx context.Context, s *session, err error) error
+}
+
+// command is the command for the table of commands.
+func (s storeCommand) command() *cli.Command {
+	return &cli.Command{
+		Name: s.name, Usage: s.usage, UsageText: s.line, Description: s.description,
+		Flags: append(slices.Clone(s.flags), storeFlags()...),
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(storeUsage, "%v; usage: %s", err, s.line)
+		},
+		Action: func(c *cli.Context) error {
+			args, err := lateFlags(c)
+			if err != nil {
+				return faultf(storeUsage, "%v; usage: %s", err, s.line)
+			}
+			switch {
+			case len(args) < s.min:
+				return faultf(storeUsage, "an argument is missing; usage: %s", s.line)
+			case s.max >= 0 && len(args) > s.max:
+				return faultf(storeUsage, "unexpected argument %s; usage: %s", args[s.max], s.line)
+			}
+			return storeFault(s.runSession(c, args))
+		},
+	}
+}
+
+// storeGroup is a command with subcommands.
+func storeGroup(name, usage string, commands ...storeCommand) *cli.Command {
+	group := &cli.Command{
+		Name: name, Usage: usage,
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(storeUsage, "%v; usage: plyfs %s COMMAND", err, name)
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return faultf(storeUsage, "unknown command %s %s; see plyfs %s --help", name, c.Args().First(), name)
+			}
+			return cli.ShowSubcommandHelp(c)
+		},
+	}
+	for _, s := range commands {
+		group.Subcommands = append(group.Subcommands, s.command())
+	}
+	return group
+}
+
+// storeFlags are those of every command on the store.
+func storeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "root", EnvVars: []string{"PLYFS_ROOT"}, Usage: "`DIR` of the store"},
+		&cli.StringFlag{Name: "driver", EnvVars: []string{"PLYFS_DRIVER"}, Usage: "`NAME` of the graph driver; see plyfs driver probe"},
+		listFlag("driver-opt", "`NAME=VALUE`, an option of the driver; may be repeated"),
+		&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "how long to wait for a process that has the store open"},
+		jsonFlag(),
+	}
+}
+
+// listFlag is a flag that may be repeated and whose values may have commas.
+func listFlag(name, usage string) cli.Flag {
+	return &cli.GenericFlag{Name: name, Value: &optionList{}, Usage: usage}
+}
+
+// listOf returns the values of a listFlag.
+func listOf(c *cli.Context, name string) []string {
+	if l, ok := c.Generic(name).(*optionList); ok {
+		return slices.Clone(*l)
+	}
+	return nil
+}
+
+// lateFlags sets the flags that stand behind arguments, and returns the arguments.
+func lateFlags(c *cli.Context) (args []string, err error) {
+	rest := c.Args().Slice()
+	for len(rest) > 0 {
+		a := rest[0]
+		rest = rest[1:]
+		if a == "--" {
+			return append(args, rest...), nil
+		}
+		if len(a) < 2 || a[0] != '-' {
+			args = append(args, a)
+			continue
+		}
+		name, value, given := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		i := slices.IndexFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+		if i < 0 {
+			return nil, fmt.Errorf("flag provided but not defined: %s", a)
+		}
+		_, isBool := c.Command.Flags[i].(*cli.BoolFlag)
+		switch {
+		case given:
+		case isBool:
+			value = "true"
+		case len(rest) == 0:
+			return nil, fmt.Errorf("flag needs an argument: %s", a)
+		default:
+			value, rest = rest[0], rest[1:]
+		}
+		// What is given by an alias is read by the name.
+		if err := c.Set(c.Command.Flags[i].Names()[0], value); err != nil {
+			return nil, fmt.Errorf("invalid value %q for flag %s: %w", value, a, err)
+		}
+	}
+	return args, nil
+}
+
+// session is one command's use of the store.
+type session struct {
+	c       *cli.Context
+	args    []string
+	out     io.Writer
+	options layerdb.Options
+	// layers and images are nil in a command that does without the store.
+	layers *layerdb.Store
+	images *image.Store
+	// private says that mounts made here are seen by nobody and end with the command.
+	private bool
+}
+
+// json says whether the output is for programs.
+func (s *session) json() bool { return s.c.Bool("json") }
+
+// runSession runs the command: for an unprivileged user in a user namespace, in a process of its own.
+func (s storeCommand) runSession(c *cli.Context, args []string) (err error) {
+	ns, err := namespaceOf(c)
+	if err != nil || ns == nsDone {
+		return err
+	}
+	ctx, stop := interruptible(c)
+	defer stop()
+	o, err := storeOptions(c)
+	if err != nil {
+		return err
+	}
+	use := &session{c: c, args: args, out: c.App.Writer, options: o, private: ns == nsPrivate}
+	if s.bare != nil {
+		return s.bare(ctx, use)
+	}
+	if use.layers, err = layerdb.Open(ctx, o); err != nil {
+		if s.closed != nil {
+			return s.closed(ctx, use, err)
+		}
+		return err
+	}
+	defer func() { err = errors.Join(err, use.layers.Close()) }()
+	if use.images, err = image.Open(use.layers); err != nil {
+		return err
+	}
+	return s.run(ctx, use)
+}
+
+// storeOptions are those that the command line names.
+func storeOptions(c *cli.Context) (layerdb.Options, error) {
+	o := layerdb.Options{
+		Root: c.String("root"), Driver: c.String("driver"), Registry: all.Registry(), Wait: c.Duration("wait"), Log: storeLog(),
+	}
+	if o.Wait == 0 {
+		o.Wait = -1
+	}
+	if o.Root == "" {
+		o.Root = layerdb.DefaultRoot()
+	}
+	var err error
+	o.DriverOptions, err = pairsOf(listOf(c, "driver-opt"))
+	return o, err
+}
+
+// pairsOf reads NAME=VALUE words.
+func pairsOf(words []string) (map[string]string, error) {
+	pairs := make(map[string]string, len(words))
+	for _, w := range words {
+		name, value, ok := strings.Cut(w, "=")
+		if !ok || name == "" {
+			return nil, faultf(storeUsage, "%q is not NAME=VALUE", w)
+		}
+		if _, twice := pairs[name]; twice {
+			return nil, faultf(storeUsage, "%s is given twice", name)
+		}
+		pairs[name] = value
+	}
+	return pairs, nil
+}
+
+// storeLog tells warnings to stderr.
+func storeLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
