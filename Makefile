@@ -19,7 +19,8 @@ HELPERS := mount.plyfs mount.fuse.plyfs mount.fuse3.plyfs
 
 # What the tests call besides Go, gcc, make and git; what the tests with container engines call besides.
 DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs btrfs-progs shellcheck
-DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd
+DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd \
+	debootstrap debian-archive-keyring
 
 # Packages with what they and their tests import; those whose tests mount import testenv.
 PACKAGES   := $(GO) list -f '{{.ImportPath}} {{.Imports}} {{.TestImports}} {{.XTestImports}}' ./...
@@ -109,7 +110,7 @@ vm-shell: ## A shell in the virtual machine
 fuzz: ## Every fuzz target for FUZZTIME (60s)
 	@set -e; $(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r p; do \
 		for t in $$($(GO) test -list '^Fuzz' "$$p" | grep '^Fuzz' || true); do \
-			echo "$$p $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "$$p"; \
+			echo "$$p $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$p"; \
 		done; done
 
 bench: build ## Compare with the kernel's overlayfs and fuse-overlayfs, as root (BENCHFLAGS=...)

@@ -10,5 +10,9 @@
 // that would go wrong (layers.go, check.go, fuse.go), and only then mounts and serves (serve.go). The caller waits for the
 // daemon's verdict, which is either that the mount serves or one line about why it can't.
 //
-// Exit codes are those of mount(8); see fault.go.
+// The commands of the layer store (image, layer, container, driver) open the store, do one thing and end; they run themselves
+// again in a user namespace for an unprivileged user (unshare.go).
+//
+// Exit codes of what mounts are those of mount(8), see fault.go; the store's commands have a table of their own (store.go),
+// as have fsck and index.
 package main
