@@ -11,13 +11,15 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/fs/mountopt"
 )
 
 // A daemon is this program started again with the same arguments; these variables tell it so and are removed from its
 // environment at once.
 const (
 	// verdictEnv holds the descriptor for the verdict.
-	verdictEnv = "_PLYFS_VERDICT_FD"
+	verdictEnv = mountopt.VerdictEnv
 	// targetEnv holds the descriptor that /dev/fd/N, the mount point, became in the daemon.
 	targetEnv = "_PLYFS_TARGET_FD"
 )

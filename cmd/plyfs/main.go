@@ -18,7 +18,15 @@ import (
 )
 
 func main() {
-	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+	args, wanted, err := standBy(os.Args)
+	switch {
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%s: %v\n", namePlyfs, err)
+		os.Exit(exitSystem)
+	case !wanted:
+		os.Exit(exitOK)
+	}
+	os.Exit(run(args, os.Stdout, os.Stderr))
 }
 
 // run is the program; it returns the exit code.

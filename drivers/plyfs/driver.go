@@ -26,6 +26,7 @@ type Driver struct {
 	opts    options
 	program string
 	form    overlaystore.Form
+	pool    *pool
 }
 
 // Factory returns what makes drivers of this kind.
@@ -61,11 +62,11 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	m, err := newMounter(opts, program, o.Run, log)
+	m, err := newMounter(opts, program, o.Home, o.Run, log)
 	if err != nil {
 		return nil, fmt.Errorf("driver %s: %w", Name, err)
 	}
-	d := &Driver{opts: opts, program: program, form: form}
+	d := &Driver{opts: opts, program: program, form: form, pool: m.pool}
 	d.Store, err = overlaystore.Open(overlaystore.Config{
 		Name: Name, Home: o.Home, Run: o.Run, Log: log, Volatile: opts.mount.Volatile,
 		Mounter: m, Quotas: servedQuotas{program}, Form: form,
@@ -74,6 +75,11 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// Close implements drivers.Driver.
+func (d *Driver) Close() error {
+	return errors.Join(d.pool.close(), d.Store.Close())
 }
 
 // formOf finds out how layers can be unpacked, by asking the mount's own code to use a work directory there.
@@ -99,7 +105,7 @@ func formOf(home string, opts options) (f overlaystore.Form, err error) {
 	if err := base.Close(); err != nil {
 		return f, err
 	}
-	if os.Geteuid() != 0 || overlaystore.InUserNamespace() {
+	if os.Geteuid() != 0 || drivers.UserNamespace().Nested {
 		f.Devices = tarlayer.DeviceSkip
 	}
 	if opts.ignoreChownErrors {

@@ -27,14 +27,15 @@ type mounter struct {
 	program string
 	log     *slog.Logger
 	servers *servers
+	pool    *pool
 }
 
-func newMounter(opts options, program, run string, log *slog.Logger) (*mounter, error) {
+func newMounter(opts options, program, home, run string, log *slog.Logger) (*mounter, error) {
 	s, err := openServers(run)
 	if err != nil {
 		return nil, err
 	}
-	return &mounter{opts: opts, program: program, log: log, servers: s}, nil
+	return &mounter{opts: opts, program: program, log: log, servers: s, pool: &pool{program: program, dir: home}}, nil
 }
 
 // Plan implements overlaystore.Mounter: mount.fuse3 starts the program for this type, as containerd does.
@@ -83,9 +84,7 @@ func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string
 
 // serve starts a server and waits until it serves.
 func (m *mounter) serve(ctx context.Context, k overlaystore.Stack, opts, target string) error {
-	s, err := start(ctx, command{
-		program: m.program, dir: k.Home, args: []string{Name, "mount", "-o", opts, Name, target},
-	})
+	s, err := m.pool.start(ctx, []string{Name, "mount", "-o", opts, Name, target})
 	if err != nil {
 		return err
 	}

@@ -86,7 +86,7 @@ func try(ctx context.Context, dir string, opts options, program string) (err err
 	if err := os.WriteFile(filepath.Join(dir, "lower/file"), []byte("lower"), 0o600); err != nil {
 		return err
 	}
-	m, err := newMounter(opts, program, filepath.Join(dir, "run"), slog.New(slog.DiscardHandler))
+	m, err := newMounter(opts, program, dir, filepath.Join(dir, "run"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

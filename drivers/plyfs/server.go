@@ -3,6 +3,8 @@ package plyfs
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,13 +14,11 @@ import (
 	"sync"
 	"syscall"
 
-	"plyfs/drivers"
-)
+	"golang.org/x/sys/unix"
 
-// VerdictEnv is the environment variable that holds the number of a descriptor to which plyfs, started to serve a
-// mount, writes whether it does: one byte, zero for yes, else the exit code of mount(8) followed by the reason. It
-// serves in the process that was started, and gives up its standard files with the verdict.
-const VerdictEnv = "_PLYFS_VERDICT_FD"
+	"plyfs/drivers"
+	"plyfs/fs/mountopt"
+)
 
 // maxVerdict bounds the reason, and maxStderr what is kept of a server's last words.
 const (
@@ -26,14 +26,7 @@ const (
 	maxStderr  = 16 << 10
 )
 
-// command is a server to be started.
-type command struct {
-	program, dir string
-	// args begin with the name that the program is called by.
-	args []string
-}
-
-// process is a server that serves.
+// process is a server that serves, or one that waits for a mount to serve.
 type process struct {
 	pid int
 	// started is the time of its start in clock ticks since boot, which tells it from another of the same number.
@@ -41,52 +34,84 @@ type process struct {
 	// ended is closed when the process was waited for.
 	ended chan struct{}
 	cmd   *exec.Cmd
+	// orders is the socket for the command line and the verdict, nil once it serves.
+	orders *os.File
+	stderr *tail
 }
 
-// start starts a server and returns when it serves. It goes on when this process ends.
-func start(ctx context.Context, c command) (*process, error) {
-	verdict, report, err := os.Pipe()
+// launch starts a program that waits for a mount to serve. It goes on when this process ends, but for one that still
+// waits.
+func launch(program, dir string) (*process, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("socketpair", err)
 	}
-	defer verdict.Close()
-	last := &tail{max: maxStderr}
-	cmd := exec.Command(c.program)
-	cmd.Args, cmd.Dir, cmd.Stderr = c.args, c.dir, last
-	cmd.Env = append(os.Environ(), VerdictEnv+"=3")
-	cmd.ExtraFiles = []*os.File{report}
+	// The runtime's poller takes only what does not block, and a verdict that does not come must not hold a thread.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	orders, theirs := os.NewFile(uintptr(fds[0]), "orders"), os.NewFile(uintptr(fds[1]), "orders")
+	p := &process{ended: make(chan struct{}), orders: orders, stderr: &tail{max: maxStderr}}
+	p.cmd = exec.Command(program)
+	p.cmd.Args, p.cmd.Dir, p.cmd.Stderr = []string{Name, "(standing by)"}, dir, p.stderr
+	p.cmd.Env = append(os.Environ(), mountopt.StandbyEnv+"=3")
+	p.cmd.ExtraFiles = []*os.File{theirs}
 	// Signals of the terminal are not for it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	report.Close()
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w: %w", c.program, err, drivers.ErrPrerequisites)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = p.cmd.Start()
+	if cerr := theirs.Close(); err == nil {
+		err = cerr
 	}
-	p := &process{pid: cmd.Process.Pid, ended: make(chan struct{}), cmd: cmd}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w: %w", program, err, drivers.ErrPrerequisites), orders.Close())
+	}
+	p.pid = p.cmd.Process.Pid
 	go func() {
-		_ = cmd.Wait() // how it ended, its verdict and its log tell
+		_ = p.cmd.Wait() // how it ended, its verdict and its log tell
 		close(p.ended)
 	}()
-	stop := context.AfterFunc(ctx, func() { verdict.Close() })
-	answer, err := io.ReadAll(io.LimitReader(verdict, maxVerdict))
+	return p, nil
+}
+
+// errNotWaiting says that a process that was started in advance ended before it got anything to do.
+var errNotWaiting = errors.New("the server that stood by is gone")
+
+// serve gives a waiting process its command line, and returns when it serves. After an error the process is gone.
+func (p *process) serve(ctx context.Context, args []string) error {
+	orders := p.orders
+	p.orders = nil
+	defer orders.Close()
+	stop := context.AfterFunc(ctx, func() { orders.Close() })
+	answer, err := p.order(orders, args)
 	if !stop() {
-		return nil, errors.Join(ctx.Err(), p.kill())
+		return errors.Join(ctx.Err(), p.kill())
 	}
 	if err != nil {
-		return nil, errors.Join(err, p.kill())
+		return errors.Join(err, p.kill())
 	}
 	if len(answer) == 1 && answer[0] == 0 {
-		p.started, err = startTime(p.pid)
-		if err != nil {
-			return nil, errors.Join(err, p.kill())
+		if p.started, err = startTime(p.pid); err != nil {
+			return errors.Join(err, p.kill())
 		}
-		return p, nil
+		return nil
 	}
 	<-p.ended
 	if len(answer) == 0 {
-		return nil, fmt.Errorf("%s ended before it served: %v: %s", c.program, cmd.ProcessState, last)
+		return fmt.Errorf("%s ended before it served: %v: %s", p.cmd.Path, p.cmd.ProcessState, p.stderr)
 	}
-	return nil, fmt.Errorf("%s: %s", c.program, strings.TrimSpace(string(answer[1:])))
+	return fmt.Errorf("%s: %s", p.cmd.Path, strings.TrimSpace(string(answer[1:])))
+}
+
+// order sends the command line and reads the verdict.
+func (p *process) order(orders *os.File, args []string) ([]byte, error) {
+	b, err := json.Marshal(args)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := orders.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...)); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotWaiting, err)
+	}
+	return io.ReadAll(io.LimitReader(orders, maxVerdict))
 }
 
 // kill ends a server at once, and waits for its end.
