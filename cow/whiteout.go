@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
@@ -29,17 +30,57 @@ func (w *Work) WhiteoutAt(dirfd int, name string) error {
 		_ = w.m.Unlink(w.stage, sharedWhiteout)
 	case !errors.Is(err, unix.ENOENT):
 		// The file system links no device nodes (or none of this process): one inode each.
-		return w.m.Mknod(dirfd, name, unix.S_IFCHR, 0)
+		return w.mknodWhiteout(dirfd, name)
 	}
-	if err := w.m.Mknod(w.stage, sharedWhiteout, unix.S_IFCHR, 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := w.mknodWhiteout(w.stage, sharedWhiteout); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	err = w.m.Link(w.stage, sharedWhiteout, dirfd, name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EMLINK) {
 		// Another one that found the old inode full took the new one away, or filled it.
-		return w.m.Mknod(dirfd, name, unix.S_IFCHR, 0)
+		return w.mknodWhiteout(dirfd, name)
 	}
 	return err
+}
+
+func (w *Work) mknodWhiteout(dirfd int, name string) error {
+	err := w.m.Mknod(dirfd, name, unix.S_IFCHR, 0)
+	if err == nil {
+		w.count(1)
+	}
+	return err
+}
+
+// StatWhiteout fills st with the inode that new whiteouts are links to; ENOENT if there is none yet.
+func (w *Work) StatWhiteout(st *unix.Statx_t) error { return sys.Statx(w.stage, sharedWhiteout, st) }
+
+// LastNames is how many of the entries of the staged directory name, which holds no directories, are the last name of their
+// inode.
+func (w *Work) LastNames(name string) (int, error) {
+	fd, err := sys.Openat(w.stage, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	n := 0
+	err = layer.List(fd, func(e layer.RawDirent) error {
+		var st unix.Statx_t
+		err := sys.Statx(fd, e.Name, &st)
+		if err == nil && st.Nlink == 1 {
+			n++
+		}
+		return err
+	})
+	return n, err
+}
+
+// discardDir is Discard of a directory of the upper that held nothing but whiteouts.
+func (w *Work) discardDir(name string) {
+	n, err := w.LastNames(name)
+	w.Discard(name)
+	if err == nil {
+		w.count(-n)
+	}
 }
 
 // RemoveDir takes the directory name below dirfd, which holds nothing but whiteouts, out of the way by one rename and
@@ -55,7 +96,11 @@ func (w *Work) RemoveDir(dirfd int, name string, whiteout bool) error {
 	} else {
 		err = w.m.Rename(dirfd, name, w.stage, tmp, unix.RENAME_NOREPLACE)
 	}
-	w.Discard(tmp)
+	if err == nil {
+		w.discardDir(tmp)
+	} else {
+		w.Discard(tmp) // the whiteout
+	}
 	return err
 }
 
@@ -91,5 +136,6 @@ func (w *Work) MakeOpaque(dirfd int, name string, aufs bool) error {
 	if err != nil {
 		return err
 	}
+	w.count(1)
 	return unix.Close(f)
 }

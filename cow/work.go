@@ -59,6 +59,9 @@ type WorkOptions struct {
 	UserXattr bool
 	Volatile  bool
 	Mutator   *sys.Mutator
+	// Inodes, when not nil, is told of whiteouts and sentinels of the upper that Work makes by itself (1) and removes together
+	// with a directory (-1 each). It may be called from several goroutines, and with locks of the caller of Work held.
+	Inodes func(delta int)
 }
 
 // Work is the work directory of one writable mount. Several mounts, of several processes, may use one work directory at a
@@ -67,6 +70,7 @@ type Work struct {
 	Features
 	base  *layer.Layer
 	m     *sys.Mutator
+	count func(delta int)
 	dir   int // work/work
 	stage int // work/work/plyfs-X, flocked for the life of the mount
 	name  string
@@ -83,7 +87,10 @@ var ErrVolatileLeft = errors.New("a volatile mount of this upper did not end cle
 // OpenWork prepares base as the work directory of a mount whose upper lies on the same file system. It removes what
 // processes that are gone left staged, and nothing else.
 func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
-	w = &Work{base: base, m: o.Mutator, dir: -1, stage: -1, watch: -1}
+	w = &Work{base: base, m: o.Mutator, count: o.Inodes, dir: -1, stage: -1, watch: -1}
+	if w.count == nil {
+		w.count = func(int) {}
+	}
 	w.index.Store(-1)
 	defer func() {
 		if err != nil {

@@ -24,7 +24,7 @@ type Driver interface {
 	// this driver cannot enforce here.
 	CreateReadWrite(ctx context.Context, id, parent string, o *CreateOptions) error
 
-	// Remove deletes a layer and its content. The error wraps ErrInUse while the layer is mounted or is the parent of
+	// Remove deletes a layer and its content, durably: a power cut does not bring it back. The error wraps ErrInUse while the layer is mounted or is the parent of
 	// another, where the driver would break that other. A layer that is not there is no error.
 	Remove(ctx context.Context, id string) error
 
@@ -162,4 +162,9 @@ type ApplyOptions struct {
 	// AcceptUnterminated accepts a stream without the end mark of a tar archive, which some tools do not write. It is for
 	// callers that compare the stream's digest afterwards: nobody else could tell that the end is missing.
 	AcceptUnterminated bool
+	// Below, when not nil, says that the layers of an image are unpacked side by side, and that layers above this one may be
+	// there already, of which none is used yet: it returns nil when all layers below are complete, or an error if that will
+	// not come to pass. A driver whose ParallelApply is true calls it before it looks at them, from the goroutine that
+	// unpacks, which it may keep waiting; others need the layers below complete before ApplyDiff, and ignore it.
+	Below func(ctx context.Context) error
 }

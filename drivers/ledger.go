@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ledger keeps small records for a driver whose layers are not files of its home, and so can't tell by themselves what they are.
-// Whoever opens a driver may give it one in Options, in a database that is backed up with the rest; FileLedger is the other one.
+// Ledger keeps small records for a driver whose layers are not files of its home, and so can't tell by themselves
+// what they are. Whoever opens a driver may give it one in Options, in a database that is backed up with the rest;
+// FileLedger is the other one.
 //
-// A key is what ValidID accepts. A record is durable when the call that made it returns, and old or new after a crash, never a mixture.
-// A Ledger may be used by any number of goroutines.
+// A key is what ValidID accepts. A record is durable when the call that made it returns, and old or new after a
+// crash, never a mixture. A Ledger may be used by any number of goroutines.
 type Ledger interface {
 	// Put makes or replaces a record. The value is the caller's again afterwards.
 	Put(ctx context.Context, key string, value []byte) error
@@ -25,13 +26,13 @@ type Ledger interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	// Delete removes a record; one that is not there is no error.
 	Delete(ctx context.Context, key string) error
-	// Scan calls fn for each record whose key begins with prefix, in no particular order, and ends at fn's first error, which it
-	// returns. fn may not change the ledger, and owns value.
+	// Scan calls fn for each record whose key begins with prefix, in no particular order, and ends at fn's first
+	// error, which it returns. fn may not change the ledger, and owns value.
 	Scan(ctx context.Context, prefix string, fn func(key string, value []byte) error) error
 }
 
-// FileLedger is a Ledger in a directory: one file a record. It holds some space back, so that layers can be removed from a full
-// file system too.
+// FileLedger is a Ledger in a directory: one file a record. It holds some space back, so that layers can be removed
+// from a full file system too.
 type FileLedger struct{ dir string }
 
 const (

@@ -179,6 +179,17 @@ func (m *Mounts) Count(id string) int {
 	return m.table[id].Count
 }
 
+// References is the number of references to each layer that has any. The caller owns the map.
+func (m *Mounts) References() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make(map[string]int, len(m.table))
+	for id, rec := range m.table {
+		all[id] = rec.Count
+	}
+	return all
+}
+
 // Target is where id is mounted, "" if it is not.
 func (m *Mounts) Target(id string) string {
 	m.mu.Lock()

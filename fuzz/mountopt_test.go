@@ -23,6 +23,7 @@ func FuzzParse(f *testing.F) {
 		"timeout=1e9,fsync=0,sync,sync=1,noxattrs=1,writeback,xattr_permissions=2",
 		"redirect_dir=on,metacopy=off,index=on,xino=auto,userxattr,data=noopen,transport=fast,whiteout=kernel",
 		`log=/a b,loglevel=warn,max_open_files=7,ro,nosuid,nodev,noexec,relatime,nodiratime,lazytime,dirsync`,
+		"quota_bytes=10g,quota_inodes=5k,quota_bytes=-1,quota_inodes=9t",
 		`bogus,=x,a\=b=c,"=",x="a,b",x-y=z,\x-y,\noatime=1`,
 	} {
 		f.Add(s, "")

@@ -352,13 +352,22 @@ func (c *check) driver(ctx context.Context) error {
 		}
 		p := Problem{
 			Kind: ProblemMissing, Object: r.key(), Detail: "driver " + s.drv.Name() + " does not have its layer " + id,
-			Remedy: "remove what uses it, and " + remedyImport,
+			Remedy: missingRemedy(r),
 		}
 		if err := c.found(p, nil); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// missingRemedy is what can be done about something that the driver has lost. A layer that is registered again comes back in its
+// place; what was written in a container does not.
+func missingRemedy(r Record) string {
+	if r.Container != nil {
+		return "remove the container"
+	}
+	return remedyImport
 }
 
 // files compares the streams that are kept with the layers.

@@ -9,12 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"plyfs/drivers"
-	"plyfs/drivers/vfs"
 	"plyfs/internal/testenv"
 )
 
@@ -23,6 +23,9 @@ const (
 	envChildRoot = "PLYFS_LAYERDB_CHILD"
 	envChildMode = "PLYFS_LAYERDB_MODE"
 	envChildStep = "PLYFS_LAYERDB_STEP"
+	// envChildDriver and envChildProgram are the backend.
+	envChildDriver  = "PLYFS_LAYERDB_DRIVER"
+	envChildProgram = "PLYFS_LAYERDB_PROGRAM"
 )
 
 // progress is what is known of the operations of a scenario: those that were begun, and those that succeeded.
@@ -63,6 +66,7 @@ func scenario(s *Store, baseTar, topTar []byte, say func(word, op string)) {
 			committed, err = s.Commit(ctx, "c", RegisterOptions{Hold: &Holder{Kind: "test", Key: "new"}})
 			return err
 		}},
+		{"verify", func() error { return s.Verify(ctx, committed.ID) }},
 		{"tag", func() error {
 			return s.Change(ctx, Update{Hold: []Holder{holder("tag", committed.ID)}, Release: []Ref{{"test", "new"}}})
 		}},
@@ -84,14 +88,15 @@ func scenarioTars(t testing.TB) (base, top []byte) {
 }
 
 // mustBeConsistent opens a store after something went wrong, and compares it with what succeeded.
-func mustBeConsistent(t *testing.T, root string, p *progress) {
+func mustBeConsistent(t *testing.T, o Options, p *progress) {
 	t.Helper()
 	ctx := context.Background()
-	s, err := Open(ctx, optionsAt(root))
+	s, err := Open(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer closeStore(t, s)
+	mustHaveNoStrayMounts(t, s)
 	rep, err := s.Check(ctx, CheckOptions{Mode: CheckContent})
 	if err != nil {
 		t.Fatal(err)
@@ -132,6 +137,29 @@ func mustBeConsistent(t *testing.T, root string, p *progress) {
 		}
 	}
 	emptyStore(t, s)
+}
+
+// mustHaveNoStrayMounts holds that the driver has no references but those that containers count.
+func mustHaveNoStrayMounts(t testing.TB, s *Store) {
+	t.Helper()
+	r, ok := s.drv.(drivers.Referrer)
+	if !ok {
+		t.Fatalf("driver %s does not tell its references", s.drv.Name())
+	}
+	has := r.References()
+	containers, err := s.Containers(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range containers {
+		if has[c.ID] > c.Mounts {
+			t.Errorf("container %s is mounted %d times, %d are counted", c.Name, has[c.ID], c.Mounts)
+		}
+		delete(has, c.ID)
+	}
+	if len(has) > 0 {
+		t.Errorf("mounted, but by nobody: %v", has)
+	}
 }
 
 func mustHoldFile(t testing.TB, s *Store, container, name, content string) {
@@ -187,10 +215,10 @@ func emptyStore(t testing.TB, s *Store) {
 }
 
 // steps returns the names of all steps that a scenario takes when nothing goes wrong.
-func steps(t *testing.T) []string {
+func steps(t *testing.T, b backend) []string {
 	t.Helper()
 	f := &faults{}
-	s, err := openFaulty(filepath.Join(testenv.Scratch(t), "store"), vfs.Factory(), f)
+	s, err := openFaulty(filepath.Join(testenv.Scratch(t), "store"), b, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +230,7 @@ func steps(t *testing.T) []string {
 		}
 	})
 	closeStore(t, s)
-	if done != 9 {
+	if done != 10 {
 		t.Fatalf("%d operations succeed without a failure, want all", done)
 	}
 	return f.names
@@ -211,7 +239,7 @@ func steps(t *testing.T) []string {
 // Whatever step fails, the store is consistent afterwards, and nothing that succeeded is lost.
 func TestFailAtEveryStep(t *testing.T) {
 	base, top := scenarioTars(t)
-	for i, name := range steps(t) {
+	for i, name := range steps(t, vfsBackend()) {
 		for _, mode := range []failure{failBefore, failAfter} {
 			if mode == failAfter && name != "commit" {
 				continue
@@ -219,12 +247,12 @@ func TestFailAtEveryStep(t *testing.T) {
 			t.Run(fmt.Sprintf("%d_%s_%s", i+1, mode, name), func(t *testing.T) {
 				root := filepath.Join(testenv.Scratch(t), "store")
 				p := newProgress()
-				s, err := openFaulty(root, vfs.Factory(), &faults{mode: mode, at: i + 1})
+				s, err := openFaulty(root, vfsBackend(), &faults{mode: mode, at: i + 1})
 				if err == nil {
 					scenario(s, base, top, p.say)
 					closeStore(t, s)
 				}
-				mustBeConsistent(t, root, p)
+				mustBeConsistent(t, optionsAt(root), p)
 			})
 		}
 	}
@@ -240,18 +268,34 @@ func (p *progress) say(word, op string) {
 
 // The same for a process that is killed, before and after the step.
 func TestKillAtEveryStep(t *testing.T) {
-	for i, name := range steps(t) {
+	for i, name := range steps(t, vfsBackend()) {
 		for _, mode := range []failure{killBefore, killAfter} {
 			t.Run(fmt.Sprintf("%d_%s_%s", i+1, mode, name), func(t *testing.T) {
 				root := filepath.Join(testenv.Scratch(t), "store")
-				mustBeConsistent(t, root, runChild(t, root, mode, i+1))
+				mustBeConsistent(t, optionsAt(root), runChild(t, vfsBackend(), root, mode, i+1))
+			})
+		}
+	}
+}
+
+// The same with drivers whose mounts outlive the process, for the first and the last step of each kind.
+func TestKillWithMounts(t *testing.T) {
+	for _, b := range stackingBackends(t) {
+		names := steps(t, b)
+		for i, name := range names {
+			if slices.Index(names, name) != i && slices.Contains(names[i+1:], name) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s_%d_%s", b.Name, i+1, name), func(t *testing.T) {
+				root := filepath.Join(testenv.Scratch(t), "store")
+				mustBeConsistent(t, b.at(root), runChild(t, b, root, killAfter, i+1))
 			})
 		}
 	}
 }
 
 // runChild runs the scenario in a process that is killed at the step, and returns how far it was.
-func runChild(t *testing.T, root string, mode failure, step int) *progress {
+func runChild(t *testing.T, b backend, root string, mode failure, step int) *progress {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -259,6 +303,7 @@ func runChild(t *testing.T, root string, mode failure, step int) *progress {
 	}
 	cmd := exec.Command(exe)
 	cmd.Env = append(os.Environ(), envChildRoot+"="+root, envChildMode+"="+string(mode), envChildStep+"="+strconv.Itoa(step))
+	cmd.Env = append(cmd.Env, b.environment()...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	var exit *exec.ExitError
@@ -283,7 +328,11 @@ func child() bool {
 	if err != nil {
 		panic(err)
 	}
-	s, err := openFaulty(root, vfs.Factory(), &faults{mode: failure(os.Getenv(envChildMode)), at: step})
+	b, err := backendOfChild()
+	if err != nil {
+		panic(err)
+	}
+	s, err := openFaulty(root, b, &faults{mode: failure(os.Getenv(envChildMode)), at: step})
 	if err != nil {
 		panic(err)
 	}

@@ -40,10 +40,16 @@
 //
 // What is made is first noted under w/, then made, then made durable (the files, the driver's Sync, the copy), and then one
 // transaction takes the note away and puts the record in its place: that is the moment at which the layer exists. What is
-// removed goes the other way: one transaction takes the records and puts notes in their place, then the driver removes, the topmost
-// first, then the note goes. So after a crash at any moment whatever w/ names is garbage, which Open removes, and all
+// removed goes the other way: one transaction takes the records and puts notes in their place, then the driver removes, durably and
+// the topmost first, then the notes go. So after a crash at any moment whatever w/ names is garbage, which Open removes, and all
 // else is whole. If a commit fails so that nobody knows whether it is on disk, everything stays as it is until the next
 // Open.
+//
+// A layer that is named and missing in the driver, or whose stream is missing, stays so until it is registered again; then it is
+// made in its place, and what is above it is whole again. Until its content is durable a note says that what the driver has is
+// garbage, and not what the database names.
+//
+// What a process got from the driver for itself, to read a layer, is given back at the next Open if the process died.
 //
 // # Locks and phases
 //

@@ -90,6 +90,11 @@ func faultyFactory(inner drivers.Factory, f *faults) drivers.Factory {
 	return inner
 }
 
+func (d *faultyDriver) ParallelApply() bool {
+	p, ok := d.Driver.(drivers.ParallelApplier)
+	return ok && p.ParallelApply()
+}
+
 func (d *faultyDriver) Create(ctx context.Context, id, parent string, o *drivers.CreateOptions) error {
 	return d.f.step("create", false, func() error { return d.Driver.Create(ctx, id, parent, o) })
 }
@@ -166,9 +171,9 @@ func (d *faultyDB) Update(fn func(*kv.Txn) error) error {
 }
 
 // openFaulty opens a store in which the step goes wrong that f says.
-func openFaulty(root string, inner drivers.Factory, f *faults) (*Store, error) {
-	o := optionsAt(root)
-	o.Registry = drivers.NewRegistry(faultyFactory(inner, f))
+func openFaulty(root string, b backend, f *faults) (*Store, error) {
+	b.Factory = faultyFactory(b.Factory, f)
+	o := b.at(root)
 	return openStore(context.Background(), o, func(s *Store) (database, error) {
 		db, err := openDatabase(s)
 		if err != nil {

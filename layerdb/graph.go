@@ -198,27 +198,30 @@ func (r *removals) busy(id string) bool {
 func (s *Store) discardAll(ctx context.Context, drv drivers.Driver, dead []work) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
+	var gone []work
 	for _, w := range dead {
 		s.removals.enter(w.ID, w.Parent)
 		if w.Driver == drv.Name() {
-			errs = append(errs, s.discard(ctx, drv, w))
+			if err := s.discard(ctx, drv, w); err != nil {
+				errs = append(errs, err)
+			} else {
+				gone = append(gone, w)
+			}
 		}
 		s.removals.leave(w.ID)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.endWorks(gone))...)
 }
 
-// discard removes a layer of the driver that the database does not name any more, or does not name yet, and the note of it.
+// discard removes a layer of the driver that the database does not name any more, or does not name yet.
 func (s *Store) discard(ctx context.Context, drv drivers.Driver, w work) error {
 	if err := drv.Remove(ctx, w.ID); err != nil {
 		return fmt.Errorf("remove layer %s of driver %s: %w", w.ID, w.Driver, err)
 	}
-	if drv.Name() == s.drv.Name() {
-		if err := s.removeFiles(w.ID); err != nil {
-			return err
-		}
+	if drv.Name() == s.drv.Name() && !w.Restore {
+		return s.removeFiles(w.ID)
 	}
-	return s.endWork(w)
+	return nil
 }
 
 // removeFiles removes the files that belong to a layer or container.
@@ -244,15 +247,41 @@ func (s *Store) beginWork(w work) error {
 	return err
 }
 
-// endWork takes the note away. No decision rests on it, so it is made beside others.
-func (s *Store) endWork(w work) error {
-	return s.db.Update(func(k *kv.Txn) error { return (&tx{k}).delete(workKey(w.Driver, w.ID)) })
+// worksAtOnce is how many notes one transaction takes away, which the database bounds.
+const worksAtOnce = 512
+
+// endWorks takes the notes of what was discarded away. No decision rests on them, so it is done beside others. A note goes only
+// when what it names cannot come back any more, whatever happens to the machine.
+func (s *Store) endWorks(gone []work) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	if err := errors.Join(syncDir(s.path(recordsDir)), syncDir(s.path(streamsDir))); err != nil {
+		return err
+	}
+	for some := range slices.Chunk(gone, worksAtOnce) {
+		err := s.db.Update(func(k *kv.Txn) error {
+			for _, w := range some {
+				if err := (&tx{k}).delete(workKey(w.Driver, w.ID)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // abandon ends a work that failed: what was made is removed. What fails of that is left for the next sweep.
 func (s *Store) abandon(ctx context.Context, drv drivers.Driver, w work) error {
 	defer s.removals.made(w.ID)
-	return s.discard(context.WithoutCancel(ctx), drv, w)
+	if err := s.discard(context.WithoutCancel(ctx), drv, w); err != nil {
+		return err
+	}
+	return s.endWorks([]work{w})
 }
 
 // sweep ends all works on layers of drv that nobody is at, and returns how many there were.

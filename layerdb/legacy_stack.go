@@ -31,7 +31,7 @@ func writeStacked(ctx context.Context, w io.Writer, root *layer.Layer) (err erro
 
 // stackNames are the attributes with which a store was written that belongs to this user: rootless ones use those of users.
 func stackNames() *ovl.Names {
-	if inUserNamespace() {
+	if drivers.UserNamespace().Nested {
 		return ovl.User()
 	}
 	return ovl.Trusted()

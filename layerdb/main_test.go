@@ -21,12 +21,12 @@ func TestMain(m *testing.M) {
 	if child() {
 		os.Exit(0)
 	}
-	os.Exit(testenv.Main(m, testenv.Options{}))
+	os.Exit(testenv.Main(m, testenv.Options{Binary: true}))
 }
 
 func registry() *drivers.Registry { return drivers.NewRegistry(vfs.Factory()) }
 
-func optionsAt(root string) Options { return Options{Root: root, Registry: registry(), Wait: -1} }
+func optionsAt(root string) Options { return vfsBackend().at(root) }
 
 // openAt opens a store and closes it after the test.
 func openAt(t testing.TB, root string) *Store {

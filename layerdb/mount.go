@@ -91,3 +91,36 @@ func (s *Store) countMount(name string, by int) (c Container, err error) {
 	})
 	return c, err
 }
+
+// dropReferences gives back what a process that died had got from the driver for itself, to read a layer: the only references
+// that outlive a process are those of Mount, which the records of containers count. A mount in use stays until the next Open.
+func (s *Store) dropReferences(ctx context.Context) error {
+	d, ok := s.drv.(drivers.Referrer)
+	if !ok {
+		return nil
+	}
+	has := d.References()
+	if len(has) == 0 {
+		return nil
+	}
+	wanted := make(map[string]int)
+	err := s.view(func(t *tx) error {
+		return t.records(containerPrefix, func(r Record) error {
+			c := s.thisBoot(*r.Container)
+			wanted[c.ID] = c.Mounts
+			return ctx.Err()
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("compare the mounts of driver %s with the containers: %w", s.drv.Name(), err)
+	}
+	for id, n := range has {
+		for ; n > wanted[id]; n-- {
+			if err := s.drv.Put(ctx, id); err != nil {
+				s.log.Warn("a mount that nobody needs stays", "layer", id, "error", err)
+				break
+			}
+		}
+	}
+	return ctx.Err()
+}

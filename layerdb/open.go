@@ -197,6 +197,9 @@ func (s *Store) resume(ctx context.Context, m meta, named string) error {
 	if err := s.drv.Cleanup(ctx); err != nil {
 		return fmt.Errorf("clean up driver %s: %w", m.Driver, err)
 	}
+	if err := s.dropReferences(ctx); err != nil {
+		return err
+	}
 	if _, err := s.sweep(ctx, s.drv); err != nil {
 		// Nothing that is wanted is lost: the next sweep tries again.
 		s.log.Warn("leftovers of interrupted operations stay", "error", err)

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +33,7 @@ const (
 // plyfs in $XDG_DATA_HOME, which is ~/.local/share by default; for root of a user namespace it is that of the user who
 // made it. It is "" for a user without a home.
 func DefaultRoot() string {
-	if os.Geteuid() == 0 && !inUserNamespace() {
+	if os.Geteuid() == 0 && !drivers.UserNamespace().Nested {
 		return "/var/lib/plyfs"
 	}
 	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
@@ -46,15 +44,6 @@ func DefaultRoot() string {
 		return ""
 	}
 	return filepath.Join(home, ".local", "share", "plyfs")
-}
-
-// inUserNamespace says whether ids are mapped: the first namespace has all of them, unchanged.
-func inUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	return !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
 }
 
 func (s *Store) path(elem ...string) string {

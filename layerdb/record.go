@@ -151,6 +151,8 @@ type work struct {
 	ID     string `json:"id"`
 	// Parent is the id of the driver's layer below, which is removed later.
 	Parent string `json:"parent,omitempty"`
+	// Restore says that the database names the layer, which the driver had lost: what the store keeps of it stays.
+	Restore bool `json:"restore,omitempty"`
 }
 
 // meta is the record of the store as a whole.

@@ -42,8 +42,9 @@ func (o RegisterOptions) validate() error {
 }
 
 // Register makes a layer over parent ("" for none) of a tar stream, plain or compressed, which it reads to its end. A layer
-// that is in the store already is not made again: its stream is not read at all if o.ExpectDiffID tells. When Register
-// returns, the layer is durable; after an error there is nothing of it.
+// that is in the store already is not made again: its stream is not read at all if o.ExpectDiffID tells. One that the database
+// names, and that is missing (Check reports such), is made again in its place. When Register returns, the layer is durable;
+// after an error there is nothing of it.
 //
 // The error wraps drivers.ErrNotFound if there is no such parent, ErrDigest if the stream is not what was expected,
 // io.ErrUnexpectedEOF if it breaks off, and tarlayer's errors for a stream that makes no sense or exceeds o.Limits.
@@ -79,10 +80,19 @@ func (s *Store) register(ctx context.Context, in *input, parent ChainID, o Regis
 		return Layer{}, err
 	}
 	defer land()
-	if l, err := s.existing(ctx, id, o.Hold); !errors.Is(err, drivers.ErrNotFound) {
-		return l, err
+	known, lost, err := s.knows(ctx, id)
+	if err != nil {
+		return Layer{}, err
 	}
-	return s.makeLayer(ctx, in, below, o)
+	if !known {
+		return s.makeLayer(ctx, in, below, o)
+	}
+	if lost {
+		if err := s.restore(ctx, in, id, below, o); err != nil {
+			return Layer{}, err
+		}
+	}
+	return s.existing(ctx, id, o.Hold)
 }
 
 // existing returns the layer if the store has it, and makes hold one of its holders.
@@ -149,7 +159,7 @@ func (s *Store) makeLayer(ctx context.Context, in *input, below Record, o Regist
 	if err := s.drv.Create(ctx, w.ID, w.Parent, nil); err != nil {
 		return Layer{}, err
 	}
-	l, err = s.unpack(ctx, w, in, o)
+	l, err = s.unpack(ctx, w, in, o, nil)
 	if err != nil {
 		return Layer{}, err
 	}
@@ -162,7 +172,27 @@ func (s *Store) makeLayer(ctx context.Context, in *input, below Record, o Regist
 		}
 		defer land()
 	}
-	return s.publish(ctx, w, l, o.Hold)
+	l, err = s.publish(ctx, w, l, o.Hold)
+	if err != nil || l.CacheID == w.ID {
+		return l, err
+	}
+	return s.mend(ctx, in, l, below, o)
+}
+
+// mend returns a layer of the store, which is restored if it was lost. The input was read.
+func (s *Store) mend(ctx context.Context, in *input, l Layer, below Record, o RegisterOptions) (Layer, error) {
+	_, lost, err := s.knows(ctx, l.ID)
+	if err != nil || !lost {
+		return l, err
+	}
+	r, err := in.again()
+	if err != nil {
+		return Layer{}, fmt.Errorf("layer %s is lost, and cannot be restored of this: %w: %w", l.ID, drivers.ErrDamaged, err)
+	}
+	if err := s.restore(ctx, &input{Reader: r, again: in.again}, l.ID, below, o); err != nil {
+		return Layer{}, err
+	}
+	return s.existing(ctx, l.ID, nil)
 }
 
 // cacheID is the driver's id of the record's layer; "" of an empty record.

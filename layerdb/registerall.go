@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -19,7 +19,7 @@ type Source struct {
 	// DiffID is the digest of the uncompressed stream.
 	DiffID digest.Digest
 	// Open returns the stream, plain or compressed. It is called at most once, in some goroutine, and not at all for a layer that
-	// the store has. Register closes what it returns.
+	// the store has, whole. Register closes what it returns.
 	Open func(ctx context.Context) (io.ReadCloser, error)
 	// Progress is RegisterOptions.Progress of this layer.
 	Progress func(bytes int64)
@@ -39,8 +39,8 @@ type RegisterAllOptions struct {
 const defaultParallel = 3
 
 // RegisterAll makes layers on top of each other, the lowest first in sources, and returns them in that order. It is Register
-// for all layers of an image, and faster: where the driver unpacks a layer without a look at those below
-// (drivers.ParallelApplier), several are unpacked at once.
+// for all layers of an image, and faster: where the driver stacks directories (drivers.ParallelApplier), several are unpacked at
+// once, and a layer waits for those below only where it needs what is in them. They are published in their order.
 //
 // After an error, layers below the first that failed may be in the store, whole but not held, so that another attempt goes on
 // from there; GC removes them otherwise.
@@ -68,7 +68,7 @@ func (s *Store) RegisterAll(ctx context.Context, sources []Source, o RegisterAll
 		return m.layers, err
 	}
 	p, ok := s.drv.(drivers.ParallelApplier)
-	if ok && p.ParallelApply() && o.Parallel != 1 {
+	if ok && p.ParallelApply() && o.Parallel != 1 && !m.lost {
 		err = m.parallel(ctx)
 	} else {
 		err = m.sequence(ctx)
@@ -88,6 +88,8 @@ type many struct {
 	// layers are those that are in the store, the lowest first; below is the topmost of them, or the parent of all.
 	layers []Layer
 	below  Record
+	// lost says that the layer above those is in the database, but lost.
+	lost   bool
 	undone []func()
 }
 
@@ -136,17 +138,29 @@ func (m *many) pin(id ChainID) error {
 	return nil
 }
 
-// find pins what the store has.
+// find pins what the store has, up to the first layer that it has not, or has lost.
 func (m *many) find(ctx context.Context) error {
 	for _, id := range m.ids {
-		err := m.pin(id)
-		if errors.Is(err, drivers.ErrNotFound) {
-			return ctx.Err()
-		} else if err != nil {
+		known, lost, err := m.store.knows(ctx, id)
+		if err != nil {
 			return err
 		}
-		m.layers = append(m.layers, *m.below.Layer)
+		if m.lost = lost; !known || lost {
+			return nil
+		}
+		if err := m.has(id); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// has pins a layer of the store and adds it to those that are there.
+func (m *many) has(id ChainID) error {
+	if err := m.pin(id); err != nil {
+		return err
+	}
+	m.layers = append(m.layers, *m.below.Layer)
 	return nil
 }
 
@@ -181,24 +195,36 @@ func (m *many) with(ctx context.Context, i int, fn func(in *input) error) (err e
 // sequence makes one layer after the other.
 func (m *many) sequence(ctx context.Context) error {
 	for i := len(m.layers); i < len(m.sources); i++ {
-		var l Layer
-		err := m.with(ctx, i, func(in *input) (err error) {
-			l, err = m.store.makeLayer(ctx, in, m.below, m.options(i))
-			return err
-		})
-		if err == nil {
-			err = m.publishedAs(l)
-		}
-		if err != nil {
+		if err := m.make(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (m *many) publishedAs(l Layer) error {
-	m.layers = append(m.layers, l)
-	return m.pin(l.ID)
+// make makes the i-th layer, all below it being there, or restores it. Behind one that was lost there may be some that were not.
+func (m *many) make(ctx context.Context, i int) error {
+	id := m.ids[i]
+	known, lost, err := m.store.knows(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !known || lost {
+		err = m.with(ctx, i, func(in *input) error {
+			if lost {
+				return m.store.restore(ctx, in, id, m.below, m.options(i))
+			}
+			_, err := m.store.makeLayer(ctx, in, m.below, m.options(i))
+			return err
+		})
+	}
+	if hold := m.options(i).Hold; err == nil && known && hold != nil {
+		_, err = m.store.existing(ctx, id, hold)
+	}
+	if err != nil {
+		return err
+	}
+	return m.has(id)
 }
 
 // parallel makes all empty layers, unpacks several at a time, and publishes each when those below it are.
@@ -222,15 +248,15 @@ func (m *many) parallel(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	results := m.start(ctx, works)
+	layers := m.start(ctx, works)
 	var errs []error
 	for i := range works {
-		r := <-results[i]
+		r := <-layers[i].result
 		if r.err == nil && len(errs) == 0 {
 			r.layer.chain(m.below)
 			r.layer, r.err = m.store.publish(ctx, works[i], r.layer, m.options(from+i).Hold)
 			if r.err == nil {
-				r.err = m.publishedAs(r.layer)
+				r.err = m.has(r.layer.ID)
 			}
 		}
 		if r.err != nil {
@@ -244,7 +270,7 @@ func (m *many) parallel(ctx context.Context) (err error) {
 // firstCause is the error for which the others were cancelled.
 func firstCause(errs []error) error {
 	for _, err := range errs {
-		if !errors.Is(err, context.Canceled) {
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, errBelow) {
 			return err
 		}
 	}
@@ -259,41 +285,84 @@ type unpacked struct {
 	err   error
 }
 
-// start unpacks the layers of works in goroutines, the lowest first; each sends one result and ends.
-func (m *many) start(ctx context.Context, works []work) []chan unpacked {
+// errBelow is why a layer is given up whose work is not at fault.
+var errBelow = errors.New("a layer below failed")
+
+// stacking is one layer of several that are unpacked at once.
+type stacking struct {
+	// ctx ends when a layer below fails, and fail ends those of the layers above.
+	ctx  context.Context
+	fail context.CancelCauseFunc
+	// complete is closed when the driver has the layer's content.
+	complete chan struct{}
+	result   chan unpacked
+}
+
+// stack prepares n layers, the lowest first. All contexts end with ctx.
+func stack(ctx context.Context, n int) []stacking {
+	layers := make([]stacking, n)
+	for i := range layers {
+		above, fail := context.WithCancelCause(ctx)
+		layers[i] = stacking{ctx: ctx, fail: fail, complete: make(chan struct{}), result: make(chan unpacked, 1)}
+		ctx = above
+	}
+	return layers
+}
+
+// waitFor returns when all of the layers are complete.
+func waitFor(ctx context.Context, layers []stacking) error {
+	for _, l := range layers {
+		select {
+		case <-l.complete:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// start unpacks the layers of works in goroutines, the lowest first, so that none waits for one that was not begun; each
+// sends one result and ends.
+func (m *many) start(ctx context.Context, works []work) []stacking {
 	n := m.opt.Parallel
 	if n <= 0 {
 		n = defaultParallel
 	}
-	results := make([]chan unpacked, len(works))
-	for i := range results {
-		results[i] = make(chan unpacked, 1)
-	}
-	var mu sync.Mutex
-	next := 0
+	layers := stack(ctx, len(works))
+	var next atomic.Int64
 	for range min(n, len(works)) {
 		go func() {
 			for {
-				mu.Lock()
-				i := next
-				next++
-				mu.Unlock()
+				i := int(next.Add(1)) - 1
 				if i >= len(works) {
 					return
 				}
-				results[i] <- m.unpack(ctx, works[i], len(m.sources)-len(works)+i)
+				layers[i].result <- m.unpack(layers, i, works[i])
 			}
 		}()
 	}
-	return results
+	return layers
 }
 
-func (m *many) unpack(ctx context.Context, w work, i int) (u unpacked) {
-	if u.err = ctx.Err(); u.err != nil {
+// unpack unpacks the i-th of the layers that are made at once.
+func (m *many) unpack(layers []stacking, i int, w work) (u unpacked) {
+	l := layers[i]
+	defer func() {
+		if u.err != nil {
+			l.fail(errBelow)
+		} else {
+			close(l.complete)
+		}
+	}()
+	if l.ctx.Err() != nil {
+		u.err = context.Cause(l.ctx)
 		return u
 	}
-	u.err = m.with(ctx, i, func(in *input) (err error) {
-		u.layer, err = m.store.unpack(ctx, w, in, m.options(i))
+	at := len(m.sources) - len(layers) + i
+	u.err = m.with(l.ctx, at, func(in *input) (err error) {
+		u.layer, err = m.store.unpack(l.ctx, w, in, m.options(at), func(ctx context.Context) error {
+			return waitFor(ctx, layers[:i])
+		})
 		return err
 	})
 	return u

@@ -1,26 +1,35 @@
 package layerdb
 
 import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc64"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 
-	"github.com/vbatts/tar-split/archive/tar"
+	splittar "github.com/vbatts/tar-split/archive/tar"
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"plyfs/cow/ovl"
+	"plyfs/cow/tarlayer"
 	"plyfs/drivers"
 )
 
 // splitter writes what is not content of a tar stream in tar-split's form: JSON, one entry a line. It finds out whether the tree that the stream is unpacked to will give the content
 // again.
 type splitter struct {
-	enc *json.Encoder
-	pos int
+	w    io.Writer
+	line []byte // the entry at hand, written out
+	buf  []byte
+	pos  int
 	// bytes counts what the entries stand for. It is less than the stream if the reader made something of it that is not in
 	// the stream: a sparse file has fewer bytes there than it is long.
 	bytes int64
@@ -54,7 +63,7 @@ const (
 )
 
 func newSplitter(w io.Writer) *splitter {
-	return &splitter{enc: json.NewEncoder(w), names: make(map[string]member)}
+	return &splitter{w: w, names: make(map[string]member)}
 }
 
 // run reads the whole stream. The error is that of reading or writing; a stream that is not a tar stream, or that the tree
@@ -102,47 +111,115 @@ func (e *errorReader) Read(p []byte) (int, error) {
 }
 
 func (s *splitter) split(r io.Reader) error {
-	tr := tar.NewReader(r)
-	tr.RawAccounting = true
-	sum := crc64.New(storage.CRCTable)
-	buf := make([]byte, 64<<10)
+	in := bufio.NewReaderSize(r, splitBuffer)
 	for {
-		hdr, err := tr.Next()
-		if err != nil && err != io.EOF { //nolint:errorlint // a wrapped one is not the end of the stream
-			return err
-		}
-		if err := s.segment(tr.RawBytes()); err != nil {
-			return err
-		}
-		if err != nil || hdr == nil {
-			break
-		}
-		if err := s.see(hdr); err != nil {
-			return err
-		}
-		entry := storage.Entry{Type: storage.FileType, Size: hdr.Size}
-		entry.SetName(hdr.Name)
-		if hdr.Size > 0 {
-			sum.Reset()
-			n, err := io.CopyBuffer(sum, onlyReader{tr}, buf)
-			if err != nil {
+		// The padding behind a member and the header of the next one are one segment.
+		pad := int(-s.bytes & (tarlayer.BlockSize - 1))
+		b, _ := in.Peek(pad + tarlayer.BlockSize) // the error comes again
+		var hdr tar.Header
+		if len(b) < pad+tarlayer.BlockSize || !tarlayer.PlainHeader((*[tarlayer.BlockSize]byte)(b[pad:]), &hdr) {
+			if more, err := s.other(in, b[:min(pad, len(b))]); err != nil {
 				return err
+			} else if !more {
+				break
 			}
-			s.bytes += n
-			entry.Payload = sum.Sum(nil)
+			continue
 		}
-		if err := s.add(entry); err != nil {
+		if err := s.segment(b); err != nil {
 			return err
 		}
-		if err := s.segment(tr.RawBytes()); err != nil {
+		if _, err := in.Discard(len(b)); err != nil {
+			return err
+		}
+		if err := s.see(hdr.Name, hdr.Typeflag, tarlayer.ContentSize(&hdr)); err != nil {
+			return err
+		}
+		sum, err := sumBytes(in, tarlayer.ContentSize(&hdr))
+		if err != nil {
+			return err
+		}
+		if err := s.file(hdr.Name, tarlayer.ContentSize(&hdr), sum); err != nil {
 			return err
 		}
 	}
-	return s.rest(r, buf)
+	return s.rest(in)
+}
+
+// splitBuffer is how much of a stream a splitter looks at, in bytes.
+const splitBuffer = 64 << 10
+
+// sumBytes reads n bytes and returns the checksum that tar-split has of them.
+func sumBytes(in *bufio.Reader, n int64) (sum uint64, err error) {
+	for n > 0 {
+		if in.Buffered() == 0 {
+			if _, err := in.Peek(1); err != nil {
+				return 0, io.ErrUnexpectedEOF
+			}
+		}
+		p, err := in.Peek(int(min(n, int64(in.Buffered()))))
+		if err != nil {
+			return 0, err
+		}
+		sum = crc64.Update(sum, storage.CRCTable, p)
+		n -= int64(len(p))
+		if _, err := in.Discard(len(p)); err != nil {
+			return 0, err
+		}
+	}
+	return sum, nil
+}
+
+// other splits a member with headers that take tar-split's own reader, and the padding in front of it. It says whether
+// there was one.
+func (s *splitter) other(in *bufio.Reader, padding []byte) (more bool, err error) {
+	front := bytes.Clone(padding)
+	if _, err := in.Discard(len(padding)); err != nil {
+		return false, err
+	}
+	tr := splittar.NewReader(in)
+	tr.RawAccounting = true
+	hdr, err := tr.Next()
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped one is not the end of the stream
+		return false, err
+	}
+	if err := s.segment(append(front, tr.RawBytes()...)); err != nil {
+		return false, err
+	}
+	if err != nil || hdr == nil {
+		return false, nil
+	}
+	if isSparse(hdr) {
+		return false, s.doubt(hdr.Name + " is sparse")
+	}
+	size := tarlayer.ContentSize(&tar.Header{Typeflag: hdr.Typeflag, Size: hdr.Size})
+	if err := s.see(hdr.Name, hdr.Typeflag, size); err != nil {
+		return false, err
+	}
+	sum := crc64.New(storage.CRCTable)
+	if n, err := io.CopyBuffer(sum, onlyReader{tr}, s.buffer()); err != nil {
+		return false, err
+	} else if n != size {
+		return false, io.ErrUnexpectedEOF
+	}
+	if err := s.file(hdr.Name, size, sum.Sum64()); err != nil {
+		return false, err
+	}
+	return true, s.segment(tr.RawBytes())
+}
+
+// onlyReader hides that a reader could write itself somewhere, with a buffer of its own.
+type onlyReader struct{ io.Reader }
+
+func (s *splitter) buffer() []byte {
+	if s.buf == nil {
+		s.buf = make([]byte, splitBuffer)
+	}
+	return s.buf
 }
 
 // rest keeps what follows the end mark.
-func (s *splitter) rest(r io.Reader, buf []byte) error {
+func (s *splitter) rest(r io.Reader) error {
+	buf := s.buffer()
 	for {
 		n, err := r.Read(buf)
 		if err := s.segment(buf[:n]); err != nil {
@@ -156,9 +233,6 @@ func (s *splitter) rest(r io.Reader, buf []byte) error {
 	}
 }
 
-// onlyReader hides that a reader could write itself somewhere, with a buffer of its own.
-type onlyReader struct{ io.Reader }
-
 // segment keeps bytes that are not content.
 func (s *splitter) segment(b []byte) error {
 	if len(b) == 0 {
@@ -168,47 +242,92 @@ func (s *splitter) segment(b []byte) error {
 	return s.add(storage.Entry{Type: storage.SegmentType, Payload: b})
 }
 
+// file keeps the place of a member's content.
+func (s *splitter) file(name string, size int64, sum uint64) error {
+	s.bytes += size
+	entry := storage.Entry{Type: storage.FileType, Size: size}
+	entry.SetName(name)
+	if size > 0 {
+		entry.Payload = binary.BigEndian.AppendUint64(nil, sum)
+	}
+	return s.add(entry)
+}
+
 func (s *splitter) add(e storage.Entry) error {
 	e.Position = s.pos
 	s.pos++
-	if err := s.enc.Encode(e); err != nil {
+	var err error
+	if s.line, err = appendEntry(s.line[:0], e); err != nil {
+		return writeError{err}
+	}
+	if _, err := s.w.Write(s.line); err != nil {
 		return writeError{err}
 	}
 	return nil
 }
 
+// appendEntry appends the entry as encoding/json has it, and a newline. There are two for each file, and nothing in
+// them takes reflection.
+func appendEntry(b []byte, e storage.Entry) ([]byte, error) {
+	b = strconv.AppendInt(append(b, `{"type":`...), int64(e.Type), 10)
+	if e.Name != "" {
+		name, err := json.Marshal(e.Name)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"name":`...), name...)
+	}
+	if len(e.NameRaw) > 0 {
+		b = appendBytes(append(b, `,"name_raw":`...), e.NameRaw)
+	}
+	if e.Size != 0 {
+		b = strconv.AppendInt(append(b, `,"size":`...), e.Size, 10)
+	}
+	b = appendBytes(append(b, `,"payload":`...), e.Payload)
+	b = strconv.AppendInt(append(b, `,"position":`...), int64(e.Position), 10)
+	return append(b, "}\n"...), nil
+}
+
+func appendBytes(b, value []byte) []byte {
+	if value == nil {
+		return append(b, "null"...)
+	}
+	return append(base64.StdEncoding.AppendEncode(append(b, '"'), value), '"')
+}
+
 // see looks whether the content of the member, and of those before it, will be in the tree under its name.
-func (s *splitter) see(hdr *tar.Header) error {
-	name := path.Clean("/" + hdr.Name)
+func (s *splitter) see(memberName string, typ byte, size int64) error {
+	name := path.Clean("/" + memberName)
 	var is member
-	if hdr.Size > 0 {
+	if size > 0 {
 		is |= memberContent
 	}
-	if hdr.Typeflag == tar.TypeDir || strings.HasSuffix(hdr.Name, "/") {
+	if typ == tar.TypeDir || strings.HasSuffix(memberName, "/") {
 		is |= memberDir
 	}
 	before, twice := s.names[name]
 	base := path.Base(name)
 	switch {
 	case twice && (before|is)&memberDir == 0 && (before|is)&memberContent != 0:
-		return s.doubt(hdr.Name + " is in it more than once")
+		return s.doubt(memberName + " is in it more than once")
 	case twice && before != is:
-		return s.doubt(hdr.Name + " is in it as different things")
+		return s.doubt(memberName + " is in it as different things")
 	case ovl.IsAUFSName(base) && is&memberContent != 0:
-		return s.doubt(hdr.Name + " is a whiteout with content")
+		return s.doubt(memberName + " is a whiteout with content")
 	case ovl.IsAUFSName(base):
 		if victim, ok := ovl.AUFSVictim(base); ok && s.names[path.Join(path.Dir(name), victim)] != 0 {
-			return s.doubt(hdr.Name + " hides a member of the same layer")
+			return s.doubt(memberName + " hides a member of the same layer")
 		}
-	case hdr.Typeflag == tar.TypeGNUSparse || sparse(hdr):
-		return s.doubt(hdr.Name + " is sparse")
 	}
 	s.names[name] = is
 	return nil
 }
 
-// sparse says whether PAX records make the member sparse.
-func sparse(hdr *tar.Header) bool {
+// isSparse says whether the member's type or PAX records make it sparse.
+func isSparse(hdr *splittar.Header) bool {
+	if hdr.Typeflag == splittar.TypeGNUSparse {
+		return true
+	}
 	for key := range hdr.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
 			return true

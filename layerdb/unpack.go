@@ -25,6 +25,7 @@ type unpacking struct {
 	w     work
 	in    *input
 	opt   RegisterOptions
+	below func(context.Context) error // drivers.ApplyOptions.Below
 
 	hash hash.Hash // of the uncompressed stream
 	size int64     // of it, in bytes
@@ -34,11 +35,14 @@ type unpacking struct {
 }
 
 // unpack reads the stream once: it hashes it, splits it, and gives it to the driver, which has an empty layer for it. Then it
-// makes everything durable. The layer that it returns lacks Parent and ID.
-func (s *Store) unpack(ctx context.Context, w work, in *input, o RegisterOptions) (l Layer, err error) {
+// makes everything durable. The layer that it returns lacks Parent and ID. below, when not nil, returns when the layers below
+// are complete.
+func (s *Store) unpack(
+	ctx context.Context, w work, in *input, o RegisterOptions, below func(context.Context) error,
+) (l Layer, err error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	u := &unpacking{store: s, w: w, in: in, opt: o, hash: sha256.New(), out: newFanOut(2), stop: stop}
+	u := &unpacking{store: s, w: w, in: in, opt: o, below: below, hash: sha256.New(), out: newFanOut(2), stop: stop}
 	f, err := os.CreateTemp(s.path(tempDir), "split-*")
 	if err != nil {
 		return Layer{}, err
@@ -124,6 +128,7 @@ func (u *unpacking) apply(ctx context.Context) (tarlayer.ApplyResult, error) {
 	defer r.Close()
 	res, err := u.store.differ.ApplyDiff(ctx, u.w.ID, r, &drivers.ApplyOptions{
 		Limits: u.opt.Limits, Progress: u.opt.Progress, AcceptUnterminated: u.opt.ExpectDiffID != "",
+		Below: u.below,
 	})
 	if err != nil {
 		return res, err

@@ -34,9 +34,9 @@ func Apply(ctx context.Context, root *layer.Layer, r io.Reader, o ApplyOptions) 
 		return ApplyResult{}, err
 	}
 	defer a.dirs.close()
-	in := newAhead(ctx, r)
+	in := newScanner(r, a.limits.Header)
 	defer in.stop()
-	a.in = &guard{r: in, limit: a.limits.Header}
+	a.in = &items{s: in, ctx: ctx}
 	if err := a.run(ctx); err != nil {
 		return a.res, fmt.Errorf("layer in %s: %w", root.Path, err)
 	}
@@ -58,9 +58,7 @@ type applier struct {
 	// uid, gid and umask are those of this process, with which the kernel makes files.
 	uid, gid, umask uint32
 
-	in   *guard
-	tr   *tar.Reader
-	buf  []byte
+	in   *items
 	dirs dirCache
 	late map[string]*lateDir
 	left leftPaths
@@ -114,24 +112,22 @@ func processUmask() (uint32, error) {
 }
 
 func (a *applier) run(ctx context.Context) error {
-	a.tr = tar.NewReader(a.in)
 	last := ""
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		a.in.beginHeader()
-		hdr, err := a.tr.Next()
-		if errors.Is(err, io.EOF) {
-			if err := a.checkEnd(last); err != nil {
-				return err
+		it, err := a.nextMember()
+		if err != nil {
+			return fmt.Errorf("after %s: %w", quoteShort(last), err)
+		}
+		if it.kind == itemEnd {
+			if it.cut && !a.o.AcceptUnterminated {
+				return fmt.Errorf("no end mark after %s: %w", quoteShort(last), io.ErrUnexpectedEOF)
 			}
 			break
 		}
-		if err != nil {
-			return fmt.Errorf("after %s: %w", quoteShort(last), a.headerError(err))
-		}
-		a.in.beginData()
+		hdr := &it.hdr
 		a.when = timespec(hdr.ModTime)
 		last = hdr.Name
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
@@ -144,11 +140,11 @@ func (a *applier) run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", quoteShort(last), err)
 		}
 		if a.o.Progress != nil {
-			a.o.Progress(Progress{Path: hdr.Name, Entries: a.res.Entries, Bytes: a.res.Bytes})
+			a.o.Progress(Progress{Path: last, Entries: a.res.Entries, Bytes: a.res.Bytes})
 		}
 	}
 	if err := a.drain(); err != nil {
-		return err
+		return fmt.Errorf("padding: %w", err)
 	}
 	if err := a.inheritRoot(); err != nil {
 		return pathError("finish", "", err)
@@ -159,42 +155,27 @@ func (a *applier) run(ctx context.Context) error {
 	return a.markRoot()
 }
 
-// headerError gives the errors of archive/tar the classes of this package. What is not an error of the stream is one of
-// its content.
-func (a *applier) headerError(err error) error {
-	switch {
-	case a.in.err != nil || errors.Is(err, io.ErrUnexpectedEOF):
-		return err
-	case errors.Is(err, tar.ErrFieldTooLong):
-		return fmt.Errorf("an extended header is beyond 1 MiB (Limits.Header): %w: %w", ErrLimit, err)
+// nextMember returns the next member or the end. It passes by content that nobody wanted.
+func (a *applier) nextMember() (*item, error) {
+	if err := a.in.skip(); err != nil {
+		return nil, err
 	}
-	return fmt.Errorf("no tar header: %w: %w", ErrInvalid, err)
-}
-
-// tarBlock is the unit of a tar stream; the end mark is two blocks of zeros, of which one is enough for most.
-const tarBlock = 512
-
-// checkEnd tells the end of a stream from one that was cut off between two members. Padding is less than a block.
-func (a *applier) checkEnd(last string) error {
-	if a.in.ended && a.in.zeros < tarBlock && !a.o.AcceptUnterminated {
-		return fmt.Errorf("no end mark after %s: %w", quoteShort(last), io.ErrUnexpectedEOF)
+	it, err := a.in.next()
+	if it == nil && err == nil {
+		err = io.ErrUnexpectedEOF
 	}
-	return nil
+	return it, err
 }
 
 // drain reads what follows the end mark.
 func (a *applier) drain() error {
-	a.in.beginData()
 	for total := a.res.Bytes; ; {
-		n, err := a.in.Read(a.buffer())
-		if total += int64(n); total > a.limits.Bytes {
-			return fmt.Errorf("padding: %w", limitError("Bytes", a.limits.Bytes))
+		it, err := a.in.next()
+		if err != nil || it == nil {
+			return err
 		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("padding: %w", err)
+		if total += it.size; total > a.limits.Bytes {
+			return limitError("Bytes", a.limits.Bytes)
 		}
 	}
 }

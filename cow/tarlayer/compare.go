@@ -274,7 +274,7 @@ func sameContent(p pair, name string) (bool, error) {
 	}
 	yf := os.NewFile(uintptr(y), name)
 	defer yf.Close()
-	xb, yb := make([]byte, aheadBlock), make([]byte, aheadBlock)
+	xb, yb := make([]byte, readBuffer), make([]byte, readBuffer)
 	for {
 		n, xerr := io.ReadFull(xf, xb)
 		m, yerr := io.ReadFull(yf, yb)

@@ -23,7 +23,7 @@ const maxZstdWindow = 128 << 20
 // Errors of the reader name the format; they wrap io.ErrUnexpectedEOF for a stream that breaks off and ErrLimit for one
 // that is too large. Close releases what the decoder holds and leaves r open.
 func Decompress(r io.Reader, o DecompressOptions) (io.ReadCloser, Compression, error) {
-	br := bufio.NewReaderSize(r, aheadBlock)
+	br := bufio.NewReaderSize(r, readBuffer)
 	head, err := br.Peek(len(magics[Xz]))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, Plain, fmt.Errorf("decompress: %w", err)

@@ -2,7 +2,6 @@ package tarlayer
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 
@@ -13,9 +12,35 @@ import (
 const (
 	// ioBuffer is how much of a file is read and written at a time.
 	ioBuffer = 1 << 20
+	// readBuffer is that for readers that come in pairs, or feed one that has a buffer of its own.
+	readBuffer = 256 << 10
 	// holePage is the run of zeros that becomes a hole.
 	holePage = 4 << 10
 )
+
+// content is what a file is to hold, piece by piece.
+type content interface {
+	// piece returns the next piece, at least one byte of what is left. All but the last consist of whole pages
+	// (holePage). The memory is valid until the next call.
+	piece() ([]byte, error)
+}
+
+// fileContent is content that a reader gives.
+type fileContent struct {
+	r    io.Reader
+	left int64
+	buf  []byte
+}
+
+func (f *fileContent) piece() ([]byte, error) {
+	if f.buf == nil {
+		f.buf = make([]byte, min(f.left, ioBuffer))
+	}
+	p := f.buf[:min(f.left, int64(len(f.buf)))]
+	f.left -= int64(len(p))
+	_, err := io.ReadFull(f.r, p)
+	return p, unexpected(err)
+}
 
 // writeContent writes the object's content into the new file fd, with holes for pages of zeros: a stream does not say
 // where the holes were (archive/tar fills those that it does say).
@@ -26,14 +51,12 @@ func (a *applier) writeContent(fd int, ob *object) error {
 	}
 	end := int64(0) // of what was written
 	for off := int64(0); off < ob.size; {
-		buf := a.buffer()
-		buf = buf[:min(ob.size-off, int64(len(buf)))]
-		n, err := io.ReadFull(ob.content, buf)
+		buf, err := ob.content.piece()
+		if err == nil && len(buf) == 0 {
+			err = io.ErrUnexpectedEOF
+		}
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return fmt.Errorf("ends after %d of %d bytes: %w", off+int64(n), ob.size, err)
+			return fmt.Errorf("ends after %d of %d bytes: %w", off, ob.size, err)
 		}
 		if sum != nil {
 			_, _ = sum.Write(buf) // never fails
@@ -43,7 +66,7 @@ func (a *applier) writeContent(fd int, ob *object) error {
 			return err
 		}
 		end = max(end, written)
-		off += int64(n)
+		off += int64(len(buf))
 	}
 	if sum != nil {
 		ob.sum = sum.Sum64()
@@ -52,14 +75,6 @@ func (a *applier) writeContent(fd int, ob *object) error {
 		return a.m.Truncate(fd, ob.size)
 	}
 	return nil
-}
-
-// buffer is for whoever reads content.
-func (a *applier) buffer() []byte {
-	if a.buf == nil {
-		a.buf = make([]byte, ioBuffer)
-	}
-	return a.buf
 }
 
 // writeSpans writes the parts of p that are no pages of zeros to where they belong, off being that of p. It returns the
@@ -89,7 +104,7 @@ func (a *applier) writeSpans(fd int, p []byte, off int64) (end int64, err error)
 	return end, nil
 }
 
-// zeroPages is the number of bytes at the beginning of p that are whole pages of zeros. Buffers hold whole pages, but
+// zeroPages is the number of bytes at the beginning of p that are whole pages of zeros. Pieces hold whole pages, but
 // for the last one of a file: the part of a page there counts, too.
 func zeroPages(p []byte) int {
 	n := 0

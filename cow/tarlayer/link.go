@@ -128,7 +128,7 @@ func (a *applier) copyUp(d *dir, full string) error {
 			return err
 		}
 		defer f.Close()
-		ob.content = f
+		ob.content = &fileContent{r: f, left: ob.size}
 	}
 	return a.put(d, baseOf(full), ob)
 }

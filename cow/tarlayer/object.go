@@ -3,7 +3,6 @@ package tarlayer
 import (
 	"archive/tar"
 	"fmt"
-	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +17,7 @@ type object struct {
 	rdev                 uint64
 	target               string
 	size                 int64
-	content              io.Reader
+	content              content
 	xattrs               []xattr
 	// sum is the hash of the content, once that is written.
 	sum uint64
@@ -35,7 +34,7 @@ func (a *applier) describe(hdr *tar.Header) (*object, error) {
 	*ob = object{mode: uint32(hdr.Mode) & 0o7777, xattrs: ob.xattrs[:0]}
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
-		ob.typ, ob.size, ob.content = unix.S_IFREG, hdr.Size, a.tr
+		ob.typ, ob.size, ob.content = unix.S_IFREG, hdr.Size, a.in
 	case tar.TypeDir:
 		ob.typ = unix.S_IFDIR
 	case tar.TypeSymlink:

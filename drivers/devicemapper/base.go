@@ -19,17 +19,23 @@ const minXFS = 300 << 20
 func chooseFS(o options) (string, error) {
 	if o.fs != "" {
 		if o.fs == fsXFS && o.baseSize < minXFS {
-			return "", fmt.Errorf("option %s=%d: an xfs has %d bytes or more; or %s=%s: %w", optBaseSize, o.baseSize, minXFS, optFS, fsExt4, drivers.ErrInvalid)
+			return "", fmt.Errorf("option %s=%d: an xfs has %d bytes or more; or %s=%s: %w", optBaseSize, o.baseSize,
+				minXFS, optFS, fsExt4, drivers.ErrInvalid)
 		}
 		return o.fs, nil
 	}
 	if o.baseSize < minXFS || !kernelHas(fsXFS) {
 		return fsExt4, nil
 	}
-	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
-		return fsExt4, nil
+	if hasProgram("mkfs.xfs") {
+		return fsXFS, nil
 	}
-	return fsXFS, nil
+	return fsExt4, nil
+}
+
+func hasProgram(name string) bool {
+	_, err := exec.LookPath(name)
+	return err == nil
 }
 
 // kernelHas says whether a file system is built in, or its module is loaded.
@@ -57,13 +63,14 @@ func (d *Driver) openBase(ctx context.Context) error {
 	d.poolMu.Lock()
 	err = d.createDevice(ctx, base, nil)
 	d.poolMu.Unlock()
+	filled := *base
 	if err == nil {
-		err = d.fillBase(ctx, base)
+		filled.Projects, err = d.fillBase(ctx, base)
 	}
 	if err != nil {
 		return fmt.Errorf("make the base of all layers, an empty %s: %w", d.pool.FS, err)
 	}
-	_, err = d.setState(ctx, base, stateReady)
+	_, err = d.setState(ctx, &filled, stateReady)
 	return err
 }
 
@@ -72,28 +79,50 @@ func (d *Driver) base() (*deviceRecord, error) { return d.lookup(baseLayer) }
 // baseMount is where the base is mounted while it is made; no id is like it.
 func (d *Driver) baseMount() string { return filepath.Join(d.home, mountDir, ".base") }
 
-// fillBase puts an empty file system on the base.
-func (d *Driver) fillBase(ctx context.Context, base *deviceRecord) (err error) {
+// fillBase puts an empty file system on the base. projects says that it can bound what is in it.
+func (d *Driver) fillBase(ctx context.Context, base *deviceRecord) (projects bool, err error) {
 	dev, err := d.activate(base)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, d.deactivate(context.WithoutCancel(ctx), base)) }()
-	if err := d.host.mkfs(dev, d.pool.FS, d.opts.mkfsArgs); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(d.baseMount(), 0o700); err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, os.Remove(d.baseMount())) }()
-	flags, data := splitOptions(d.fsOptions(""))
+	with := *base
+	with.Projects = true
+	err = d.formatBase(dev, &with)
+	if err == nil {
+		return true, nil
+	}
+	d.log.Info("no quotas below the size of a device: the kernel or its file system has no project quotas", "error",
+		err)
+	if drivers.IsMountPoint(d.baseMount()) {
+		if err := d.host.unmount(d.baseMount()); err != nil {
+			return false, err
+		}
+	}
+	return false, d.formatBase(dev, base)
+}
+
+// formatBase makes the file system of the base.
+func (d *Driver) formatBase(dev uint64, base *deviceRecord) error {
+	features := ""
+	if base.Projects {
+		features = "quota,project"
+	}
+	if err := d.host.mkfs(dev, d.pool.FS, features, d.opts.mkfsArgs); err != nil {
+		return err
+	}
+	flags, data := splitOptions(d.fsOptions(base, ""))
 	if err := d.host.mount(dev, d.baseMount(), d.pool.FS, data, flags); err != nil {
 		return err
 	}
 	// It would be in all containers, and e2fsck makes it when it needs it.
-	err = os.Remove(filepath.Join(d.baseMount(), "lost+found"))
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
+	err := ignore(os.Remove(filepath.Join(d.baseMount(), "lost+found")), os.ErrNotExist)
+	if err == nil && base.Projects {
+		err = d.host.adopt(d.baseMount())
 	}
 	if err = errors.Join(err, os.Chmod(d.baseMount(), 0o755), d.host.unmount(d.baseMount())); err != nil {
 		return err

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"plyfs/drivers"
-	"plyfs/internal/sys"
 )
 
 // Create implements drivers.Driver.
@@ -19,8 +16,9 @@ func (d *Driver) Create(ctx context.Context, id, parent string, o *drivers.Creat
 	return d.create(ctx, &deviceRecord{Layer: id, Parent: parent}, o)
 }
 
-// CreateReadWrite implements drivers.Driver. A quota of bytes is the size of the layer's device, the image included. It can't be
-// smaller than the parent's.
+// CreateReadWrite implements drivers.Driver. A quota is enforced by the file system in the layer, if the kernel has
+// project quotas; else one of bytes is the size of the layer's device, the image included, and can't be smaller than
+// the parent's.
 func (d *Driver) CreateReadWrite(ctx context.Context, id, parent string, o *drivers.CreateOptions) error {
 	return d.create(ctx, &deviceRecord{Layer: id, Parent: parent, Writable: true}, o)
 }
@@ -43,8 +41,8 @@ func (d *Driver) create(ctx context.Context, r *deviceRecord, o *drivers.CreateO
 	if err != nil {
 		return fmt.Errorf("create layer %s: %w", r.Layer, err)
 	}
-	if r.Size, err = d.sizeOf(r, origin, quota); err != nil {
-		return err
+	if err := d.dimension(r, origin, quota); err != nil {
+		return fmt.Errorf("create layer %s: %w", r.Layer, err)
 	}
 	if err := d.snapshot(ctx, r, origin); err != nil {
 		return fmt.Errorf("create layer %s: %w", r.Layer, err)
@@ -52,28 +50,26 @@ func (d *Driver) create(ctx context.Context, r *deviceRecord, o *drivers.CreateO
 	if r.State == stateReady {
 		return nil
 	}
-	return d.enlarge(ctx, r)
+	return d.adjust(ctx, r, origin, quota)
 }
 
-func checkCreateOptions(r *deviceRecord, o *drivers.CreateOptions) (quota uint64, err error) {
+func checkCreateOptions(r *deviceRecord, o *drivers.CreateOptions) (quota drivers.Quota, err error) {
 	if o == nil {
-		return 0, nil
+		return quota, nil
 	}
 	for key := range o.Options {
-		return 0, fmt.Errorf("layer %s: option %s: layers of the driver devicemapper have none: %w", r.Layer, key, drivers.ErrInvalid)
+		return quota, fmt.Errorf("layer %s: option %s: layers of the driver devicemapper have none: %w", r.Layer, key,
+			drivers.ErrInvalid)
 	}
 	if err := checkLabel(o.MountLabel); err != nil {
-		return 0, fmt.Errorf("layer %s: %w", r.Layer, err)
+		return quota, fmt.Errorf("layer %s: %w", r.Layer, err)
 	}
 	r.Label = o.MountLabel
-	switch q := o.Quota; {
-	case q.Bytes < 0 || q.Inodes < 0:
-		return 0, fmt.Errorf("layer %s: quota of %d bytes, %d inodes: %w", r.Layer, q.Bytes, q.Inodes, drivers.ErrInvalid)
-	case q.Inodes > 0:
-		return 0, fmt.Errorf("layer %s: the driver devicemapper cannot bound inodes, only bytes (the driver plyfs can): %w", r.Layer, drivers.ErrNotSupported)
-	default:
-		return uint64(q.Bytes), nil
+	if q := o.Quota; q.Bytes < 0 || q.Inodes < 0 {
+		return quota, fmt.Errorf("layer %s: quota of %d bytes, %d inodes: %w", r.Layer, q.Bytes, q.Inodes,
+			drivers.ErrInvalid)
 	}
+	return o.Quota, nil
 }
 
 // origin returns what a child of parent is a snapshot of.
@@ -91,26 +87,40 @@ func (d *Driver) origin(parent string) (*deviceRecord, error) {
 	return r, nil
 }
 
-// sizeOf returns how large a layer is to be, in bytes.
-func (d *Driver) sizeOf(r, origin *deviceRecord, quota uint64) (uint64, error) {
+// dimension says how large the device of a layer is to be, and whether its file system is to enforce a limit.
+func (d *Driver) dimension(r, origin *deviceRecord, quota drivers.Quota) error {
+	r.Projects, r.Size = origin.Projects, origin.Size
 	if !r.Writable {
-		return origin.Size, nil
+		return nil
 	}
-	if quota == 0 {
-		return max(origin.Size, d.opts.baseSize/sector*sector), nil
+	r.Size = max(origin.Size, d.opts.baseSize/sector*sector)
+	bytes := uint64(quota.Bytes) / sector * sector
+	switch {
+	case quota.IsZero():
+	case r.Projects:
+		r.Limited = true
+		if bytes > r.Size/2 {
+			// The image, and what file systems need for themselves, have their share of the device too.
+			r.Size += bytes
+		}
+	case quota.Inodes > 0:
+		return fmt.Errorf("quota of %d inodes: the kernel or its %s has no project quotas "+
+			"(the driver plyfs needs none): %w", quota.Inodes, d.pool.FS, drivers.ErrNotSupported)
+	case bytes < origin.Size:
+		return fmt.Errorf("quota of %d bytes: the kernel or its %s has no project quotas, and the file system of the "+
+			"parent has %d bytes, and can't shrink. Ask for that or more, begin a store with a smaller %s, "+
+			"or use the driver plyfs: %w", quota.Bytes, d.pool.FS, origin.Size, optBaseSize, drivers.ErrNotSupported)
+	default:
+		r.Size = bytes
 	}
-	quota = quota / sector * sector
-	if quota < origin.Size {
-		return 0, fmt.Errorf("layer %s: quota of %d bytes: the file system of its parent has %d, and can't shrink. Ask for that or more, begin a store with "+
-			"a smaller %s, or use the driver plyfs: %w", r.Layer, quota, origin.Size, optBaseSize, drivers.ErrNotSupported)
-	}
-	return quota, nil
+	return nil
 }
 
-// snapshot makes the device of r. Its state is ready if the file system on it has the size that it should have.
+// snapshot makes the device of r. Its state is ready if the file system on it has the size and limits that it should
+// have.
 func (d *Driver) snapshot(ctx context.Context, r, origin *deviceRecord) error {
 	r.State = stateReady
-	if r.Size > origin.Size {
+	if r.Size > origin.Size || r.Limited || origin.Limited {
 		r.State = stateMaking
 	}
 	if err := d.checkFree(); err != nil {
@@ -134,23 +144,28 @@ func (d *Driver) syncMounted(r *deviceRecord) error {
 	if target == "" {
 		return nil
 	}
-	fd, err := unix.Open(target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
-		// Put meanwhile.
-		return nil
+	if err := syncFS(target); err != nil {
+		return fmt.Errorf("sync layer %s: %w", r.Layer, d.explain(err))
 	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return sys.Retry(func() error { return unix.Syncfs(fd) })
+	return nil
 }
 
-// enlarge makes the file system of a new layer as large as its device. After an error the layer is gone.
+// adjust gives the file system of a new layer the size and the limits that it should have. After an error the layer
+// is gone.
 //
 // Precondition: the layer is locked.
-func (d *Driver) enlarge(ctx context.Context, r *deviceRecord) error {
-	err := d.withMounted(ctx, r, func(root string) error { return d.host.grow(root, d.pool.FS, r.Size) })
+func (d *Driver) adjust(ctx context.Context, r, origin *deviceRecord, quota drivers.Quota) error {
+	err := d.withMounted(r, func(root string) error {
+		if r.Size > origin.Size {
+			if err := d.host.grow(root, d.pool.FS, r.Size); err != nil {
+				return err
+			}
+		}
+		if r.Limited || origin.Limited {
+			return d.host.limit(root, quota)
+		}
+		return nil
+	})
 	if err == nil {
 		_, err = d.setState(ctx, r, stateReady)
 	}

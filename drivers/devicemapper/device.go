@@ -51,8 +51,8 @@ func (d *Driver) revive(name string, info sys.DMInfo) error {
 // The first pause between two tries to remove what is in use; each is twice as long as the one before.
 const busyPause = 10 * time.Millisecond
 
-// deactivate makes a thin device go from the kernel; one that is not there is no error. If it is still in use, in a mount namespace
-// that copied a mount, it goes with its last user, or the error wraps ErrInUse.
+// deactivate makes a thin device go from the kernel; one that is not there is no error. If it is still in use, in a
+// mount namespace that copied a mount, it goes with its last user, or the error wraps ErrInUse.
 func (d *Driver) deactivate(ctx context.Context, r *deviceRecord) error {
 	deadline := time.Now().Add(d.busyWait)
 	for pause := busyPause; ; pause *= 2 {
@@ -63,7 +63,8 @@ func (d *Driver) deactivate(ctx context.Context, r *deviceRecord) error {
 		case !errors.Is(err, unix.EBUSY):
 			return fmt.Errorf("deactivate layer %s: %w", r.Layer, err)
 		case time.Now().After(deadline):
-			return fmt.Errorf("deactivate layer %s: %w; a process, or a mount in another namespace, uses it: %w", r.Layer, err, drivers.ErrInUse)
+			return fmt.Errorf("deactivate layer %s: %w; a process, or a mount in another namespace, uses it: %w",
+				r.Layer, err, drivers.ErrInUse)
 		}
 		select {
 		case <-ctx.Done():
@@ -73,6 +74,19 @@ func (d *Driver) deactivate(ctx context.Context, r *deviceRecord) error {
 	}
 }
 
+// retire is deactivate for a layer that is not mounted any more but stays: what else uses its device is nobody's
+// concern until the layer is removed.
+func (d *Driver) retire(r *deviceRecord) error {
+	err := d.tryDeactivate(r)
+	if errors.Is(err, unix.EBUSY) {
+		d.log.Info("the device of a layer that is not mounted is in use", "layer", r.Layer, "device",
+			d.deviceName(r.id))
+		return nil
+	}
+	return err
+}
+
+// tryDeactivate is deactivate without waiting: EBUSY if the device is in use, and can't go later.
 func (d *Driver) tryDeactivate(r *deviceRecord) error {
 	d.poolMu.Lock()
 	defer d.poolMu.Unlock()

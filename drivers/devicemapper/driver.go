@@ -23,8 +23,9 @@ const mountDir = "mnt"
 // Factory returns the driver's entry for a registry. Its options are
 //
 //	dm.thinpooldev           a thin pool, by its name in the device mapper; the store needs it for itself
-//	dm.datadev, dm.metadatadev  two blank block devices to make a pool from
-//	dm.loopdatasize, dm.loopmetadatasize  the sizes of sparse files to make one from if no devices are given (100G, 2G)
+//	dm.datadev               with dm.metadatadev: blank block devices to make a pool from
+//	dm.loopdatasize          with dm.loopmetadatasize: the sizes of sparse files to make one from in the home if no
+//	                         devices are given (100G, 2G); later they can be made larger
 //	dm.basesize              the size of the file system of a layer (10G)
 //	dm.fs, dm.mkfsarg, dm.mountopt  xfs (the default) or ext4; arguments of mkfs; mount options (discard)
 //	dm.blocksize             the unit in which the pool gives out space (64K)
@@ -32,7 +33,8 @@ const mountDir = "mnt"
 //	dm.use_deferred_removal  have what is still in use elsewhere go later, in place of an error (true)
 //	dm.blkdiscard            give the blocks of a removed layer back to what the pool is made from (for sparse files)
 //
-// Sizes are in bytes, or have a unit K, M, G or T. The first three, dm.fs and dm.blocksize are settled when a store begins.
+// Sizes are in bytes, or have a unit K, M, G or T. The first three, dm.fs and dm.blocksize are settled when a store
+// begins.
 func Factory() drivers.Factory {
 	return drivers.Factory{
 		Name:    name,
@@ -84,13 +86,15 @@ type Driver struct {
 	burying map[deviceID]bool          // those that are being deleted; guarded by mu
 }
 
-// defaultBusyWait is for what has a device open for a moment: a scan of new devices, a mount that another namespace copied.
+// defaultBusyWait is for what has a device open for a moment: a scan of new devices, a mount that another namespace
+// copied.
 const defaultBusyWait = 10 * time.Second
 
 // open opens a store. The mapper is the Driver's from then on, if there is no error.
 func open(ctx context.Context, o drivers.Options, opts options, dm mapper, h host) (d *Driver, err error) {
 	if !filepath.IsAbs(o.Home) || !filepath.IsAbs(o.Run) {
-		return nil, fmt.Errorf("directories %q and %q of the driver devicemapper: not absolute: %w", o.Home, o.Run, drivers.ErrInvalid)
+		return nil, fmt.Errorf("directories %q and %q of the driver devicemapper: not absolute: %w", o.Home, o.Run,
+			drivers.ErrInvalid)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -212,7 +216,8 @@ func (d *Driver) begin(ctx context.Context, id string) (unlock func(), err error
 // Name implements drivers.Driver.
 func (d *Driver) Name() string { return name }
 
-// Close implements drivers.Driver. A pool that the driver made, and that nothing uses, goes; the next Open makes it again.
+// Close implements drivers.Driver. A pool that the driver made, and that nothing uses, goes; the next Open makes it
+// again.
 func (d *Driver) Close() error { return errors.Join(d.closePool(), d.dm.close()) }
 
 // isOurs says whether a device of the kernel is a thin device of this store.

@@ -20,14 +20,13 @@ import (
 	"plyfs/drivers"
 	"plyfs/drivers/internal/copytree"
 	"plyfs/internal/sys"
-	"plyfs/internal/testenv"
 )
 
 // errInjected is what a call returns that was told to fail.
 var errInjected = errors.New("injected")
 
-// fake is a machine with a device mapper. Thin devices are directories beside the file with the pool's metadata, mounts are
-// bind mounts. It is strict: what would break a real pool fails the test.
+// fake is a machine with a device mapper. Thin devices are directories beside the file with the pool's metadata,
+// mounts are bind mounts. It is strict: what would break a real pool fails the test.
 type fake struct {
 	t testing.TB
 
@@ -41,6 +40,7 @@ type fake struct {
 	fail    int // the call that fails, counted from 1; 0 for none
 	how     string
 	opened  map[uint64]int // users of devices beside mounts
+	quotas  bool           // the file systems have project quotas
 }
 
 type fakeDevice struct {
@@ -287,7 +287,8 @@ func (f *fake) users(d *fakeDevice) bool {
 		return true
 	}
 	for _, other := range f.devices {
-		if other.live != nil && other.live.Type == "thin" && strings.HasPrefix(other.live.Params, devNumber(d.dev)+" ") {
+		if other.live != nil && other.live.Type == "thin" && strings.HasPrefix(other.live.Params,
+			devNumber(d.dev)+" ") {
 			return true
 		}
 	}
@@ -421,7 +422,10 @@ func (f *fake) stat(name string) (sys.DMInfo, error) {
 	if err != nil {
 		return sys.DMInfo{}, fmt.Errorf("stat %s: %w", name, err)
 	}
-	return sys.DMInfo{Name: name, UUID: name, Dev: d.dev, Open: d.open(), Live: d.live != nil, Suspended: d.suspended, Leaving: d.leaving}, nil
+	return sys.DMInfo{
+		Name: name, UUID: name, Dev: d.dev, Open: d.open(), Live: d.live != nil, Suspended: d.suspended,
+		Leaving: d.leaving,
+	}, nil
 }
 
 func (f *fake) status(name string) (sys.DMTarget, error) {
@@ -438,7 +442,8 @@ func (f *fake) status(name string) (sys.DMTarget, error) {
 			return t, err
 		}
 		if t.Params = p.status; t.Params == "" {
-			t.Params = fmt.Sprintf("%d 10/4096 %d/%d - rw discard_passdown error_if_no_space - 1024", p.transaction, p.usedData, p.totalData)
+			t.Params = fmt.Sprintf("%d 10/4096 %d/%d - rw discard_passdown error_if_no_space - 1024", p.transaction,
+				p.usedData, p.totalData)
 		}
 		return t, nil
 	}
@@ -511,8 +516,8 @@ func (f *fake) content(dev uint64) (string, *fakeDevice, error) {
 	return p.path(id), d, nil
 }
 
-func (f *fake) mkfs(dev uint64, fstype string, args []string) error {
-	return f.do(fmt.Sprintf("mkfs %s %q", fstype, args), func() error {
+func (f *fake) mkfs(dev uint64, fstype, features string, args []string) error {
+	return f.do(fmt.Sprintf("mkfs %s %q %q", fstype, features, args), func() error {
 		dir, _, err := f.content(dev)
 		if err != nil {
 			return err
@@ -526,6 +531,9 @@ func (f *fake) mount(dev uint64, target, fstype, options string, flags uintptr) 
 		dir, d, err := f.content(dev)
 		if err != nil {
 			return err
+		}
+		if strings.Contains(options, "prjquota") && !f.quotas {
+			return unix.EINVAL
 		}
 		if err := unix.Mount(dir, target, "", unix.MS_BIND, ""); err != nil {
 			return err
@@ -565,6 +573,18 @@ func (f *fake) discard(dev uint64) error {
 	})
 }
 
+func (f *fake) adopt(dir string) error { return f.do("adopt "+dir, func() error { return nil }) }
+
+func (f *fake) used(dir string) (u drivers.Usage, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return drivers.Usage{Bytes: f.mapped(dir) * sector, Inodes: 1}, nil
+}
+
+func (f *fake) limit(dir string, q drivers.Quota) error {
+	return f.do(fmt.Sprintf("limit %s: %d bytes, %d inodes", dir, q.Bytes, q.Inodes), func() error { return nil })
+}
+
 func (f *fake) grow(dir, fstype string, size uint64) error {
 	return f.do(fmt.Sprintf("grow %s at %s to %d", fstype, dir, size), func() error {
 		if !drivers.IsMountPoint(dir) {
@@ -572,70 +592,4 @@ func (f *fake) grow(dir, fstype string, size uint64) error {
 		}
 		return nil
 	})
-}
-
-// fakeLedger is a ledger whose calls fail as those of the machine.
-type fakeLedger struct {
-	drivers.Ledger
-	f *fake
-}
-
-func (l fakeLedger) Put(ctx context.Context, key string, value []byte) error {
-	return l.f.do("record "+key, func() error { return l.Ledger.Put(ctx, key, value) })
-}
-
-func (l fakeLedger) Delete(ctx context.Context, key string) error {
-	return l.f.do("no record "+key, func() error { return l.Ledger.Delete(ctx, key) })
-}
-
-// fakeStore is a store on a fake machine.
-type fakeStore struct {
-	*fake
-	home, run string
-	given     map[string]string
-}
-
-func newFakeStore(t testing.TB) *fakeStore {
-	return &fakeStore{
-		fake: newFake(t), home: filepath.Join(testenv.Scratch(t), "home"), run: filepath.Join(testenv.Scratch(t), "run"),
-		given: map[string]string{optFS: fsExt4},
-	}
-}
-
-func (s *fakeStore) tryOpen() (*Driver, error) {
-	l, err := drivers.OpenFileLedger(filepath.Join(s.home, "ledger"))
-	must(s.t, err)
-	opts, err := parseOptions(s.given)
-	if err != nil {
-		return nil, err
-	}
-	return open(s.t.Context(), drivers.Options{Home: s.home, Run: s.run, Ledger: fakeLedger{l, s.fake}}, opts, s.fake, s.fake)
-}
-
-func (s *fakeStore) open() *Driver {
-	s.t.Helper()
-	d, err := s.tryOpen()
-	must(s.t, err)
-	return d
-}
-
-// checkNothingLeaks compares the pool with the records: each device is known, and each that is known is there.
-func (s *fakeStore) checkNothingLeaks(d *Driver) {
-	s.t.Helper()
-	known := slices.Sorted(maps.Keys(d.devices))
-	if in := s.thin(); !slices.Equal(in, known) {
-		s.t.Errorf("devices in the pool %v, in the records %v", in, known)
-	}
-	for _, r := range d.devices {
-		if r.State != stateReady {
-			s.t.Errorf("device %d is left %s", r.id, r.State)
-		}
-	}
-	active, err := d.active()
-	must(s.t, err)
-	for _, name := range active {
-		if f := s.devices[name]; f.open() == 0 || f.suspended || f.leaving {
-			s.t.Errorf("device %s is left active: %+v", name, f)
-		}
-	}
 }

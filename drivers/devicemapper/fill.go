@@ -32,7 +32,7 @@ func (d *Driver) Fill(ctx context.Context, id string, fn func(root string) error
 		return err
 	}
 	started := false
-	err = d.withMounted(ctx, r, func(root string) error {
+	err = d.withMounted(r, func(root string) error {
 		started = true
 		return fn(root)
 	})
@@ -47,13 +47,17 @@ func (d *Driver) Fill(ctx context.Context, id string, fn func(root string) error
 	return err
 }
 
-// withMounted calls fn with the root of a layer, mounted for that time and writable. What fn wrote is durable afterwards.
+// withMounted calls fn with the root of a layer, mounted for that time and writable. What fn wrote is durable
+// afterwards.
 //
 // Precondition: the layer is locked, and not mounted.
-func (d *Driver) withMounted(ctx context.Context, r *deviceRecord, fn func(root string) error) (err error) {
+func (d *Driver) withMounted(r *deviceRecord, fn func(root string) error) (err error) {
 	if err := d.mount(r, drivers.GetOptions{}); err != nil {
 		return err
 	}
 	err = fn(d.mountPath(r.Layer))
-	return errors.Join(err, d.unmount(context.WithoutCancel(ctx), r))
+	if err != nil {
+		err = d.explain(err)
+	}
+	return errors.Join(err, d.unmount(r))
 }

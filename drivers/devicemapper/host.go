@@ -19,14 +19,20 @@ type host interface {
 	attach(file string) (dev uint64, release func() error, err error)
 	// device describes the block device at path.
 	device(path string) (blockDevice, error)
-	// mkfs makes a file system on a device.
-	mkfs(dev uint64, fstype string, args []string) error
+	// mkfs makes a file system on a device. features are those of ext4 to be added, or "".
+	mkfs(dev uint64, fstype, features string, args []string) error
 	// mount mounts a device's file system at target, an existing directory; unmount undoes it.
 	mount(dev uint64, target, fstype, options string, flags uintptr) error
 	unmount(target string) error
 	// flush makes what was written to a device durable; discard gives back all of it.
 	flush(dev uint64) error
 	discard(dev uint64) error
+	// adopt makes all that will be in the file system at dir, which is empty, belong to project layerProject.
+	adopt(dir string) error
+	// limit bounds what that project may have in addition to what it has; zero fields do not.
+	limit(dir string, q drivers.Quota) error
+	// used is what that project has.
+	used(dir string) (drivers.Usage, error)
 	// grow makes the file system mounted at dir as large as its device, which is size bytes long.
 	grow(dir, fstype string, size uint64) error
 }
@@ -73,26 +79,30 @@ func (realHost) device(path string) (d blockDevice, err error) {
 }
 
 // mkfsCommand returns the command that makes a file system on the device at path.
-func mkfsCommand(path, fstype string, args []string) []string {
+func mkfsCommand(path, fstype, features string, args []string) []string {
 	var cmd []string
 	switch fstype {
 	case fsXFS:
-		// A new device is empty: nothing is to be discarded.
-		cmd = []string{"mkfs.xfs", "-q", "-K"}
+		// A new device is empty: nothing is to be discarded. It may have an earlier try on it.
+		cmd = []string{"mkfs.xfs", "-q", "-f", "-K"}
 	default:
-		// What is initialised lazily would be so in each layer anew. A new block of the pool may hold what was deleted, so
-		// nothing can be assumed to be zero.
-		cmd = []string{"mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"}
+		// What is initialised lazily would be so in each layer anew. A new block of the pool may hold what was
+		// deleted, so nothing can be assumed to be zero. The attributes of a file have to fit into a block, which
+		// mkfs makes smaller for small file systems.
+		cmd = []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"}
+		if features != "" {
+			cmd = append(cmd, "-O", features)
+		}
 	}
 	return append(append(cmd, args...), path)
 }
 
-func (realHost) mkfs(dev uint64, fstype string, args []string) error {
+func (realHost) mkfs(dev uint64, fstype, features string, args []string) error {
 	path, err := node(dev)
 	if err != nil {
 		return err
 	}
-	cmd := mkfsCommand(path, fstype, args)
+	cmd := mkfsCommand(path, fstype, features, args)
 	out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("%w (install %s): %w", err, mkfsPackage(fstype), drivers.ErrPrerequisites)
@@ -125,8 +135,8 @@ func (realHost) mount(dev uint64, target, fstype, options string, flags uintptr)
 	return nil
 }
 
-// dontRetry has xfs give up what it can't write because the pool is full: it would try for ever, and could not be unmounted.
-// Where /sys is read-only or of another namespace, that stays so.
+// dontRetry has xfs give up what it can't write because the pool is full: it would try for ever, and could not be
+// unmounted. Where /sys is read-only or of another namespace, that stays so.
 func dontRetry(dev uint64) {
 	for _, errno := range []string{"ENOSPC", "EIO"} {
 		path := "/sys/fs/xfs/" + blockName(dev) + "/error/metadata/" + errno + "/max_retries"

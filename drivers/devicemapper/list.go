@@ -76,13 +76,14 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 		{Label: "Native diff", Value: "false"},
 	}
 	if d.pool.Data != "" {
-		pairs = append(pairs, drivers.Pair{Label: "Data device", Value: d.pool.Data}, drivers.Pair{Label: "Metadata device", Value: d.pool.Metadata})
+		pairs = append(pairs, drivers.Pair{Label: "Data device", Value: d.pool.Data},
+			drivers.Pair{Label: "Metadata device", Value: d.pool.Metadata})
 	}
 	return pairs, nil
 }
 
-// Metadata implements drivers.Driver. The keys are device (in the device mapper, while the layer is mounted), device_id (in the
-// pool), pool, size (bytes), file_system and mountpoint (where it is or would be mounted).
+// Metadata implements drivers.Driver. The keys are device (in the device mapper, while the layer is mounted),
+// device_id (in the pool), pool, size (bytes), file_system and mountpoint (where it is or would be mounted).
 func (d *Driver) Metadata(ctx context.Context, id string) (map[string]string, error) {
 	unlock, err := d.begin(ctx, id)
 	if err != nil {
@@ -103,9 +104,9 @@ func (d *Driver) Metadata(ctx context.Context, id string) (map[string]string, er
 	}, nil
 }
 
-// Usage implements drivers.Driver. It is how much more of the pool the layer uses, and how many more inodes it has, than its parent,
-// or than an empty layer if that is gone. What was overwritten in place counts as the parent's: the pool does not tell. To find
-// out, it mounts both.
+// Usage implements drivers.Driver. It is how much more the layer has than its parent, or than an empty layer if that
+// is gone, as the file system counts it, or the pool where the kernel has no project quotas. What was overwritten in
+// place is the layer's own too, but does not count: neither tells. To find out, it mounts both.
 func (d *Driver) Usage(ctx context.Context, id string) (u drivers.Usage, err error) {
 	u, parent, err := d.total(ctx, id)
 	if err != nil {
@@ -118,10 +119,11 @@ func (d *Driver) Usage(ctx context.Context, id string) (u drivers.Usage, err err
 		}
 	}
 	base, err := d.base()
-	if err != nil {
+	if err != nil || base.Projects {
+		// Nothing in it counts.
 		return u, err
 	}
-	below, err := d.mapped(ctx, base)
+	below, err := d.mappedBase(ctx, base)
 	return minus(u, drivers.Usage{Bytes: below}), err
 }
 
@@ -144,7 +146,11 @@ func (d *Driver) total(ctx context.Context, id string) (u drivers.Usage, parent 
 		if err := d.mount(r, drivers.GetOptions{ReadOnly: true}); err != nil {
 			return u, "", err
 		}
-		defer func() { err = errors.Join(err, d.unmount(context.WithoutCancel(ctx), r)) }()
+		defer func() { err = errors.Join(err, d.unmount(r)) }()
+	}
+	if r.Projects {
+		u, err = d.host.used(d.mountPath(id))
+		return u, r.Parent, err
 	}
 	if u.Bytes, err = d.mappedNow(r); err != nil {
 		return u, "", err
@@ -167,13 +173,14 @@ func (d *Driver) mappedNow(r *deviceRecord) (int64, error) {
 	return int64(n) * sector, err
 }
 
-// mapped is mappedNow for a device that may not be active. It is for the base, which is never mounted.
-func (d *Driver) mapped(ctx context.Context, r *deviceRecord) (n int64, err error) {
-	if _, err := d.activate(r); err != nil {
+// mappedBase is mappedNow for the base, which is never mounted.
+func (d *Driver) mappedBase(ctx context.Context, base *deviceRecord) (n int64, err error) {
+	defer d.locks.Lock(baseLayer)()
+	if _, err := d.activate(base); err != nil {
 		return 0, err
 	}
-	n, err = d.mappedNow(r)
-	return n, errors.Join(err, d.deactivate(context.WithoutCancel(ctx), r))
+	n, err = d.mappedNow(base)
+	return n, errors.Join(err, d.deactivate(context.WithoutCancel(ctx), base))
 }
 
 // Sync implements drivers.Driver. What is not mounted is durable already.

@@ -18,7 +18,8 @@ const (
 	loopAttempts = 64
 )
 
-// attach implements host. The device goes by itself when nobody has it open any more, so nothing stays behind after a kill.
+// attach implements host. The device goes by itself when nobody has it open any more, so nothing stays behind after a
+// kill.
 func (realHost) attach(file string) (dev uint64, release func() error, err error) {
 	backing, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
@@ -45,7 +46,8 @@ func (realHost) attach(file string) (dev uint64, release func() error, err error
 		}
 		return st.Rdev, f.Close, nil
 	}
-	return 0, nil, fmt.Errorf("loop device of %s: others were faster %d times: %w", file, loopAttempts, drivers.ErrInUse)
+	return 0, nil, fmt.Errorf("loop device of %s: others were faster %d times: %w", file, loopAttempts,
+		drivers.ErrInUse)
 }
 
 func openLoopControl() (*os.File, error) {
@@ -54,7 +56,8 @@ func openLoopControl() (*os.File, error) {
 		return f, err
 	}
 	tmp := fmt.Sprintf("/dev/.plyfs-loop-%d", os.Getpid())
-	if err := unix.Mknod(tmp, unix.S_IFCHR|0o600, int(unix.Mkdev(miscMajor, loopMinor))); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := unix.Mknod(tmp, unix.S_IFCHR|0o600, int(unix.Mkdev(miscMajor, loopMinor))); err != nil && !errors.Is(err,
+		unix.EEXIST) {
 		return nil, err
 	}
 	f, err = os.OpenFile(tmp, os.O_RDWR, 0)
@@ -85,13 +88,16 @@ func configureLoop(ctl, backing *os.File) (*os.File, error) {
 	return f, nil
 }
 
-// loopNode returns the node of the numbered loop device. One that nobody made is made: devices can have partitions, so the minor
-// number is the kernel's to say.
+// loopNode returns the node of the numbered loop device. One that nobody made is made: devices can have partitions,
+// so the minor number is the kernel's to say.
 func loopNode(number int) (string, error) {
 	name := fmt.Sprintf("loop%d", number)
 	text, err := os.ReadFile("/sys/block/" + name + "/dev")
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
 		return "/dev/" + name, nil
+	}
+	if err != nil {
+		return "", err
 	}
 	var major, minor uint32
 	if _, err := fmt.Sscanf(string(text), "%d:%d", &major, &minor); err != nil {

@@ -14,8 +14,8 @@ import (
 	"plyfs/internal/sys"
 )
 
-// mapper is the device mapper; tests have one that they can look into. Names are those of devices. The errors are the kernel's,
-// with the name of the device: ENXIO if there is none, EBUSY if it is in use, or in the way.
+// mapper is the device mapper; tests have one that they can look into. Names are those of devices. The errors are the
+// kernel's, with the name of the device: ENXIO if there is none, EBUSY if it is in use, or in the way.
 type mapper interface {
 	// create makes a device without a table.
 	create(name string) error
@@ -49,16 +49,17 @@ const (
 // kernelMapper is the machine's device mapper.
 type kernelMapper struct{ ctl *os.File }
 
-// openMapper opens the machine's device mapper. Where that can't be used, the error wraps ErrPrerequisites or ErrNotSupported
-// and says what to do.
+// openMapper opens the machine's device mapper. Where that can't be used, the error wraps ErrPrerequisites or
+// ErrNotSupported and says what to do.
 func openMapper() (kernelMapper, error) {
 	f, err := openControl()
 	switch {
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
-		return kernelMapper{}, fmt.Errorf("the device mapper is for root of the machine: %w: %w", err, drivers.ErrNotSupported)
+		return kernelMapper{}, fmt.Errorf("the device mapper is for root of the machine: %w: %w", err,
+			drivers.ErrNotSupported)
 	case err != nil:
-		return kernelMapper{}, fmt.Errorf("the kernel has no device mapper, or its module is not loaded (modprobe dm_mod): %w: %w", err,
-			drivers.ErrPrerequisites)
+		return kernelMapper{}, fmt.Errorf("the kernel has no device mapper, or its module is not loaded "+
+			"(modprobe dm_mod): %w: %w", err, drivers.ErrPrerequisites)
 	}
 	m := kernelMapper{ctl: f}
 	if err := m.check(); err != nil {
@@ -75,7 +76,8 @@ func openControl() (*os.File, error) {
 	}
 	// Beneath another name, to leave the directory that udev makes alone.
 	node := fmt.Sprintf("/dev/.plyfs-dm-%d", os.Getpid())
-	if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(miscMajor, controlMinor))); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(miscMajor, controlMinor))); err != nil &&
+		!errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make a node for the device mapper: %w", err)
 	}
 	f, err = os.OpenFile(node, os.O_RDWR, 0)
@@ -91,14 +93,15 @@ func (m kernelMapper) check() error {
 		return fmt.Errorf("version of the device mapper: %w: %w", err, drivers.ErrPrerequisites)
 	}
 	if version[0] != 4 || version[1] < oldestMinor {
-		return fmt.Errorf("the device mapper's interface is %d.%d, and has to be 4.%d or newer (Linux 3.13): %w", version[0], version[1],
+		return fmt.Errorf("the device mapper's interface is %d.%d, and has to be 4.%d or newer (Linux 3.13): %w",
+			version[0], version[1],
 			oldestMinor, drivers.ErrPrerequisites)
 	}
 	for _, target := range []string{"thin-pool", "thin"} {
 		// ENOTTY: a kernel too old to be asked. It loads the module when it is used.
 		if _, err := sys.DMTargetVersion(m.fd(), target); err != nil && !errors.Is(err, unix.ENOTTY) {
-			return fmt.Errorf("the device mapper has no target %s: its module is not loaded (modprobe dm_thin_pool), or the kernel lacks it: %w: %w",
-				target, err, drivers.ErrPrerequisites)
+			return fmt.Errorf("the device mapper has no target %s: its module is not loaded "+
+				"(modprobe dm_thin_pool), or the kernel lacks it: %w: %w", target, err, drivers.ErrPrerequisites)
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 func (d *Driver) mountPath(id string) string { return filepath.Join(d.home, mountDir, id) }
@@ -55,7 +56,7 @@ func (d *Driver) Put(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return d.mounts.Put(id, func(string) error { return d.unmount(ctx, r) })
+	return d.mounts.Put(id, func(string) error { return d.unmount(r) })
 }
 
 // mount mounts a layer at its place.
@@ -72,19 +73,22 @@ func (d *Driver) mount(r *deviceRecord, o drivers.GetOptions) (err error) {
 	if label == "" {
 		label = r.Label
 	}
-	flags, data := splitOptions(d.fsOptions(label))
+	flags, data := splitOptions(d.fsOptions(r, label))
 	if o.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
 	if err := d.host.mount(dev, target, d.pool.FS, data, flags); err != nil {
-		return errors.Join(err, d.deactivate(context.Background(), r), os.Remove(target))
+		return errors.Join(err, d.retire(r), os.Remove(target))
 	}
 	return nil
 }
 
-// unmount undoes mount. When it returns, everything is in the pool, for good.
-func (d *Driver) unmount(ctx context.Context, r *deviceRecord) error {
+// unmount undoes mount. When it returns, everything is in the pool, for good; an error that wraps ErrPoolFull says
+// that something is not.
+func (d *Driver) unmount(r *deviceRecord) error {
 	target := d.mountPath(r.Layer)
+	// Unmounting would not say what could not be written.
+	written := syncFS(target)
 	err := d.host.unmount(target)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("unmount layer %s: %w: %w", r.Layer, err, drivers.ErrInUse)
@@ -94,19 +98,32 @@ func (d *Driver) unmount(ctx context.Context, r *deviceRecord) error {
 	}
 	info, err := d.dm.stat(d.deviceName(r.id))
 	if err == nil {
-		if err = d.host.flush(info.Dev); err != nil {
-			err = fmt.Errorf("write what is left of layer %s: %w", r.Layer, err)
-		}
+		err = d.host.flush(info.Dev)
 	}
-	err = errors.Join(ignore(err, unix.ENXIO), d.deactivate(ctx, r))
-	if rerr := os.Remove(target); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
-		err = errors.Join(err, rerr)
+	if err = errors.Join(written, ignore(err, unix.ENXIO)); err != nil {
+		err = fmt.Errorf("write what is left of layer %s: %w", r.Layer, d.explain(err))
 	}
-	return err
+	// With the directory go mounts on it that other namespaces copied, cf. the kernel's detach_mounts; then the
+	// device is free.
+	err = errors.Join(err, ignore(os.Remove(target), fs.ErrNotExist))
+	return errors.Join(err, d.retire(r))
 }
 
-// fsOptions are the options of all mounts of layers.
-func (d *Driver) fsOptions(label string) string {
+// syncFS writes what was written to the file system at dir. A directory that is not there has nothing to write.
+func syncFS(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return sys.Retry(func() error { return unix.Syncfs(fd) })
+}
+
+// fsOptions are the options of all mounts of a layer.
+func (d *Driver) fsOptions(r *deviceRecord, label string) string {
 	var list []string
 	if d.opts.mountOptions != "" {
 		list = append(list, d.opts.mountOptions)
@@ -114,6 +131,10 @@ func (d *Driver) fsOptions(label string) string {
 	if d.pool.FS == fsXFS {
 		// A snapshot has the UUID of its origin.
 		list = append(list, "nouuid")
+	}
+	if r.Projects {
+		// Always: what is not counted at some mount is counted from scratch at the next.
+		list = append(list, "prjquota")
 	}
 	if label != "" {
 		// Quoted, since categories are separated by commas.
@@ -132,9 +153,10 @@ func checkLabel(label string) error {
 // splitOptions takes from mount options those that are flags of mount(2). They come first, before any label.
 func splitOptions(options string) (flags uintptr, data string) {
 	known := map[string]uintptr{
-		"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME,
-		"lazytime": unix.MS_LAZYTIME, "sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "nodev": unix.MS_NODEV, "nosuid": unix.MS_NOSUID,
-		"noexec": unix.MS_NOEXEC, "defaults": 0,
+		"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME,
+		"strictatime": unix.MS_STRICTATIME, "lazytime": unix.MS_LAZYTIME, "sync": unix.MS_SYNCHRONOUS,
+		"dirsync": unix.MS_DIRSYNC, "nodev": unix.MS_NODEV, "nosuid": unix.MS_NOSUID, "noexec": unix.MS_NOEXEC,
+		"defaults": 0,
 	}
 	label := ""
 	if at := strings.Index(options, `context="`); at >= 0 {

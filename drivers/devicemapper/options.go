@@ -79,7 +79,8 @@ func parseOptions(given map[string]string) (o options, err error) {
 				names = append(names, name)
 			}
 			slices.Sort(names)
-			return o, fmt.Errorf("option %s: the driver devicemapper has only %s: %w", key, strings.Join(names, ", "), drivers.ErrInvalid)
+			return o, fmt.Errorf("option %s: the driver devicemapper has only %s: %w", key, strings.Join(names, ", "),
+				drivers.ErrInvalid)
 		}
 		if err := set(value); err != nil {
 			return o, fmt.Errorf("option %s=%s: %w: %w", key, value, err, drivers.ErrInvalid)
@@ -188,7 +189,10 @@ func setSize(to *uint64, v string, smallest, largest uint64) error {
 func checkMountOptions(v string) error {
 	for o := range strings.SplitSeq(v, ",") {
 		name, _, _ := strings.Cut(o, "=")
-		if slices.Contains([]string{"ro", "rw", "nouuid", "context", "remount", "bind", "loop", "norecovery", "noload"}, name) {
+		if slices.Contains([]string{
+			"ro", "rw", "nouuid", "context", "remount", "bind", "loop", "norecovery",
+			"noload",
+		}, name) {
 			return fmt.Errorf("%s is not for all layers to have", name)
 		}
 	}

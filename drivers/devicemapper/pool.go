@@ -81,8 +81,8 @@ func (d *Driver) checkSettled() error {
 		{optFS, d.opts.fs, d.pool.FS},
 	} {
 		if o.want != "" && o.want != o.have {
-			return fmt.Errorf("option %s=%s: the store in %s began with %q; begin a new one, or leave the option away: %w", o.option, o.want, d.home,
-				o.have, drivers.ErrInvalid)
+			return fmt.Errorf("option %s=%s: the store in %s began with %q; begin a new one, or "+
+				"leave the option away: %w", o.option, o.want, d.home, o.have, drivers.ErrInvalid)
 		}
 	}
 	return nil
@@ -92,8 +92,8 @@ func (d *Driver) checkSettled() error {
 func (d *Driver) findPool() error {
 	info, err := d.dm.stat(d.poolName)
 	if errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("there is no thin pool %s: activate it (lvchange -ay VG/LV), or name another with %s: %w: %w", d.poolName, optPool, err,
-			drivers.ErrPrerequisites)
+		return fmt.Errorf("there is no thin pool %s: activate it (lvchange -ay VG/LV), or name another with %s: "+
+			"%w: %w", d.poolName, optPool, err, drivers.ErrPrerequisites)
 	}
 	if err != nil {
 		return err
@@ -101,8 +101,8 @@ func (d *Driver) findPool() error {
 	d.poolDev = info.Dev
 	s, err := d.poolState()
 	if err == nil && s.queueIfFull {
-		d.log.Warn("the thin pool holds writes back when it is full, for a minute by default, and containers hang; "+
-			"lvchange --errorwhenfull y has it refuse them at once", "pool", d.poolName)
+		d.log.Warn("the thin pool holds writes back when it is full, for a minute by default, and containers "+
+			"hang; lvchange --errorwhenfull y has it refuse them at once", "pool", d.poolName)
 	}
 	return err
 }
@@ -110,14 +110,15 @@ func (d *Driver) findPool() error {
 // makePool makes the store's own pool, if it is not there. claimed says that there is something in it.
 func (d *Driver) makePool(claimed bool) error {
 	if d.pool.Loop {
-		d.log.Warn("the driver devicemapper keeps its layers in sparse files on loop devices: that is slow, and when their file system is full, "+
-			"layers break; use a thin pool on block devices ("+optPool+", or "+optData+" and "+optMetadata+")", "home", d.home)
+		d.log.Warn("the driver devicemapper keeps its layers in sparse files on loop devices: that is slow, and "+
+			"when their file system is full, layers break; use a thin pool on block devices ("+optPool+", or "+
+			optData+" and "+optMetadata+")", "home", d.home)
 	}
 	info, err := d.dm.stat(d.poolName)
 	switch {
-	case err == nil && claimed && info.Live && !info.Suspended:
+	case err == nil && claimed && info.Live:
 		d.poolDev = info.Dev
-		return nil
+		return d.revive(d.poolName, info)
 	case err == nil:
 		// Whoever made it was killed meanwhile.
 		if err := d.dm.remove(d.poolName); err != nil {
@@ -143,7 +144,8 @@ func (d *Driver) startPool(claimed bool) (err error) {
 	defer func() { err = errors.Join(err, release2()) }()
 	blocks := data.size / d.pool.BlockSize
 	blockSectors := d.pool.BlockSize / sector
-	table := sys.DMTarget{Length: blocks * blockSectors, Type: "thin-pool", Params: poolTable(metadata.dev, data.dev, blockSectors)}
+	table := sys.DMTarget{Length: blocks * blockSectors, Type: "thin-pool", Params: poolTable(metadata.dev, data.dev,
+		blockSectors)}
 	if d.poolDev, err = d.makeDevice(d.poolName, table); err != nil {
 		return fmt.Errorf("make the thin pool: %w", err)
 	}
@@ -151,12 +153,14 @@ func (d *Driver) startPool(claimed bool) (err error) {
 }
 
 // poolDevice returns a device to make a pool of; release ends its use by this process.
-func (d *Driver) poolDevice(claimed bool, path, file string, size, ifNew uint64) (b blockDevice, release func() error, err error) {
+func (d *Driver) poolDevice(claimed bool, path, file string, size, ifNew uint64) (b blockDevice, release func() error,
+	err error,
+) {
 	if path != "" {
 		b, err = d.host.device(path)
 		if err == nil && !claimed && !b.blank {
-			err = fmt.Errorf("%s is not blank: something may be on it. If that is not needed: wipefs -a %s, and zero its first MiB: %w", path, path,
-				drivers.ErrInvalid)
+			err = fmt.Errorf("%s is not blank: something may be on it. If that is not needed: "+
+				"wipefs -a %s, and zero its first MiB: %w", path, path, drivers.ErrInvalid)
 		}
 		return b, func() error { return nil }, err
 	}
@@ -168,8 +172,8 @@ func (d *Driver) poolDevice(claimed bool, path, file string, size, ifNew uint64)
 	return b, release, err
 }
 
-// sparseFile makes sure that there is a file of at least the given size, if any, and returns its size. One that has something in it
-// must be there.
+// sparseFile makes sure that there is a file of at least the given size, if any, and returns its size. One that has
+// something in it must be there.
 func sparseFile(path string, claimed bool, size, ifNew uint64) (uint64, error) {
 	flags := os.O_RDWR | os.O_CREATE | os.O_TRUNC
 	if claimed {
@@ -199,12 +203,15 @@ func sparseFile(path string, claimed bool, size, ifNew uint64) (uint64, error) {
 
 // makeDevice makes a device of the device mapper with a table of one target, and returns its number.
 func (d *Driver) makeDevice(name string, t sys.DMTarget) (dev uint64, err error) {
-	if err := d.dm.create(name); err != nil {
+	if err = d.dm.create(name); errors.Is(err, unix.EBUSY) {
+		// It is not this call's to remove.
 		return 0, err
 	}
-	err = d.startDevice(name, t)
+	if err == nil {
+		err = d.startDevice(name, t)
+	}
 	if err != nil {
-		return 0, errors.Join(err, d.dm.remove(name))
+		return 0, errors.Join(err, ignore(d.dm.remove(name), unix.ENXIO))
 	}
 	info, err := d.dm.stat(name)
 	return info.Dev, err
@@ -233,8 +240,9 @@ func (d *Driver) claimLocked(ctx context.Context) error {
 		return err
 	}
 	if s.transaction != 0 || s.usedData != 0 {
-		return fmt.Errorf("thin pool %s is not empty (transaction %d, %d blocks of data in use): it belongs to another store, or to LVM. "+
-			"Make a new pool for this store: %w", d.poolName, s.transaction, s.usedData, drivers.ErrInvalid)
+		return fmt.Errorf("thin pool %s is not empty (transaction %d, %d blocks of data in use): it belongs to "+
+			"another store, or to LVM. Make a new pool for this store: %w", d.poolName, s.transaction,
+			s.usedData, drivers.ErrInvalid)
 	}
 	return d.run(ctx, transactionRecord{Op: opClaim}, func() error { return nil })
 }
@@ -258,4 +266,18 @@ func (d *Driver) checkFree() error {
 		return err
 	}
 	return s.checkFree(d.poolName, d.opts.minFree)
+}
+
+// explain says of an error of a file system whether it comes of a full pool: some file systems report that as EIO, or
+// become read-only.
+func (d *Driver) explain(err error) error {
+	t, serr := d.dm.status(d.poolName)
+	if serr != nil {
+		return err
+	}
+	s, serr := parsePoolStatus(t.Params)
+	if serr != nil || s.usedData < s.totalData && s.mode != modeFull {
+		return err
+	}
+	return fmt.Errorf("%w: data of thin pool %s: %w: %w", err, d.poolName, ErrPoolFull, unix.ENOSPC)
 }

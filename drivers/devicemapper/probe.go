@@ -41,7 +41,8 @@ func probeWith(ctx context.Context, o drivers.Options, opts options, m mapper, h
 	}
 	rep.Usable, rep.Why = true, where
 	if opts.pool == "" && opts.data == "" {
-		rep.Warning = "without " + optPool + " the layers are in sparse files on loop devices: slow, and broken when their file system is full"
+		rep.Warning = "without " + optPool + " the layers are in sparse files on loop devices: slow, and broken " +
+			"when their file system is full"
 		rep.Todo = "make a thin pool on a block device and name it with " + optPool
 	}
 	return rep

@@ -58,6 +58,10 @@ type deviceRecord struct {
 	Size uint64 `json:"size"`
 	// Label is the SELinux context that it is always mounted with.
 	Label string `json:"label,omitempty"`
+	// Projects says that the file system counts what is in it, for project layerProject; Limited that it enforces a
+	// limit.
+	Projects bool `json:"projects,omitempty"`
+	Limited  bool `json:"limited,omitempty"`
 
 	id deviceID
 }

@@ -36,7 +36,11 @@ func TestSimulated(t *testing.T) {
 		SmallBase: drivertest.SmallScratch,
 		Abilities: drivertest.Abilities{ReadOnlyImages: true, ReadOnlyGet: true, Independent: true},
 		Differences: []drivertest.Difference{
-			{Case: "Killed", Reason: "the simulation lives in this process; TestEveryCallFails has kills, and make test-vm the case"},
+			{
+				Case: "Killed",
+				Reason: "the simulation lives in this process; TestEveryCallFails has kills, and make test-vm the " +
+					"case",
+			},
 		},
 	})
 }

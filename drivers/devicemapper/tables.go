@@ -23,8 +23,8 @@ const maxDeviceID deviceID = 1<<24 - 1
 // ErrPoolFull says that the pool has no space left, or less than is to be kept free.
 var ErrPoolFull = errors.New("thin pool is full")
 
-// poolTable returns the parameters of a thin-pool target. Devices are named by number: they may have no nodes. A full pool
-// fails writes instead of holding them back.
+// poolTable returns the parameters of a thin-pool target. Devices are named by number: they may have no nodes. A full
+// pool fails writes instead of holding them back.
 func poolTable(metadata, data uint64, blockSectors uint64) string {
 	const (
 		lowWater = 0 // nobody listens for the event
@@ -39,7 +39,8 @@ func thinTable(pool uint64, id deviceID) string { return fmt.Sprintf("%s %d", de
 func devNumber(dev uint64) string { return fmt.Sprintf("%d:%d", unix.Major(dev), unix.Minor(dev)) }
 
 // Messages to a pool.
-func msgCreateThin(id deviceID) string         { return fmt.Sprintf("create_thin %d", id) }
+func msgCreateThin(id deviceID) string { return fmt.Sprintf("create_thin %d", id) }
+
 func msgCreateSnap(id, origin deviceID) string { return fmt.Sprintf("create_snap %d %d", id, origin) }
 func msgDelete(id deviceID) string             { return fmt.Sprintf("delete %d", id) }
 func msgSetTransaction(from, to uint64) string {
@@ -49,12 +50,15 @@ func msgSetTransaction(from, to uint64) string {
 // msgCancelRemove tells a device that its removal with its last user is off.
 const msgCancelRemove = "@cancel_deferred_remove"
 
+// modeFull is the mode of a pool that has no more data blocks.
+const modeFull = "out_of_data_space"
+
 // poolStatus is what a thin-pool target says of itself.
 type poolStatus struct {
 	transaction             uint64
 	usedMeta, totalMeta     uint64 // blocks of 4 KiB
 	usedData, totalData     uint64 // blocks of the pool's size
-	mode                    string // rw, ro or out_of_data_space
+	mode                    string // rw, ro or modeFull
 	discardPassdown         bool
 	queueIfFull, needsCheck bool
 	failed                  bool
@@ -113,7 +117,8 @@ func (s poolStatus) check(name string) error {
 	case s.needsCheck:
 		return fmt.Errorf("the metadata of thin pool %s must be checked; %s: %w", name, way, drivers.ErrDamaged)
 	case s.mode == "ro":
-		return fmt.Errorf("thin pool %s is read-only; if its metadata are full, make that device larger, else %s: %w", name, way,
+		return fmt.Errorf("thin pool %s is read-only; if its metadata are full, make that device larger, else %s: %w",
+			name, way,
 			drivers.ErrDamaged)
 	}
 	return nil
@@ -127,7 +132,8 @@ func (s poolStatus) checkFree(name string, percent uint64) error {
 	}{{"data", s.usedData, s.totalData}, {"metadata", s.usedMeta, s.totalMeta}} {
 		free := part.total - min(part.used, part.total)
 		if free == 0 || free*100 < part.total*percent {
-			return fmt.Errorf("%s of thin pool %s: %d of %d blocks are free, less than %d%% (%s); remove layers, or make the device larger: %w: %w",
+			return fmt.Errorf("%s of thin pool %s: %d of %d blocks are free, less than %d%% (%s); remove layers, "+
+				"or make the device larger: %w: %w",
 				part.what, name, free, part.total, percent, optMinFree, ErrPoolFull, unix.ENOSPC)
 		}
 	}

@@ -10,8 +10,9 @@ import (
 	"plyfs/drivers"
 )
 
-// run carries out a transaction: it writes its record, lets change change the pool, commits and finishes the records. After an
-// error everything is as if it had not been begun, or as if it were done; which of them, settle found out from the pool.
+// run carries out a transaction: it writes its record, lets change do its work in the pool, commits and finishes the
+// records. After an error everything is as if it had not been begun, or as if it were done; which of them, settle
+// found out from the pool.
 //
 // Precondition: d.poolMu is held.
 func (d *Driver) run(ctx context.Context, t transactionRecord, change func() error) error {
@@ -28,7 +29,8 @@ func (d *Driver) run(ctx context.Context, t transactionRecord, change func() err
 		return nil
 	}
 	if serr := d.settleLocked(ctx); serr != nil {
-		d.log.Warn("a transaction of the thin pool could not be settled, the next operation tries again", "pool", d.poolName, "error", serr)
+		d.log.Warn("a transaction of the thin pool could not be settled, the next operation tries again", "pool",
+			d.poolName, "error", serr)
 		return err
 	}
 	if d.transaction == t.ID {
@@ -78,8 +80,8 @@ func (d *Driver) settleIfNeededLocked(ctx context.Context) error {
 	return d.settleLocked(ctx)
 }
 
-// settleLocked brings pool and records together: a transaction that the pool did not commit is undone, one that it did is
-// finished. The error wraps ErrDamaged if they do not belong together.
+// settleLocked brings pool and records together: a transaction that the pool did not commit is undone, one that it
+// did is finished. The error wraps ErrDamaged if they do not belong together.
 //
 // Precondition: d.poolMu is held.
 func (d *Driver) settleLocked(ctx context.Context) error {
@@ -102,8 +104,9 @@ func (d *Driver) settleLocked(ctx context.Context) error {
 	case s.transaction+1 == t.ID && t.Op == opDelete:
 		// Its record says that it is leaving, so it will be tried again.
 	default:
-		err = fmt.Errorf("thin pool %s is at transaction %d, the store at %d: they do not belong together. One of them was replaced or restored; "+
-			"restore the other too, or begin a new store with a new pool: %w", d.poolName, s.transaction, t.ID, drivers.ErrDamaged)
+		err = fmt.Errorf("thin pool %s is at transaction %d, the store at %d: they do not belong together. "+
+			"One of them was replaced or restored; restore the other too, or begin a new store with a new pool: %w",
+			d.poolName, s.transaction, t.ID, drivers.ErrDamaged)
 	}
 	if err != nil {
 		return err
@@ -114,15 +117,18 @@ func (d *Driver) settleLocked(ctx context.Context) error {
 
 // redo finishes a committed transaction, unless that was done: what came of the device later must stay.
 func (d *Driver) redo(ctx context.Context, t transactionRecord) error {
-	if t.Op == opCreate {
-		var r deviceRecord
-		if ok, err := d.records.get(ctx, deviceKey(t.Device), &r); err != nil || ok {
-			if ok {
-				r.id = t.Device
-				d.learn(&r)
-			}
-			return err
-		}
+	r := &deviceRecord{id: t.Device}
+	there, err := d.records.get(ctx, deviceKey(t.Device), r)
+	switch {
+	case err != nil:
+		return err
+	case t.Op == opCreate && there:
+		// This process may not know, if it could not tell that the record was written.
+		d.learn(r)
+		return nil
+	case t.Op == opDelete && !there:
+		d.forget(t.Device)
+		return nil
 	}
 	return d.finish(ctx, t)
 }
@@ -143,7 +149,8 @@ func (d *Driver) poolState() (poolStatus, error) {
 		return poolStatus{}, err
 	}
 	if t.Type != "thin-pool" {
-		return poolStatus{}, fmt.Errorf("device %s is no thin pool but of type %s: %w", d.poolName, t.Type, drivers.ErrInvalid)
+		return poolStatus{}, fmt.Errorf("device %s is no thin pool but of type %s: %w", d.poolName, t.Type,
+			drivers.ErrInvalid)
 	}
 	s, err := parsePoolStatus(t.Params)
 	if err != nil {
@@ -200,7 +207,8 @@ func (d *Driver) freeID() (deviceID, error) {
 			return id, nil
 		}
 	}
-	return 0, fmt.Errorf("thin pool %s has %d devices, the most that it can: %w", d.poolName, maxDeviceID+1, ErrPoolFull)
+	return 0, fmt.Errorf("thin pool %s has %d devices, the most that it can: %w", d.poolName, maxDeviceID+1,
+		ErrPoolFull)
 }
 
 // learn and forget keep the tables.

@@ -2,6 +2,7 @@ package drivertest
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -167,6 +168,9 @@ func caseRestartMounted(e *env) {
 		return
 	}
 	e.must(at.do(append(checkBase(), holds("f", "before"), appendTo("f", "+after"))))
+	if r, ok := e.d.(drivers.Referrer); ok && !maps.Equal(r.References(), map[string]int{"c": 2}) {
+		e.Errorf("references after a restart: %v, want two to c", r.References())
+	}
 	e.wants(e.d.Remove(ctx(), "c"), drivers.ErrInUse)
 	if again := e.get("c"); again != root {
 		e.Errorf("mounted at %s after a restart, before at %s", again, root)

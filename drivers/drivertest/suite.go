@@ -75,7 +75,7 @@ type aCase struct {
 // cases are all cases in the order in which they run.
 func cases() []aCase {
 	return slices.Concat(
-		lifeCases(), getCases(), layerCases(), diffCases(), quotaCases(), concurrentCases(), crashCases(),
+		lifeCases(), getCases(), layerCases(), diffCases(), applyCases(), quotaCases(), concurrentCases(), crashCases(),
 	)
 }
 

@@ -45,7 +45,7 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{opts: opts, userNS: overlaystore.InUserNamespace(), quotas: newProjectQuotas(o.Home)}
+	d := &Driver{opts: opts, userNS: drivers.UserNamespace().Nested, quotas: newProjectQuotas(o.Home)}
 	form := overlaystore.Form{Whiteouts: tarlayer.WhiteoutKernel, Names: ovl.Trusted()}
 	if d.userNS {
 		form.Names, form.Devices = ovl.User(), tarlayer.DeviceSkip

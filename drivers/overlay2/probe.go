@@ -30,7 +30,7 @@ func probe(ctx context.Context, o drivers.Options) drivers.Report {
 		rep.Todo = "give a store that this user may write to"
 		return rep
 	}
-	t := trial{dir: dir, opts: opts, userNS: overlaystore.InUserNamespace()}
+	t := trial{dir: dir, opts: opts, userNS: drivers.UserNamespace().Nested}
 	err = errors.Join(t.run(ctx), remove())
 	fs := layerdir.FSName(filepath.Dir(dir))
 	if err != nil {

@@ -88,6 +88,9 @@ func (d *driver) Name() string { return Name }
 // CopiesParent implements drivers.ParentCopier.
 func (d *driver) CopiesParent() bool { return d.shares != shared }
 
+// References implements drivers.Referrer.
+func (d *driver) References() map[string]int { return d.mounts.References() }
+
 // Close implements drivers.Driver.
 func (d *driver) Close() error {
 	if d.quota != nil {

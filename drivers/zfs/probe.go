@@ -11,10 +11,8 @@ import (
 	"strings"
 
 	zfs "github.com/mistifyio/go-zfs/v4"
-	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
-	"plyfs/internal/sys"
 )
 
 const device = "/dev/zfs"
@@ -105,5 +103,5 @@ func (p prober) tryDataset(fsname string) (err error) {
 	if err := p.mounter.mount(ds.Name, target, 0, ""); err != nil {
 		return fmt.Errorf("mount a dataset: %w", err)
 	}
-	return sys.Retry(func() error { return unix.Unmount(target, unix.UMOUNT_NOFOLLOW) })
+	return unmountSoon(target)
 }

@@ -22,17 +22,59 @@ func (d *Driver) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	return d.remove(ctx, id)
+	if _, err := d.lookup(id); err != nil {
+		return nil //nolint:nilerr // what is not there needs no removal
+	}
+	if err := d.remove(ctx, id); err != nil {
+		return err
+	}
+	return d.awaitSpace(ctx)
 }
 
-// remove is Remove.
+const (
+	// scarce is the part of the space that has to be free for nobody to wait for more.
+	scarce = 16
+	// spaceWait bounds how long what was destroyed is waited for.
+	spaceWait = 10 * time.Second
+	// settled is after how many transactions what one freed can be used: cf. zfs txg.h TXG_DEFER_SIZE.
+	settled = 4
+	// sweptProperty is set to make a transaction; its value says nothing.
+	sweptProperty = "plyfs:swept"
+)
+
+// awaitSpace waits until what was destroyed takes up no space any more, if there is little. Whoever removes a layer because the pool is
+// full has use for the space at once, and zfs gives it back with later transactions.
+func (d *Driver) awaitSpace(ctx context.Context) error {
+	base, err := zfs.GetDataset(d.base)
+	if err != nil {
+		return fmt.Errorf("free space of %s: %w", d.base, explain(err))
+	}
+	if base.Avail > (base.Used+base.Avail)/scarce {
+		return nil
+	}
+	poolName, _, _ := strings.Cut(d.base, "/")
+	deadline := time.Now().Add(spaceWait)
+	for n := 0; ctx.Err() == nil && time.Now().Before(deadline); n++ {
+		pool, err := zfs.GetZpool(poolName)
+		if err != nil {
+			return fmt.Errorf("free space of %s: %w", poolName, explain(err))
+		}
+		if n >= settled && pool.Freeing == 0 {
+			return nil
+		}
+		if err := base.SetProperty(sweptProperty, "yes"); err != nil {
+			// Not even for that there is room yet.
+			d.log.Debug("waiting for space", "pool", poolName, "err", explain(err))
+		}
+	}
+	return nil
+}
+
+// remove is Remove, but for the waiting.
 //
 // Precondition: id is locked.
 func (d *Driver) remove(ctx context.Context, id string) error {
 	l, err := d.lookup(id)
-	if errors.Is(err, drivers.ErrNotFound) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

@@ -174,6 +174,8 @@ type Options struct {
 	Log          string
 	LogLevel     LogLevel
 	MaxOpenFiles int
+	// QuotaBytes and QuotaInodes bound what the upper layer takes up; 0 for no bound.
+	QuotaBytes, QuotaInodes int64
 
 	// Context, FSContext, DefContext and RootContext are SELinux labels for the mount.
 	Context, FSContext, DefContext, RootContext string

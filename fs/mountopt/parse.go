@@ -76,6 +76,30 @@ func number(t token, lo, hi int64, remedy string) (int64, error) {
 	return n, nil
 }
 
+// size is a decimal number, not negative, that may end in a unit: k, m, g or t, powers of 1024.
+func size(t token) (int64, error) {
+	const remedy = "give a number, such as 1000, 64k, 500m, 10g or 2t, or 0 for no bound"
+	s, err := needValue(t, remedy)
+	if err != nil {
+		return 0, err
+	}
+	shift := 0
+	if i := strings.IndexByte("kmgt", s[len(s)-1]|0x20); i >= 0 {
+		shift = 10 * (i + 1)
+		s = s[:len(s)-1]
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		return 0, t.bad("is out of range", remedy)
+	case err != nil || s[0] == '+':
+		return 0, t.bad("is not a number", remedy)
+	case n < 0 || n > math.MaxInt64>>shift:
+		return 0, t.bad("is out of range", remedy)
+	}
+	return n << shift, nil
+}
+
 // path is a value that names one directory or file.
 func path(t token) (string, error) {
 	const remedy = "give a path"

@@ -193,6 +193,24 @@ func idSpec(key string, field func(*Options) **uint32) spec {
 	}
 }
 
+// sizeSpec is key=NUMBER, with a suffix or without; zero is the default.
+func sizeSpec(key string, field func(*Options) *int64) spec {
+	return spec{
+		keys: []string{key},
+		set: func(o *Options, t token) error {
+			n, err := size(t)
+			if err == nil {
+				*field(o) = n
+			}
+			return err
+		},
+		words: func(o *Options) []Word {
+			n := *field(o)
+			return valueIf(n != 0, key, strconv.FormatInt(n, 10))
+		},
+	}
+}
+
 // idMapSpec is key=disk:mount:len[:disk:mount:len]...
 func idMapSpec(key string, field func(*Options) *[]IDRange) spec {
 	return spec{

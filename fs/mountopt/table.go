@@ -145,6 +145,8 @@ func plyfsSpecs() []spec {
 				return valueIf(o.MaxOpenFiles != 0, "max_open_files", strconv.Itoa(o.MaxOpenFiles))
 			},
 		},
+		sizeSpec("quota_bytes", func(o *Options) *int64 { return &o.QuotaBytes }),
+		sizeSpec("quota_inodes", func(o *Options) *int64 { return &o.QuotaInodes }),
 	}
 }
 

@@ -127,6 +127,15 @@ const (
 	RedirectOff
 )
 
+// Quota bounds what an upper takes up on its file system. What would exceed it fails with EDQUOT, whoever asks; Statfs shows
+// it as the size of the file system. The zero value bounds nothing.
+type Quota struct {
+	// Bytes are allocated ones, as st_blocks counts them.
+	Bytes int64
+	// Inodes are those of the upper's objects: its root and whiteouts count, a file counts once whatever its names.
+	Inodes int64
+}
+
 // Options describe one union. The zero value plus Lowers is a read-only union with every feature on.
 type Options struct {
 	// Lowers are the read-only layers, topmost first. The union takes ownership.
@@ -158,6 +167,9 @@ type Options struct {
 	// entry with the layers when it is first used.
 	StackIndex  StackIndex
 	VerifyIndex bool
+
+	// Quota bounds what Upper takes up.
+	Quota Quota
 
 	// MaxOpenFiles bounds the descriptors that the union keeps open; 0 derives it from RLIMIT_NOFILE.
 	MaxOpenFiles int

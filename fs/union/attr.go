@@ -187,10 +187,17 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 	if err := u.copyUp(n, want, limit); err != nil {
 		return Attr{}, err
 	}
+	var ch charge
+	if in.Valid&SetSize != 0 {
+		if ch, err = u.reserve(amount{}, nil); err != nil {
+			return Attr{}, err
+		}
+		defer ch.close()
+	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	if in.Valid&SetSize != 0 {
-		if err := u.truncate(n, in); err != nil {
+		if err := u.truncate(n, in, &ch); err != nil {
 			return Attr{}, err
 		}
 	}
@@ -213,12 +220,16 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 	return u.attr(n) // provisional for some directories, which is as good here
 }
 
-func (u *Union) truncate(n *Node, in *SetAttrIn) error {
+func (u *Union) truncate(n *Node, in *SetAttrIn, c *charge) error {
 	f, err := u.dataFile(n, true)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := c.onExact(n, f.FD(), ""); err != nil {
+		return err
+	}
+	defer c.off()
 	if err := u.sticky(u.m.Truncate(f.FD(), int64(in.Size))); err != nil {
 		return err
 	}
@@ -284,7 +295,7 @@ func (u *Union) killSetID(fd int) error {
 	return u.m.Chmod(fd, "", kept)
 }
 
-// Statfs describes the upper's file system, or the topmost lower's.
+// Statfs describes the upper's file system, or the topmost lower's, with a quota as its size.
 func (u *Union) Statfs() (Statfs, error) {
 	l := u.upper
 	if l == nil {
@@ -294,10 +305,12 @@ func (u *Union) Statfs() (Statfs, error) {
 	if err := unix.Fstatfs(l.FD(), &s); err != nil {
 		return Statfs{}, err
 	}
-	return Statfs{
+	out := Statfs{
 		Blocks: s.Blocks, Bfree: s.Bfree, Bavail: s.Bavail, Files: s.Files, Ffree: s.Ffree,
 		Bsize: uint32(s.Bsize), Frsize: uint32(s.Frsize), Namelen: uint32(s.Namelen),
-	}, nil
+	}
+	u.quota.statfs(&out)
+	return out, nil
 }
 
 // Readlink returns the target of a symlink.

@@ -96,6 +96,9 @@ func (u *Union) copyUpOne(n *Node, want copyWant, limit int64) error {
 	if err := c.prepare(); err != nil {
 		return err
 	}
+	if u.quota != nil {
+		return c.runCharged()
+	}
 	if err := c.stage(); err != nil {
 		return err
 	}
@@ -175,7 +178,7 @@ func (c *copyUp) stageObject() (err error) {
 	placeholder := u.upper.Override() != "" && n.mode != unix.S_IFDIR && n.mode != unix.S_IFLNK
 	switch {
 	case n.mode == unix.S_IFREG || n.has(flagSpecial) || placeholder:
-		if w.Tmpfile {
+		if w.StageUnnamed {
 			mode := u.copiedMode(&c.st)
 			if c.moded = w.ExactMode && u.upper.Override() == "" && keepsMode(mode); !c.moded {
 				mode = 0o600
@@ -368,6 +371,7 @@ func (c *copyUp) publish() error {
 		return err
 	}
 	defer pf.Close()
+	u.quota.grow(l.parent, pf.FD(), l.name)
 	var pst unix.Statx_t
 	if err := sys.Statx(pf.FD(), "", &pst); err != nil {
 		return err
@@ -476,6 +480,7 @@ func (c *copyUp) publishUnlinked() error {
 	}
 	c.unlinked = true
 	c.settle(func() { n.set(flagUnlinked) })
+	u.quota.hold(n)
 	return nil
 }
 
@@ -533,6 +538,7 @@ func (u *Union) markImpure(dir *Node, f *layer.File) {
 	if dir.has(flagImpure) || u.names == nil {
 		return
 	}
+	u.quota.mark(dir, loc{dir: f}, 1)
 	if u.m.Setxattr(f.FD(), ".", u.names.Impure, ovl.OpaqueValue(), 0) == nil {
 		dir.set(flagImpure)
 	}

@@ -73,6 +73,11 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	if err := u.copyUp(dir, copyMeta, -1); err != nil {
 		return nil, Attr{}, err
 	}
+	c, err := u.reserveObject(dir, name, &o)
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	defer c.close()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	dir.dir.mu.Lock()
@@ -91,6 +96,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	if err := s.stat(p, &e.st); err != nil {
 		return nil, Attr{}, err
 	}
+	c.done(e.st.Blocks)
 	n := u.instantiate(dir, name, e)
 	if n.dir != nil {
 		n.dir.resolved.Store(true)
@@ -116,6 +122,8 @@ type place struct {
 	below    bool
 	whiteout bool // a whiteout of the kernel's form is in place
 	aufs     bool // a whiteout of the AUFS form lies beside
+	// last says that the whiteout is the last name of its inode.
+	last bool
 }
 
 // placeLocked finds out what a new object called name in dir replaces; EEXIST if the name is taken. Preconditions:
@@ -142,6 +150,7 @@ func (u *Union) placeLocked(dir *Node, name string) (p place, err error) {
 			f.Close()
 		}
 	}()
+	u.quota.grow(dir, f.FD(), name)
 	p = place{parent: dir, dir: f, name: name}
 	if p.below, err = u.lowerHasLocked(dir, name); err != nil {
 		return p, err
@@ -170,7 +179,7 @@ func (u *Union) examine(dir *Node, p *place) error {
 	err := sys.Statx(p.dir.FD(), p.name, &st)
 	switch {
 	case err == nil && u.isUpperWhiteout(p.dir.FD(), p.name, &st):
-		p.whiteout = true
+		p.whiteout, p.last = true, st.Nlink == 1
 		return nil
 	case err == nil:
 		return unix.EEXIST
@@ -273,6 +282,7 @@ func (u *Union) markSpecials(dir *Node, dirfd int) error {
 	if dir.has(flagSpecials) {
 		return nil
 	}
+	u.quota.mark(dir, loc{dir: layer.Borrow(dirfd)}, 1)
 	if err := u.m.Setxattr(dirfd, ".", u.names.Specials, ovl.OpaqueValue(), 0); err != nil {
 		return err
 	}
@@ -319,7 +329,7 @@ func (s *staged) stageObject() (err error) {
 	typ := s.o.mode & unix.S_IFMT
 	placeholder := s.special || s.u.upper.Override() != "" && typ != unix.S_IFDIR && typ != unix.S_IFLNK
 	if typ == unix.S_IFREG || placeholder {
-		if w.Tmpfile {
+		if w.StageUnnamed {
 			mode := s.mode
 			if s.moded = w.ExactMode && !placeholder && keepsMode(mode); !s.moded {
 				mode = 0o600
@@ -427,11 +437,12 @@ func (s *staged) publish(p place) error {
 		if flags != 0 {
 			w.Discard(s.name)
 		}
+		u.replacedWhiteout(&p)
 	}
 	s.placed = true
 	if p.aufs {
 		// The object hides the lowers by itself already.
-		return ignoreNotExist(m.Unlink(p.dir.FD(), ovl.AUFSWhiteout(p.name)))
+		return u.dropAUFSWhiteout(p.dir.FD(), p.name)
 	}
 	return nil
 }
@@ -486,6 +497,11 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	if err := u.copyUp(dir, copyMeta, -1); err != nil {
 		return nil, Attr{}, err
 	}
+	ch, err := u.reserve(amount{inodes: 1}, nil)
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	defer ch.close()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	dir.dir.mu.Lock()
@@ -514,7 +530,9 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	}
 	n := u.newNode(u.mapIno(sys.Dev(&st), st.Ino), unix.S_IFREG)
 	n.refs = 1
-	n.set(flagUpper | flagUnlinked)
+	n.set(flagUpper)
+	u.unlinked(n)
+	ch.done(st.Blocks)
 	u.files.PutPinned(&n.data, s.fd, true)
 	s.fd = -1
 	a := u.toAttr(n, &st)

@@ -2,6 +2,7 @@ package union
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -73,6 +74,14 @@ func (u *Union) Write(n *Node, p []byte, off int64, killPriv bool) (int, error) 
 		return 0, err
 	}
 	defer f.Close()
+	if u.quota != nil {
+		return u.writeCharged(n, f, p, off, killPriv)
+	}
+	return u.writeTo(f, p, off, killPriv)
+}
+
+// writeTo is Write to the upper file f.
+func (u *Union) writeTo(f *layer.File, p []byte, off int64, killPriv bool) (int, error) {
 	done := 0
 	for done < len(p) {
 		k, err := u.m.Pwrite(f.FD(), p[done:], off+int64(done))
@@ -99,6 +108,14 @@ func (u *Union) Fallocate(n *Node, mode uint32, off, length int64, killPriv bool
 		return err
 	}
 	defer f.Close()
+	c, err := u.reserveFallocate(f, mode, off, length)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := c.onExact(n, f.FD(), ""); err != nil {
+		return err
+	}
 	if err := u.m.Fallocate(f.FD(), mode, off, length); err != nil {
 		return err
 	}
@@ -131,7 +148,15 @@ func (u *Union) CopyRange(src *Node, soff int64, dst *Node, doff, length int64) 
 		return 0, err
 	}
 	defer in.Close()
-	return u.m.CopyRange(in.FD(), soff, out.FD(), doff, int(min(length, 1<<30)))
+	c, length, err := u.reserveCopy(in, soff, out, doff, min(length, 1<<30))
+	if err != nil {
+		return 0, err
+	}
+	defer c.close()
+	if err := c.on(dst, out.FD(), ""); err != nil {
+		return 0, err
+	}
+	return u.m.CopyRange(in.FD(), soff, out.FD(), doff, int(length))
 }
 
 // GetFlags returns the inode flags of n (chattr(1)).
@@ -210,8 +235,11 @@ func (u *Union) openForFlags(n *Node) (*layer.File, error) {
 }
 
 // Backing returns the descriptor that a front end may let the kernel read and write directly, and whether it is the
-// upper's. With write, the data is copied up. The caller closes it.
+// upper's. With write, the data is copied up. The caller closes it. EOPNOTSUPP with a quota, which the kernel knows nothing of.
 func (u *Union) Backing(n *Node, write bool) (f *layer.File, upper bool, err error) {
+	if u.quota != nil {
+		return nil, false, fmt.Errorf("passthrough with a quota: %w", unix.EOPNOTSUPP)
+	}
 	if n.mode != unix.S_IFREG {
 		return nil, false, unix.EINVAL
 	}

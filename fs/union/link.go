@@ -33,6 +33,8 @@ func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
 	if err := u.storeDelta(n); err != nil {
 		return Attr{}, err
 	}
+	u.quota.enter()
+	defer u.quota.leave()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	if n.has(flagMetacopy) {
@@ -88,6 +90,7 @@ func (u *Union) linkLocked(n, dir *Node, name string) error {
 	u.attachLocked(n, dir, name, true)
 	u.treeMu.Unlock()
 	n.clear(flagUnlinked)
+	u.quota.linked(n)
 	dir.dir.listAddedLocked()
 	return nil
 }
@@ -105,7 +108,7 @@ func (u *Union) linkInto(from loc, p place) error {
 			return err
 		}
 		if p.aufs {
-			return ignoreNotExist(u.m.Unlink(p.dir.FD(), ovl.AUFSWhiteout(p.name)))
+			return u.dropAUFSWhiteout(p.dir.FD(), p.name)
 		}
 		return nil
 	}
@@ -117,6 +120,7 @@ func (u *Union) linkInto(from loc, p place) error {
 		u.work.Discard(tmp)
 		return err
 	}
+	u.replacedWhiteout(&p)
 	return nil
 }
 
@@ -131,6 +135,7 @@ func (u *Union) markMoved(n, dir *Node, f *layer.File, name string, at loc) erro
 		if u.names == nil {
 			return unix.EINVAL
 		}
+		u.quota.mark(n, at, 1)
 		if err := u.m.Setxattr(at.fd(), at.name, u.names.Literal, ovl.OpaqueValue(), 0); err != nil {
 			return err
 		}
@@ -152,12 +157,13 @@ func (u *Union) redirectMetacopy(n *Node) error {
 		return err
 	}
 	defer l.close()
-	return u.setRedirect(l, n.lower.viewPath())
+	return u.setRedirect(n, l, n.lower.viewPath())
 }
 
-// setRedirect records path, relative to the lowers' roots, as the origin of the object at l.
-func (u *Union) setRedirect(l loc, path string) error {
+// setRedirect records path, relative to the lowers' roots, as the origin of n's object at l.
+func (u *Union) setRedirect(n *Node, l loc, path string) error {
 	v := ovl.Redirect{Path: path, Absolute: true}.Value()
+	u.quota.mark(n, l, len(v))
 	return u.m.Setxattr(l.fd(), l.name, u.names.Redirect, v, 0)
 }
 
@@ -214,6 +220,8 @@ func (u *Union) known(k linkKey) *Node {
 
 // linkUpName makes the name, leaving the stored link count relative to the lower's.
 func (u *Union) linkUpName(n, dir *Node, name string) error {
+	u.quota.enter()
+	defer u.quota.leave()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	dir.dir.mu.Lock()
@@ -233,6 +241,7 @@ func (u *Union) linkUpName(n, dir *Node, name string) error {
 	if err := sys.Statx(f.FD(), "", &pst); err != nil {
 		return err
 	}
+	u.quota.grow(dir, f.FD(), name)
 	u.markImpure(dir, f)
 	if n.has(flagMetacopy) {
 		if err := u.redirectMetacopy(n); err != nil {
@@ -314,6 +323,8 @@ func (u *Union) lowerOrigin(n *Node) (loc, error) {
 // storeDelta writes the link count relative to the upper's, which link and unlink of upper names keep right by
 // themselves; the form that it replaces is right only until then.
 func (u *Union) storeDelta(n *Node) error {
+	u.quota.enter()
+	defer u.quota.leave()
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	if n.hard() == nil || n.hard().index() == "" || !n.hard().ofLower {
@@ -324,6 +335,7 @@ func (u *Union) storeDelta(n *Node) error {
 		return err
 	}
 	v := ovl.NlinkDelta{Delta: n.hard().delta}.Encode()
+	u.quota.mark(n, loc{dir: layer.Borrow(idx), name: n.hard().index()}, len(v))
 	err = u.m.Setxattr(idx, n.hard().index(), u.names.Nlink, v, 0)
 	if err != nil && !(errors.Is(err, unix.EPERM) && n.mode != unix.S_IFREG) {
 		return err

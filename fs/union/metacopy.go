@@ -115,6 +115,14 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 		}
 		marked = true
 	}
+	c, err := u.reserveData(src, size)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := c.onExact(n, f.FD(), ""); err != nil {
+		return err
+	}
 	copied, err := u.copiers[n.lower.layer].CopyData(u.m, f.FD(), src, size)
 	u.copyUpBytes.Add(uint64(copied))
 	if err != nil {

@@ -320,6 +320,9 @@ func (n *Node) setLinkUpperLocked(dir *Node, name string) {
 
 // Forget gives back count references that Lookup and the creating calls returned.
 func (u *Union) Forget(n *Node, count uint64) {
+	if u.quota != nil {
+		u.quota.parting(n, int64(count))
+	}
 	var room goneRoom
 	u.treeMu.Lock()
 	gone := u.unrefLocked(n, int64(count), room[:0])
@@ -382,6 +385,7 @@ func (u *Union) addKeyLocked(n *Node, k inodeKey) {
 
 func (u *Union) closeNodes(gone []*Node) {
 	for _, n := range gone {
+		u.quota.forget(n)
 		u.files.Drop(&n.data)
 		if n.dir == nil {
 			continue

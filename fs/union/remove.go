@@ -37,6 +37,8 @@ func (u *Union) remove(dir *Node, name string, wantDir bool) error {
 	if err := u.prepareUnlink(n, dir, name); err != nil {
 		return err
 	}
+	u.quota.enter()
+	defer u.quota.leave()
 	if wantDir {
 		u.renameMu.Lock() // the directory must not gain a child, nor move, while it goes
 		defer u.renameMu.Unlock()
@@ -93,7 +95,9 @@ func (u *Union) removalLocked(dir *Node, name string, n *Node) (r removal, err e
 	if r.below, err = u.lowerHasLocked(dir, name); err != nil {
 		return r, err
 	}
-	r.dir, err = u.dirUpper(dir)
+	if r.dir, err = u.dirUpper(dir); err == nil {
+		u.quota.grow(dir, r.dir.FD(), name) // by a whiteout; or it shrinks
+	}
 	return r, err
 }
 
@@ -151,7 +155,24 @@ func (u *Union) aufsWhiteout(dirfd int, name string) error {
 	if err != nil {
 		return err
 	}
+	u.quota.inodes(1)
 	return unix.Close(f)
+}
+
+// dropAUFSWhiteout removes the whiteout of the AUFS form beside name.
+func (u *Union) dropAUFSWhiteout(dirfd int, name string) error {
+	err := u.m.Unlink(dirfd, ovl.AUFSWhiteout(name))
+	if err == nil {
+		u.quota.inodes(-1)
+	}
+	return ignoreNotExist(err)
+}
+
+// replacedWhiteout notes that the whiteout at p is gone.
+func (u *Union) replacedWhiteout(p *place) {
+	if p.last {
+		u.quota.inodes(-1)
+	}
 }
 
 // isLastName says whether n has one name left that is known: others that nobody looked up lead nowhere yet.
@@ -227,19 +248,19 @@ func (u *Union) forgetName(dir *Node, name string, n *Node) {
 	case index != "":
 		u.dropIndexLocked(n)
 	case none && n.hard() == nil:
-		n.set(flagUnlinked)
+		u.unlinked(n)
 	case none:
 		// Names that nobody looked up may be left: the pinned descriptor knows.
 		var st unix.Statx_t
 		f := u.files.Get(&n.data)
 		if f == nil {
 			if !n.has(flagUpper) {
-				n.set(flagUnlinked)
+				u.unlinked(n)
 			}
 			return
 		}
 		if sys.Statx(f.FD(), "", &st) != nil || st.Nlink == 0 {
-			n.set(flagUnlinked)
+			u.unlinked(n)
 		}
 		f.Close()
 	}
@@ -260,7 +281,7 @@ func (u *Union) dropIndexLocked(n *Node) {
 		u.log.Warn("cannot remove hard-link index entry", "entry", n.hard().index(), "err", err)
 	}
 	n.hard().setIndex("")
-	n.set(flagUnlinked)
+	u.unlinked(n)
 }
 
 // rmdirLocked removes the empty directory n. Precondition: renameMu is held for writing, dir.dir.mu is held.
@@ -328,6 +349,7 @@ func (u *Union) holdDir(n *Node) error {
 		return err
 	}
 	u.dirs.Pin(&n.dir.upper)
+	u.quota.keep(n, f.FD())
 	f.Close()
 	return nil
 }
@@ -337,7 +359,7 @@ func (u *Union) holdDir(n *Node) error {
 func (u *Union) forgetDirLocked(dir *Node, name string, n *Node) {
 	n.dir.dead = true
 	n.dir.listing = nil
-	n.set(flagUnlinked)
+	u.unlinked(n)
 	dir.dir.countDirLocked(-1)
 	u.forgetName(dir, name, n)
 	dir.dir.listRemovedLocked(name)

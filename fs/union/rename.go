@@ -7,7 +7,6 @@ import (
 
 	"plyfs/cow"
 	"plyfs/cow/layer"
-	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
 
@@ -38,6 +37,8 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 	if err := r.prepare(); err != nil {
 		return err
 	}
+	u.quota.enter()
+	defer u.quota.leave()
 	r.lock()
 	defer r.unlock()
 	if err := r.check(); err != nil {
@@ -242,6 +243,8 @@ func (r *rename) check() (err error) {
 	if r.nf, err = u.dirUpper(r.ndir); err != nil {
 		return err
 	}
+	u.quota.grow(r.odir, r.of.FD(), r.oname)
+	u.quota.grow(r.ndir, r.nf.FD(), r.nname)
 	if r.oldBelow, err = u.lowerHasLocked(r.odir, r.oname); err != nil {
 		return err
 	}
@@ -338,6 +341,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 		return err
 	}
 	swapped = true
+	u.quota.replacedDir(r.dst, st.Blocks, name, r.nf.FD(), r.nname)
 	u.dirs.Drop(&r.dst.dir.upper)
 	r.dst.dir.lowers, r.dst.dir.rec, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil, nil
 	w.Discard(name)
@@ -365,15 +369,16 @@ func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) e
 	defer l.close()
 	switch {
 	case n.IsDir() && len(n.dir.lowers) > 0:
-		if err := u.setRedirect(l, n.dir.view); err != nil {
+		if err := u.setRedirect(n, l, n.dir.view); err != nil {
 			return err
 		}
 	case n.IsDir() && below:
+		u.quota.mark(n, l, 1)
 		if err := u.work.MakeOpaque(l.fd(), l.name, u.aufs); err != nil {
 			return err
 		}
 	case n.has(flagMetacopy):
-		if err := u.setRedirect(l, n.lower.viewPath()); err != nil {
+		if err := u.setRedirect(n, l, n.lower.viewPath()); err != nil {
 			return err
 		}
 	}
@@ -390,8 +395,11 @@ func (r *rename) act() error {
 		return err
 	}
 	err := r.move()
-	if err != nil && r.held {
+	switch {
+	case err != nil && r.held:
 		u.release(r.dst)
+	case err == nil && !r.oldBelow: // else it went to the old name
+		u.replacedWhiteout(&r.newPlace)
 	}
 	return err
 }
@@ -408,6 +416,7 @@ func (r *rename) hold() error {
 				return err
 			}
 			u.dirs.Pin(&r.dst.dir.upper)
+			u.quota.keep(r.dst, f.FD())
 			f.Close()
 		}
 	case u.isLastName(r.dst):
@@ -442,7 +451,11 @@ func (r *rename) move() error {
 			return err
 		}
 	case whiteout && u.work.RenameWhiteout:
-		return u.m.Rename(ofd, r.oname, nfd, r.nname, unix.RENAME_WHITEOUT)
+		err := u.m.Rename(ofd, r.oname, nfd, r.nname, unix.RENAME_WHITEOUT)
+		if err == nil {
+			u.quota.inodes(1)
+		}
+		return err
 	case r.oldBelow:
 		return r.moveExchange()
 	default:
@@ -451,7 +464,7 @@ func (r *rename) move() error {
 		}
 	}
 	if r.newPlace.aufs || u.aufs && r.newBelow {
-		return ignoreNotExist(u.m.Unlink(nfd, ovl.AUFSWhiteout(r.nname)))
+		return u.dropAUFSWhiteout(nfd, r.nname)
 	}
 	return nil
 }
@@ -485,7 +498,7 @@ func (r *rename) settle() {
 			r.dst.dir.dead = true
 			r.dst.dir.listing = nil
 			r.dst.dir.mu.Unlock()
-			r.dst.set(flagUnlinked)
+			u.unlinked(r.dst)
 		}
 		u.forgetName(r.ndir, r.nname, r.dst)
 	}
@@ -566,6 +579,9 @@ func (r *rename) actLeaving() error {
 		return err
 	}
 	s.placed = true
+	if !u.work.RenameWhiteout || u.aufs && r.oldBelow { // else it replaced a whiteout that counts
+		u.quota.inodes(1)
+	}
 	r.settle()
 	r.odir.dir.listAddedLocked()
 	return nil

@@ -3,6 +3,7 @@ package union
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -102,6 +103,33 @@ func (u *Union) syncPending() {
 	u.syncAgain(kept)
 }
 
+// unmarkUnlinked takes files without a name out of the next batch, whose reference keeps their space: what nobody can find after
+// a crash needs no mark. Precondition: no lock of the union is held.
+func (u *Union) unmarkUnlinked() {
+	s := &u.sync
+	s.mu.Lock()
+	var gone []*Node
+	s.pending = slices.DeleteFunc(s.pending, func(n *Node) bool {
+		unlinked := n.has(flagUnlinked)
+		if unlinked {
+			gone = append(gone, n)
+		}
+		return unlinked
+	})
+	s.mu.Unlock()
+	var kept []*Node
+	for _, n := range gone {
+		// An open file may get a name again, and is then no better than a new one.
+		if err := u.unmark(n); err != nil {
+			kept = append(kept, n)
+			continue
+		}
+		u.marked.Add(^uint64(0))
+		u.Forget(n, 1)
+	}
+	u.syncAgain(kept)
+}
+
 // syncAgain keeps marked files for the next background sync.
 func (u *Union) syncAgain(batch []*Node) {
 	if len(batch) == 0 {
@@ -118,6 +146,11 @@ func (u *Union) syncAgain(batch []*Node) {
 
 // unmark takes the unsynced mark off n, whose data is on disk.
 func (u *Union) unmark(n *Node) error {
+	c, err := u.reserve(amount{}, nil)
+	if err != nil {
+		return err
+	}
+	defer c.close()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	n.copyMu.Lock()
@@ -134,6 +167,10 @@ func (u *Union) unmark(n *Node) error {
 		return err
 	}
 	defer l.close()
+	if err := c.onExact(n, l.fd(), l.name); err != nil {
+		return err
+	}
+	defer c.off()
 	err = u.m.Removexattr(l.fd(), l.name, u.names.Unsynced)
 	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EBADF) {
 		return err

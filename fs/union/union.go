@@ -62,6 +62,9 @@ type Union struct {
 		closed   bool
 	}
 
+	// quota is the account of an upper with limits, nil without.
+	quota *quota
+
 	// describer is the running Describe, nil for none: it merges each directory itself.
 	describer *describer
 
@@ -122,7 +125,7 @@ func New(o Options) (u *Union, err error) {
 			return u, fmt.Errorf("recovery after an unclean end: %w", err)
 		}
 	}
-	return u, nil
+	return u, u.openQuota()
 }
 
 // openWork takes the work directory and decides what can be written to the upper, and how.
@@ -138,7 +141,10 @@ func (u *Union) openWork() (err error) {
 	if o.Work == nil {
 		return fmt.Errorf("upper %s needs a work directory on the same file system: %w", u.upper.Path, unix.EINVAL)
 	}
-	u.work, err = cow.OpenWork(o.Work, cow.WorkOptions{UserXattr: o.UserXattr, Volatile: o.Volatile, Mutator: u.m})
+	u.work, err = cow.OpenWork(o.Work, cow.WorkOptions{
+		UserXattr: o.UserXattr, Volatile: o.Volatile, Mutator: u.m,
+		Inodes: func(delta int) { u.quota.inodes(int64(delta)) },
+	})
 	if err != nil {
 		return err
 	}

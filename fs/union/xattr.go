@@ -114,7 +114,7 @@ func (u *Union) Listxattr(n *Node, dest []byte) (int, error) {
 // Setxattr sets attribute name of n, copying its attributes up first. XATTR_CREATE and XATTR_REPLACE are obeyed: EEXIST,
 // ENODATA.
 func (u *Union) Setxattr(n *Node, name string, value []byte, flags int) error {
-	return u.changeXattr(n, name, func(l loc, disk string) error {
+	return u.changeXattr(n, name, len(value), func(l loc, disk string) error {
 		if isACL(name) && (len(u.opt.UIDMap) > 0 || len(u.opt.GIDMap) > 0) {
 			value = slices.Clone(value)
 			if err := u.mapACL(value, true); err != nil {
@@ -137,7 +137,7 @@ func (u *Union) Setxattr(n *Node, name string, value []byte, flags int) error {
 
 // Removexattr removes attribute name of n; ENODATA if there is none.
 func (u *Union) Removexattr(n *Node, name string) error {
-	return u.changeXattr(n, name, func(l loc, disk string) error {
+	return u.changeXattr(n, name, 0, func(l loc, disk string) error {
 		return u.m.Removexattr(l.fd(), l.name, disk)
 	}, func(l loc, disk string) error {
 		_, err := u.getxattrAt(l, disk, nil)
@@ -145,7 +145,8 @@ func (u *Union) Removexattr(n *Node, name string) error {
 	})
 }
 
-func (u *Union) changeXattr(n *Node, name string, change, check func(loc, string) error) error {
+// changeXattr changes attribute name of n, whose value has size bytes then.
+func (u *Union) changeXattr(n *Node, name string, size int, change, check func(loc, string) error) error {
 	if err := u.xattrAllowed(name); err != nil {
 		return err
 	}
@@ -167,6 +168,11 @@ func (u *Union) changeXattr(n *Node, name string, change, check func(loc, string
 	if err := u.copyUp(n, copyMeta, -1); err != nil {
 		return err
 	}
+	c, err := u.reserveXattr(size)
+	if err != nil {
+		return err
+	}
+	defer c.close()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	l, err := u.openUpperLoc(n)
@@ -174,6 +180,10 @@ func (u *Union) changeXattr(n *Node, name string, change, check func(loc, string
 		return err
 	}
 	defer l.close()
+	if err := c.onExact(n, l.fd(), l.name); err != nil {
+		return err
+	}
+	defer c.off()
 	if name == xattrCaps {
 		n.copyMu.Lock()
 		defer n.copyMu.Unlock()

@@ -78,7 +78,8 @@ type DMInfo struct {
 	Dev uint64
 	// Open counts who has the device open, mounts and other devices included.
 	Open int
-	// Live says that the device has a table; Suspended that it holds all I/O back; Leaving that it is removed with its last user.
+	// Live says that the device has a table; Suspended that it holds all I/O back; Leaving that it is removed with
+	// its last user.
 	Live, Suspended, Leaving bool
 }
 
@@ -124,7 +125,8 @@ func (b dmRequest) info() DMInfo {
 		UUID: unix.ByteSliceToString(b[dmUUIDAt : dmUUIDAt+dmUUIDLen]),
 		Dev:  binary.NativeEndian.Uint64(b[40:]),
 		Open: int(int32(binary.NativeEndian.Uint32(b[24:]))),
-		Live: flags&dmFlagActivePresent != 0, Suspended: flags&dmFlagSuspend != 0, Leaving: flags&dmFlagDeferredRemove != 0,
+		Live: flags&dmFlagActivePresent != 0, Suspended: flags&dmFlagSuspend != 0,
+		Leaving: flags&dmFlagDeferredRemove != 0,
 	}
 }
 
@@ -141,8 +143,8 @@ func dmSimple(ctl int, command uintptr, name, uuid string, flags, event uint32) 
 	return b.info(), nil
 }
 
-// DMVersion is the version of the device mapper's interface. ctl is /dev/mapper/control, here and in all that follows; all want
-// CAP_SYS_ADMIN in the initial user namespace.
+// DMVersion is the version of the device mapper's interface. ctl is /dev/mapper/control, here and in all that
+// follows; all want CAP_SYS_ADMIN in the initial user namespace.
 func DMVersion(ctl int) (version [3]uint32, err error) {
 	b, err := newDMRequest("", "", 0, 0)
 	if err != nil {
@@ -155,8 +157,8 @@ func DMVersion(ctl int) (version [3]uint32, err error) {
 	return version, err
 }
 
-// DMTargetVersion is the version of a type of target, whose module the kernel loads if it can. EINVAL if there is none; ENOTTY
-// before Linux 5.4.
+// DMTargetVersion is the version of a type of target, whose module the kernel loads if it can. EINVAL if there is
+// none; ENOTTY before Linux 5.4.
 func DMTargetVersion(ctl int, target string) (version [3]uint32, err error) {
 	if len(target) >= dmTypeLen {
 		return version, unix.EINVAL
@@ -239,8 +241,8 @@ func DMLoad(ctl int, name string, table []DMTarget) error {
 	return b.call(ctl, dmTableLoad)
 }
 
-// DMMessage sends a message to the target at a sector, and returns the answer of those that give one. It blocks as long as the
-// target takes.
+// DMMessage sends a message to the target at a sector, and returns the answer of those that give one. It blocks as
+// long as the target takes.
 func DMMessage(ctl int, name string, sector uint64, message string) (string, error) {
 	if strings.ContainsRune(message, 0) {
 		return "", unix.EINVAL

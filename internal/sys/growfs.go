@@ -44,8 +44,8 @@ func BlockSize(fd int) (uint64, error) {
 	return n, err
 }
 
-// BlockDiscard gives back length bytes from offset of the block device that is open for writing as fd. EOPNOTSUPP if it can't
-// do that.
+// BlockDiscard gives back length bytes from offset of the block device that is open for writing as fd. EOPNOTSUPP if
+// it can't do that.
 func BlockDiscard(fd int, offset, length uint64) error {
 	args := [2]uint64{offset, length}
 	return Retry(func() error { return ioctlPtr(fd, blkDiscard, unsafe.Pointer(&args)) })

@@ -172,7 +172,7 @@ func (h *Home) Create(ctx context.Context, id string, fill func(dir string) erro
 func (h *Home) Remove(ctx context.Context, id string) error { return h.RemoveReleasing(ctx, id, nil) }
 
 // RemoveReleasing is Remove that calls release, when not nil, with the path of what is about to be deleted, once the layer
-// is gone: a crash leaves a layer with all that belongs to it, or none. Its error leaves the deletion to Sweep.
+// is gone, durably: a crash leaves a layer with all that belongs to it, or none. Its error leaves the deletion to Sweep.
 func (h *Home) RemoveReleasing(ctx context.Context, id string, release func(dir string) error) error {
 	if err := drivers.ValidID(id); err != nil {
 		return err
@@ -189,6 +189,9 @@ func (h *Home) RemoveReleasing(ctx context.Context, id string, release func(dir 
 		return fmt.Errorf("remove layer %s: something is mounted on it: %w", id, drivers.ErrInUse)
 	case err != nil:
 		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	if err := sys.Retry(func() error { return unix.Fsync(h.fd) }); err != nil {
+		return fmt.Errorf("remove layer %s: sync %s: %w", id, h.path, err)
 	}
 	if release != nil {
 		if err := release(filepath.Join(h.path, trash)); err != nil {

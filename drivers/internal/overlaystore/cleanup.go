@@ -43,6 +43,10 @@ func (s *Store) cleanLayer(ctx context.Context, id string) error {
 	defer s.locks.Lock(id)()
 	e, there := s.lookup(id)
 	if !there {
+		if s.isRestoring(id) {
+			// Those above it are as they were: without it.
+			return s.dirs.RemoveReleasing(ctx, dirName(id), s.release)
+		}
 		return nil
 	}
 	var errs []error

@@ -65,9 +65,47 @@ func (s *Store) create(ctx context.Context, id, parent string, r record, o *driv
 	if err := s.reserve(id, r); err != nil {
 		return err
 	}
-	err = s.build(ctx, &layer{record: r, id: id, link: newLink()})
+	l := &layer{record: r, id: id, link: newLink()}
+	orphans, err := s.adopt(id)
+	if err == nil && len(orphans) > 0 {
+		l.restoring = true
+		l.link, err = s.linkWantedBy(orphans)
+	}
+	if err == nil {
+		err = s.build(ctx, l)
+	}
 	s.settle(id, err == nil)
 	return err
+}
+
+// adopt lists the layers that have the one that is being made as their parent: it was there before, and was lost.
+func (s *Store) adopt(id string) (orphans []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, e := range s.table {
+		if e.parent == id {
+			orphans = append(orphans, name)
+		}
+	}
+	e := s.table[id]
+	if e.writable && len(orphans) > 0 {
+		return nil, fmt.Errorf("layer %s has it as its parent: %w", orphans[0], drivers.ErrInUse)
+	}
+	e.children, e.restoring = len(orphans), len(orphans) > 0
+	return orphans, nil
+}
+
+// linkWantedBy is the link by which layers know their parent.
+func (s *Store) linkWantedBy(children []string) (string, error) {
+	var errs []error
+	for _, id := range children {
+		links, err := s.readLower(id)
+		if err == nil && len(links) > 0 {
+			return links[0], nil
+		}
+		errs = append(errs, err)
+	}
+	return "", fmt.Errorf("no layer above it tells its link: %w: %w", drivers.ErrDamaged, errors.Join(errs...))
 }
 
 // reserve enters a layer that is being made, so that its parent stays.
@@ -81,6 +119,9 @@ func (s *Store) reserve(id string, r record) error {
 		p := s.table[r.Parent]
 		if p == nil || p.pending {
 			return fmt.Errorf("parent: %w", notFound(r.Parent))
+		}
+		if p.filling && r.Writable {
+			return fmt.Errorf("parent: layer %s is being unpacked: %w", r.Parent, drivers.ErrInUse)
 		}
 		p.children++
 	}
@@ -118,7 +159,7 @@ func (s *Store) build(ctx context.Context, l *layer) error {
 		}
 	}
 	// Made before the layer, it leads nowhere until then, and a crash between the two leaves nothing but that.
-	if err := os.Symlink(linkTarget(l.id), s.linkPath(l.link)); err != nil {
+	if err := s.makeLink(l); err != nil {
 		return err
 	}
 	err := s.dirs.Create(ctx, dirName(l.id), func(dir string) error {
@@ -128,6 +169,18 @@ func (s *Store) build(ctx context.Context, l *layer) error {
 		return errors.Join(err, os.Remove(s.linkPath(l.link)))
 	}
 	return nil
+}
+
+// makeLink makes the link of a layer; that of one that was lost may still be there.
+func (s *Store) makeLink(l *layer) error {
+	err := os.Symlink(linkTarget(l.id), s.linkPath(l.link))
+	if l.restoring && errors.Is(err, fs.ErrExist) {
+		if owner, err := s.ownerOf(l.link); err != nil || owner != l.id {
+			return damaged(s.linkPath(l.link), errors.Join(fmt.Errorf("it is not the link of layer %s", l.id), err))
+		}
+		return nil
+	}
+	return err
 }
 
 // checkDepth refuses a layer that could not be mounted, or whose writable layers could not be.
@@ -179,6 +232,9 @@ func (s *Store) fill(dir, root string, l *layer) (err error) {
 	}
 	if !l.Writable {
 		files[committedFile] = ""
+	}
+	if l.restoring {
+		files[restoringFile] = ""
 	}
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {

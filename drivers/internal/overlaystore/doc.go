@@ -10,6 +10,7 @@
 //	    work/            work directory of a writable layer
 //	    merged/          where it is mounted, while it is
 //	    committed        an image layer, whose diff does not change any more
+//	    restoring        an image layer that was lost, made anew beneath layers that have it as their parent: no content yet
 //	    layer.json       parent, label and quota; moby's directories have none, and are image layers here
 //	  .empty/            a lower for layers without a parent, which the kernel wants
 //	  .*                 layers that are being made or deleted (layerdir); Cleanup removes what is left of them

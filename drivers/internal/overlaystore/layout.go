@@ -27,6 +27,7 @@ const (
 	lowerFile     = "lower"
 	committedFile = "committed"
 	recordFile    = "layer.json"
+	restoringFile = "restoring"
 	emptyDir      = ".empty"
 	unpackPrefix  = ".unpack-"
 )
@@ -52,6 +53,8 @@ type layer struct {
 	link string
 	// below are the links of the layers below, topmost first.
 	below []string
+	// restoring says that a layer that is made was lost: those above it know it by its link.
+	restoring bool
 }
 
 // dirName is the name of a layer's directory: its id, unless that would be the directory of links. "l" and what would

@@ -56,6 +56,11 @@ func (s *Store) Get(ctx context.Context, id string, o *drivers.GetOptions) (stri
 		o = &drivers.GetOptions{}
 	}
 	defer s.locks.Lock(id)()
+	done, err := s.reading(id)
+	if err != nil {
+		return "", fmt.Errorf("mount layer %s: %w", id, err)
+	}
+	defer done()
 	k, err := s.stack(id, *o)
 	if err != nil {
 		return "", err
@@ -129,6 +134,11 @@ func (s *Store) Plan(ctx context.Context, id string, o *drivers.GetOptions) (dri
 		o = &drivers.GetOptions{}
 	}
 	defer s.locks.Lock(id)()
+	done, err := s.reading(id)
+	if err != nil {
+		return drivers.Mount{}, err
+	}
+	defer done()
 	k, err := s.stack(id, *o)
 	if err != nil {
 		return drivers.Mount{}, err

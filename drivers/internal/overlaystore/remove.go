@@ -32,15 +32,11 @@ func (s *Store) Remove(ctx context.Context, id string) (err error) {
 		return fmt.Errorf("it is mounted: %w", drivers.ErrInUse)
 	}
 	links := s.linksTo(id)
-	// While the directory still tells which quota it has.
-	if err := s.release(s.dir(id)); err != nil {
-		s.settle(id, true)
-		return err
-	}
-	err = s.dirs.Remove(ctx, dirName(id))
+	// The limits go with the directory, behind the rename: a layer that is there is bounded.
+	err = s.dirs.RemoveReleasing(ctx, dirName(id), s.release)
 	if there, _ := s.dirs.Has(dirName(id)); there {
 		s.settle(id, true)
-		return errors.Join(err, s.boundAgain(id))
+		return err
 	}
 	s.settle(id, false)
 	if err != nil {
@@ -63,15 +59,6 @@ func (s *Store) release(dir string) error {
 	return s.quotas.Release(diff)
 }
 
-// boundAgain restores the limits of a layer that could not be removed.
-func (s *Store) boundAgain(id string) error {
-	l, err := s.readLayer(id)
-	if err != nil || l.Quota.IsZero() {
-		return err
-	}
-	return s.quotas.Set(l.Quota, s.dir(id, diffDir), s.dir(id, workDir))
-}
-
 // condemn marks a layer as being deleted, if nobody needs it.
 func (s *Store) condemn(id string) (there bool, err error) {
 	s.mu.Lock()
@@ -80,7 +67,7 @@ func (s *Store) condemn(id string) (there bool, err error) {
 	switch {
 	case e == nil:
 		return false, nil
-	case e.children > 0:
+	case e.children > 0 && !e.restoring:
 		return true, fmt.Errorf("%d layers have it as their parent: %w", e.children, drivers.ErrInUse)
 	case e.readers > 0:
 		return true, fmt.Errorf("its difference is being read: %w", drivers.ErrInUse)

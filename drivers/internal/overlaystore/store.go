@@ -81,6 +81,9 @@ type entry struct {
 	pending bool
 	// children are the layers that have this one as their parent, readers the differences that are being read of it.
 	children, readers int
+	// filling says that the layer is being unpacked, restoring that it was lost, and is made anew beneath layers that have it
+	// as their parent: it has no content yet.
+	filling, restoring bool
 }
 
 // Open opens the store in c.Home, or begins one.
@@ -168,7 +171,7 @@ func (s *Store) load() error {
 	defer s.mu.Unlock()
 	for _, e := range names {
 		id, ok := idOf(e.Name())
-		if !ok || !e.IsDir() {
+		if !ok || !e.IsDir() || s.isRestoring(id) {
 			continue
 		}
 		l, err := s.readLayer(id)
@@ -186,6 +189,15 @@ func (s *Store) load() error {
 	}
 	return nil
 }
+
+// isRestoring says whether the directory of a layer is one that was made anew and is not complete.
+func (s *Store) isRestoring(id string) bool {
+	_, err := os.Lstat(s.dir(id, restoringFile))
+	return err == nil
+}
+
+// References implements drivers.Referrer.
+func (s *Store) References() map[string]int { return s.mounts.References() }
 
 // Name implements drivers.Driver.
 func (s *Store) Name() string { return s.name }
@@ -206,8 +218,8 @@ func (s *Store) Exists(ctx context.Context, id string) (bool, error) {
 	if err := begin(ctx, id); err != nil {
 		return false, err
 	}
-	_, ok := s.lookup(id)
-	if !ok {
+	e, ok := s.lookup(id)
+	if !ok || e.restoring {
 		return false, nil
 	}
 	_, err := os.Lstat(s.dir(id))
@@ -233,7 +245,7 @@ func (s *Store) List(ctx context.Context, fn func(drivers.Info) error) error {
 	s.mu.Lock()
 	all := make([]drivers.Info, 0, len(s.table))
 	for id, e := range s.table {
-		if !e.pending {
+		if !e.pending && !e.restoring {
 			all = append(all, drivers.Info{ID: id, Parent: e.parent, Writable: e.writable})
 		}
 	}

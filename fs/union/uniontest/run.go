@@ -75,7 +75,7 @@ func Cases() []Case {
 		basicCases(), whiteoutCases(), deletionCases(), copyUpCases(), metacopyCases(), renameCases(), directoryRenameCases(),
 		readdirCases(), linkCases(), openFileCases(), permissionCases(), aclCases(),
 		xattrCases(), dataCases(), mappingCases(), nameCases(), inodeCases(),
-		nestingCases(), mountCases(), peerCases(), scriptCases(),
+		nestingCases(), mountCases(), peerCases(), quotaCases(), scriptCases(),
 	} {
 		all = append(all, group...)
 	}

@@ -1,0 +1,311 @@
+package union
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
+)
+
+// quota is the account of an upper with limits. It holds what the inodes of the upper take up, the unlinked ones that are
+// still open included, and never less than that: an operation reserves the most that it may need before it begins, and what
+// it really took is found out later, by one statx for many operations (see ledger). Nothing is refused before all is found
+// out.
+//
+// Its locks come around those of the union (see the package documentation): running before renameMu, mu after treeMu.
+// A nil quota is an upper without limits, and all methods do nothing then.
+type quota struct {
+	u     *Union
+	limit Quota
+	// block is the allocation unit of the file system, dir what an empty directory takes up on it.
+	block, dir int64
+	// trims says that the file system allocates beyond the end of files and takes that back by itself (xfs).
+	trims bool
+
+	// running is held for reading by what changes the account, for writing by a recount.
+	running sync.RWMutex
+	// sweeping is held by who settles all ledgers.
+	sweeping sync.Mutex
+
+	mu sync.Mutex
+	// counted is what the upper has, reserved what running operations may add to it. Guarded by mu, like all below.
+	counted, reserved amount
+	// slack is how much of counted may not be there: only a recount can tell.
+	slack      amount
+	recounting bool
+	ledgers    map[*Node]*ledger
+	// held are nodes without a name whose upper object lives by its descriptor, with the time of their unlinking.
+	held map[*Node]time.Time
+}
+
+// amount is a part of what a Quota bounds.
+type amount struct{ bytes, inodes int64 }
+
+func (a *amount) add(b amount) { a.bytes += b.bytes; a.inodes += b.inodes }
+func (a *amount) sub(b amount) { a.bytes -= b.bytes; a.inodes -= b.inodes }
+
+// openQuota counts what the upper holds. Precondition: nothing changes it meanwhile.
+func (u *Union) openQuota() error {
+	o := u.opt.Quota
+	if o.Bytes < 0 || o.Inodes < 0 {
+		return fmt.Errorf("quota of %d bytes, %d inodes: give no negative number: %w", o.Bytes, o.Inodes, unix.EINVAL)
+	}
+	if o == (Quota{}) || u.work == nil {
+		return nil
+	}
+	var fs unix.Statfs_t
+	if err := sys.Retry(func() error { return unix.Fstatfs(u.upper.FD(), &fs) }); err != nil {
+		return err
+	}
+	q := &quota{
+		u: u, limit: o, block: max(fs.Bsize, 512), trims: fs.Type == unix.XFS_SUPER_MAGIC,
+		ledgers: map[*Node]*ledger{}, held: map[*Node]time.Time{},
+	}
+	var st unix.Statx_t
+	if err := sys.Statx(u.work.StageFD(), "", &st); err != nil {
+		return err
+	}
+	q.dir = int64(st.Blocks) * statBlock
+	var err error
+	if q.counted, err = q.walk(); err != nil {
+		return fmt.Errorf("count what upper %s holds: %w", u.upper.Path, err)
+	}
+	u.quota = q
+	return nil
+}
+
+// statBlock is the unit of st_blocks.
+const statBlock = 512
+
+// roundUp rounds bytes up to whole blocks of the file system.
+func (q *quota) roundUp(n int64) int64 { return (n + q.block - 1) / q.block * q.block }
+
+// span is what writing length bytes at off allocates at most.
+func (q *quota) span(off, length int64) int64 {
+	return q.roundUp(off+length) - off/q.block*q.block
+}
+
+// charge is the part of one operation in the account; the zero value is that of an upper without limits.
+type charge struct {
+	q    *quota
+	need amount // what is reserved
+	// on the ledger of an object that changes, nil for one that is made; fd and name are where the object is.
+	l     *ledger
+	fd    int
+	name  string
+	exact bool // the ledger is settled at once: something may have been given back
+}
+
+// reserve takes need out of what is left, and lets the operation begin: the caller closes the charge when it ended. EDQUOT if
+// not that much is left. exact, unless nil, is asked for the bytes that are really needed before that.
+//
+// Precondition: no lock of the union is held, and no other charge.
+func (u *Union) reserve(need amount, exact func() int64) (charge, error) {
+	q := u.quota
+	if q == nil {
+		return charge{}, nil
+	}
+	got, err := q.reserve(need, exact)
+	if err != nil {
+		return charge{}, err
+	}
+	q.running.RLock()
+	return charge{q: q, need: got, exact: got != need}, nil
+}
+
+// done says that the object was made, and takes up this many blocks.
+func (c *charge) done(blocks uint64) {
+	if c.q != nil {
+		c.q.commit(c.need, amount{int64(blocks) * statBlock, c.need.inodes})
+		c.need = amount{}
+	}
+}
+
+// close ends the operation. What was reserved and not used is free again.
+func (c *charge) close() {
+	if c.q == nil {
+		return
+	}
+	c.off()
+	c.q.commit(c.need, amount{})
+	c.q.running.RUnlock()
+	c.q = nil
+}
+
+// enter begins an operation that changes the account and is never refused; leave ends it. Precondition as of reserve.
+func (q *quota) enter() {
+	if q != nil {
+		q.running.RLock()
+	}
+}
+
+func (q *quota) leave() {
+	if q != nil {
+		q.running.RUnlock()
+	}
+}
+
+// commit turns a reservation into what it became.
+func (q *quota) commit(reserved, used amount) {
+	q.mu.Lock()
+	q.reserved.sub(reserved)
+	q.counted.add(used)
+	q.mu.Unlock()
+}
+
+// inodes notes that the upper has delta more inodes without blocks: whiteouts. Precondition: within an operation.
+func (q *quota) inodes(delta int64) {
+	if q != nil {
+		q.commit(amount{}, amount{inodes: delta})
+	}
+}
+
+// take reserves need if that much is left. Who needs nothing but inodes is refused too while there are more bytes than may be.
+func (q *quota) take(need amount) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.fits(q.counted, need) {
+		return false
+	}
+	q.reserved.add(need)
+	return true
+}
+
+// fits says whether there is room for need beside used. Precondition: mu is held.
+func (q *quota) fits(used, need amount) bool {
+	used.add(q.reserved)
+	used.add(need)
+	if need.inodes > 0 && q.limit.Inodes > 0 && used.inodes > q.limit.Inodes {
+		return false
+	}
+	return need == amount{} || q.limit.Bytes == 0 || used.bytes <= q.limit.Bytes
+}
+
+// The waits for inodes that were unlinked just before: the kernel forgets them a moment after it answered the application.
+const (
+	forgetSteps = 8 // 1, 2, 4 ... milliseconds
+	forgetFresh = time.Second
+)
+
+// reserve takes need, or less if less is needed, and does all it can before it refuses.
+func (q *quota) reserve(need amount, exact func() int64) (amount, error) {
+	q.sweepMany()
+	if q.take(need) {
+		return need, nil
+	}
+	q.sweep()
+	if q.take(need) {
+		return need, nil
+	}
+	if exact != nil {
+		if need.bytes = min(need.bytes, exact()); q.take(need) {
+			return need, nil
+		}
+	}
+	q.u.unmarkUnlinked()
+	if q.take(need) {
+		return need, nil
+	}
+	wait := time.Millisecond
+	for range forgetSteps {
+		if !q.unlinkedLately() {
+			break
+		}
+		time.Sleep(wait)
+		wait *= 2
+		if q.take(need) {
+			return need, nil
+		}
+	}
+	if q.slackMatters(need) {
+		if err := q.recount(); err != nil {
+			return amount{}, fmt.Errorf("count what upper %s holds: %w", q.u.upper.Path, err)
+		}
+		if q.take(need) {
+			return need, nil
+		}
+	}
+	return amount{}, q.refuse(need)
+}
+
+func (q *quota) unlinkedLately() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, at := range q.held {
+		if time.Since(at) < forgetFresh {
+			return true
+		}
+	}
+	return false
+}
+
+// slackMatters says whether a recount could make room for need.
+func (q *quota) slackMatters(need amount) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	least := q.counted
+	least.sub(q.slack)
+	return q.slack != amount{} && q.fits(least, need)
+}
+
+func (q *quota) refuse(need amount) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return fmt.Errorf("upper %s has %d of %d bytes and %d of %d inodes (0 is no limit), %d and %d more are too many: %w",
+		q.u.upper.Path, q.counted.bytes+q.reserved.bytes, q.limit.Bytes, q.counted.inodes+q.reserved.inodes, q.limit.Inodes,
+		need.bytes, need.inodes, unix.EDQUOT)
+}
+
+// statfs makes s show the limits, as that of a directory with a project quota does (cf. ext4 super.c ext4_statfs_project).
+func (q *quota) statfs(s *Statfs) {
+	if q == nil {
+		return
+	}
+	q.sweep()
+	q.mu.Lock()
+	used := q.counted
+	used.add(q.reserved)
+	q.mu.Unlock()
+	unit := int64(s.Frsize)
+	if unit <= 0 {
+		unit = max(int64(s.Bsize), 1)
+	}
+	if q.limit.Bytes > 0 {
+		left := uint64(max(q.limit.Bytes-used.bytes, 0) / unit)
+		s.Blocks = min(s.Blocks, uint64(q.limit.Bytes/unit))
+		s.Bfree, s.Bavail = min(s.Bfree, left), min(s.Bavail, left)
+	}
+	if q.limit.Inodes > 0 {
+		left := uint64(max(q.limit.Inodes-used.inodes, 0))
+		// A file system without a fixed number of inodes (btrfs) says 0 of 0.
+		if s.Files == 0 {
+			s.Files, s.Ffree = uint64(q.limit.Inodes), left
+		} else {
+			s.Files, s.Ffree = min(s.Files, uint64(q.limit.Inodes)), min(s.Ffree, left)
+		}
+	}
+}
+
+// QuotaUse is what counts against Options.Quota, after everything that is pending was settled; zero without a quota.
+func (u *Union) QuotaUse() Quota {
+	q := u.quota
+	if q == nil {
+		return Quota{}
+	}
+	q.sweep()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return Quota{Bytes: q.counted.bytes + q.reserved.bytes, Inodes: q.counted.inodes + q.reserved.inodes}
+}
+
+// RecountQuota counts anew what the upper takes up, and blocks changes of the upper meanwhile. The union does it by itself when
+// it has to refuse and is not sure.
+func (u *Union) RecountQuota() error {
+	if u.quota == nil {
+		return nil
+	}
+	return u.quota.recount()
+}

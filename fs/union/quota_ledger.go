@@ -1,0 +1,352 @@
+package union
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
+)
+
+// ledger is what the account knows of one upper object that changes. Its operations add the most that each may have allocated
+// to pending, and after some of that one statx settles it: the amortised price of an operation is a fraction of a system call.
+type ledger struct {
+	// mu is held while the object is looked at.
+	mu    sync.Mutex
+	known bool  // settled is valid; guarded by mu
+	size  int64 // what the object took up when it was last looked at; guarded by mu
+
+	// pending is what finished operations may have added since then; counted contains it. Guarded by quota.mu, like the rest.
+	pending int64
+	ops     int  // running operations
+	gone    bool // the account does not use it any more
+}
+
+const (
+	// settleEvery is how much may be pending on one object.
+	settleEvery = 1 << 20
+	// manyLedgers is how many objects may have something pending.
+	manyLedgers = 256
+)
+
+// on puts the charge on n's object at fd and name (as sys.Statx takes them), which must stay valid until the charge is closed
+// or taken off again. n is in the upper. What was reserved is used up from then on, also by an operation that fails half-way.
+func (c *charge) on(n *Node, fd int, name string) error {
+	if c.q == nil {
+		return nil
+	}
+	l, err := c.q.ledgerOf(n, fd, name)
+	if err != nil {
+		return err
+	}
+	c.l, c.fd, c.name = l, fd, name
+	return nil
+}
+
+// onExact is on for an operation that gives something back.
+func (c *charge) onExact(n *Node, fd int, name string) error {
+	c.exact = true
+	return c.on(n, fd, name)
+}
+
+// off ends the change of the object.
+func (c *charge) off() {
+	if c.l == nil {
+		return
+	}
+	q, l := c.q, c.l
+	q.mu.Lock()
+	q.reserved.sub(c.need)
+	q.counted.bytes += c.need.bytes
+	l.pending += c.need.bytes
+	l.ops--
+	settle := c.exact || l.pending >= settleEvery
+	q.mu.Unlock()
+	c.l, c.need = nil, amount{}
+	if settle {
+		q.settle(l, c.fd, c.name)
+	}
+}
+
+// ledgerOf begins an operation on n's object and looks at it if it is the first one.
+func (q *quota) ledgerOf(n *Node, fd int, name string) (*ledger, error) {
+	q.mu.Lock()
+	l := q.ledgers[n]
+	if l == nil {
+		l = &ledger{}
+		q.ledgers[n] = l
+	}
+	l.ops++
+	q.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known {
+		return l, nil
+	}
+	var err error
+	if l.size, err = q.allocatedAt(fd, name); err != nil {
+		q.mu.Lock()
+		l.ops--
+		q.mu.Unlock()
+		return nil, err
+	}
+	l.known = true
+	return l, nil
+}
+
+// The most that a name may add to its directory, beside its own length.
+const direntOverhead = 64
+
+// grow notes that the upper directory n, at fd, may get an entry for name. Precondition: within an operation.
+func (q *quota) grow(n *Node, fd int, name string) {
+	if q != nil {
+		q.add(n, fd, "", int64(len(name))+direntOverhead)
+	}
+}
+
+// mark notes that n's object at l may get an attribute of the union's own. These are counted and never refused. Precondition:
+// within an operation.
+func (q *quota) mark(n *Node, l loc, size int) {
+	if q != nil {
+		q.add(n, l.fd(), l.name, q.roundUp(int64(size)+1))
+	}
+}
+
+func (q *quota) add(n *Node, fd int, name string, bytes int64) {
+	c := charge{q: q}
+	if c.on(n, fd, name) != nil {
+		return // the operation will meet the reason itself
+	}
+	c.need.bytes = bytes
+	q.mu.Lock()
+	q.reserved.add(c.need) // off takes it from there
+	q.mu.Unlock()
+	c.off()
+}
+
+// settle looks what the object of l takes up now. Operations that are running meanwhile count twice until the next time.
+func (q *quota) settle(l *ledger, fd int, name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.known {
+		return
+	}
+	q.mu.Lock()
+	taken := l.pending
+	l.pending = 0
+	q.mu.Unlock()
+	now, err := q.allocatedAt(fd, name)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case l.gone:
+	case err != nil:
+		l.pending += taken
+	default:
+		q.counted.bytes += now - l.size - taken
+		l.size = now
+	}
+}
+
+// sweepMany keeps the number of ledgers bounded.
+func (q *quota) sweepMany() {
+	q.mu.Lock()
+	many := len(q.ledgers) > manyLedgers
+	q.mu.Unlock()
+	if !many || !q.sweeping.TryLock() {
+		return
+	}
+	defer q.sweeping.Unlock()
+	q.sweepAll()
+}
+
+// sweep settles all that is pending. Precondition: no lock of the union is held.
+func (q *quota) sweep() {
+	q.sweeping.Lock()
+	defer q.sweeping.Unlock()
+	q.sweepAll()
+}
+
+// sweepAll is sweep. Precondition: sweeping is held.
+func (q *quota) sweepAll() {
+	q.running.RLock()
+	defer q.running.RUnlock()
+	q.mu.Lock()
+	nodes := make([]*Node, 0, len(q.ledgers))
+	for n := range q.ledgers {
+		nodes = append(nodes, n)
+	}
+	q.mu.Unlock()
+	for _, n := range nodes {
+		q.sweepOne(n)
+	}
+}
+
+func (q *quota) sweepOne(n *Node) {
+	u := q.u
+	u.treeMu.Lock()
+	alive := n.refs > 0 || n == u.root
+	if alive {
+		n.refs++
+	}
+	u.treeMu.Unlock()
+	if !alive {
+		return // forget has settled it, or is about to
+	}
+	defer u.Forget(n, 1)
+	q.mu.Lock()
+	l := q.ledgers[n]
+	clean := l != nil && l.pending == 0
+	q.mu.Unlock()
+	if l == nil {
+		return
+	}
+	if !clean {
+		u.renameMu.RLock()
+		at, err := u.openUpperLoc(n)
+		u.renameMu.RUnlock()
+		if err != nil {
+			return
+		}
+		q.settle(l, at.fd(), at.name)
+		at.close()
+	}
+	q.mu.Lock()
+	if l.ops == 0 && l.pending == 0 && q.ledgers[n] == l {
+		l.gone = true
+		delete(q.ledgers, n)
+	}
+	q.mu.Unlock()
+}
+
+// keep remembers what the directory n, at fd, takes up: it is about to be removed, and may shrink before.
+func (q *quota) keep(n *Node, fd int) {
+	if q == nil {
+		return
+	}
+	if l, err := q.ledgerOf(n, fd, ""); err == nil { // which is never swept, since that operation has no end
+		q.settle(l, fd, "")
+	}
+}
+
+// unlinked notes that n lost its last name. Precondition: within an operation.
+func (u *Union) unlinked(n *Node) {
+	n.set(flagUnlinked)
+	u.quota.hold(n)
+}
+
+// hold keeps n, an upper object without a name, in the account until it is forgotten.
+func (q *quota) hold(n *Node) {
+	if q == nil || !n.has(flagUpper) {
+		return
+	}
+	q.mu.Lock()
+	q.held[n] = time.Now()
+	q.mu.Unlock()
+}
+
+// linked notes that n has a name again.
+func (q *quota) linked(n *Node) {
+	if q != nil {
+		q.mu.Lock()
+		delete(q.held, n)
+		q.mu.Unlock()
+	}
+}
+
+// parting settles n and its ancestors, as far as they leave the tree with count references to n: by name, since some have no
+// descriptor. It is called with locks of the union held at times; then that waits for a recount.
+func (q *quota) parting(n *Node, count int64) {
+	u := q.u
+	var leaving []*Node
+	u.treeMu.Lock()
+	for n != nil && n != u.root && n.refs <= count {
+		leaving = append(leaving, n)
+		n, count = n.link.parent, 1
+	}
+	u.treeMu.Unlock()
+	for _, n := range leaving {
+		q.mu.Lock()
+		l := q.ledgers[n]
+		dirty := l != nil && l.pending > 0
+		q.mu.Unlock()
+		if !dirty || n.has(flagUnlinked) || !u.renameMu.TryRLock() {
+			continue
+		}
+		at, err := u.openUpperLoc(n)
+		u.renameMu.RUnlock()
+		if err == nil {
+			q.settle(l, at.fd(), at.name)
+			at.close()
+		}
+	}
+}
+
+// forget settles what is known of a node that leaves the tree, whose descriptor is about to be closed. It is called with locks
+// held, and not always within an operation.
+func (q *quota) forget(n *Node) {
+	if q == nil || !n.has(flagUpper) {
+		return
+	}
+	q.mu.Lock()
+	l := q.ledgers[n]
+	delete(q.ledgers, n)
+	delete(q.held, n)
+	q.mu.Unlock()
+	unlinked := n.has(flagUnlinked)
+	if l == nil && !unlinked {
+		return
+	}
+	now, links, err := q.lastLook(n)
+	if l == nil {
+		l = &ledger{known: true, size: now}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l.gone || !l.known {
+		l = &ledger{known: true, size: now} // a recount found it, or nothing was done to it
+	}
+	l.gone = true
+	switch {
+	case err != nil: // nobody can tell any more
+		q.slack.bytes += l.pending
+		if unlinked {
+			q.slack.add(amount{l.size, 1})
+		}
+	case unlinked && links == 0 && q.recounting:
+		q.slack.add(amount{max(now, l.size+l.pending), 1}) // perhaps it has been seen
+	case unlinked && links == 0:
+		q.counted.sub(amount{l.size + l.pending, 1})
+	default:
+		q.counted.bytes += now - l.size - l.pending
+	}
+}
+
+// lastLook is what n takes up and how many names it has, by the descriptor that is left of it.
+func (q *quota) lastLook(n *Node) (bytes int64, links uint32, err error) {
+	u := q.u
+	files, slot := u.files, &n.data
+	if n.IsDir() {
+		files, slot = u.dirs, &n.dir.upper
+	}
+	f := files.Get(slot)
+	if f == nil {
+		return 0, 0, unix.EBADF
+	}
+	defer f.Close()
+	if !n.IsDir() && !f.Writable && !n.has(flagUnlinked) {
+		return 0, 0, unix.EBADF // it may be the lower's
+	}
+	var st unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &st); err != nil {
+		return 0, 0, err
+	}
+	links = st.Nlink
+	if n.IsDir() && n.has(flagUnlinked) {
+		links = 0 // some file systems keep the number of a removed directory
+	}
+	return q.allocated(f.FD(), "", &st), links, nil
+}
