@@ -102,7 +102,7 @@ func parseName(s string) (n Name, err error) {
 // repository's name, or is localhost.
 func splitDomain(s string) (domain, path string) {
 	first, rest, found := strings.Cut(s, "/")
-	if !found || !strings.ContainsAny(first, ".:[") && first != "localhost" && strings.ToLower(first) == first {
+	if !found || !strings.ContainsAny(first, ".:[") && first != localDomain && strings.ToLower(first) == first {
 		first, rest = defaultDomain, s
 	}
 	if first == legacyDomain {

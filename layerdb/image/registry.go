@@ -142,7 +142,7 @@ func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func isLoopback(host string) bool {
-	if host == "localhost" {
+	if host == localDomain {
 		return true
 	}
 	a, err := netip.ParseAddr(host)

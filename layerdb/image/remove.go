@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -54,9 +53,9 @@ func (s *Store) Remove(ctx context.Context, ref string, f Force) (Removed, error
 	if err != nil {
 		return Removed{}, err
 	}
-	if n, err := ParseName(ref); err == nil && slices.Contains(img.Names, n.String()) && len(img.Names) > 1 {
-		err := s.layers.Release(ctx, layerdb.Ref{Kind: kindName, Key: n.String()})
-		return Removed{Untagged: []string{n.String()}}, err
+	if name := img.calledBy(ref); name != "" && len(img.Names) > 1 {
+		err := s.layers.Release(ctx, layerdb.Ref{Kind: kindName, Key: name})
+		return Removed{Untagged: []string{name}}, err
 	} else if len(img.Names) > 1 && f == Careful {
 		return Removed{}, fmt.Errorf("image %s has the names %s; remove those, or force it: %w", short(img.ID),
 			strings.Join(img.Names, ", "), drivers.ErrInUse)

@@ -183,20 +183,21 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 	return all, nil
 }
 
+// localDomain is the registry of names that were given without one, to some.
+const localDomain = "localhost"
+
 // minShort is the length from which the beginning of an id stands for it.
 const minShort = 4
 
 // Find returns the image that a user means: by name, by id or the beginning of one, or by REPOSITORY@DIGEST. The error wraps
-// drivers.ErrNotFound, or ErrAmbiguous if the beginning fits several.
+// drivers.ErrNotFound, or ErrAmbiguous if the beginning fits several. A name without a registry stands for one of docker.io,
+// or, where that is not there, of localhost.
 func (s *Store) Find(ctx context.Context, ref string) (Image, error) {
 	n, nameErr := ParseName(ref)
-	if nameErr == nil && n.Digest == "" {
-		h, err := s.layers.Holder(ctx, layerdb.Ref{Kind: kindName, Key: n.String()})
-		if err == nil {
-			return s.get(ctx, digest.Digest(h.Data))
-		}
-		if !errors.Is(err, drivers.ErrNotFound) {
-			return Image{}, err
+	for _, name := range meant(ref) {
+		img, err := s.named(ctx, name)
+		if err == nil || !errors.Is(err, drivers.ErrNotFound) {
+			return img, err
 		}
 	}
 	all, err := s.List(ctx)
@@ -216,6 +217,32 @@ func (s *Store) Find(ctx context.Context, ref string) (Image, error) {
 		return Image{}, fmt.Errorf("image %s: %d images begin so: %w", ref, len(found), ErrAmbiguous)
 	}
 	return Image{}, fmt.Errorf("image %s: %w; plyfs image ls lists what there is", ref, drivers.ErrNotFound)
+}
+
+// meant are the names that ref may stand for: podman and buildah put what has no registry below localhost.
+func meant(ref string) [2]string { return [2]string{ref, localDomain + "/" + ref} }
+
+// calledBy is the name of the image that ref stands for, "" if it is none.
+func (i Image) calledBy(ref string) string {
+	for _, s := range meant(ref) {
+		if n, err := ParseName(s); err == nil && slices.Contains(i.Names, n.String()) {
+			return n.String()
+		}
+	}
+	return ""
+}
+
+// named returns the image of that name; the error wraps drivers.ErrNotFound if none has it, or if it is no name.
+func (s *Store) named(ctx context.Context, name string) (Image, error) {
+	n, err := ParseName(name)
+	if err != nil || n.Digest != "" {
+		return Image{}, drivers.ErrNotFound
+	}
+	h, err := s.layers.Holder(ctx, layerdb.Ref{Kind: kindName, Key: n.String()})
+	if err != nil {
+		return Image{}, err
+	}
+	return s.get(ctx, digest.Digest(h.Data))
 }
 
 // isAt says whether n, a name with a digest, stands for the image.

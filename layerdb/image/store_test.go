@@ -47,6 +47,26 @@ func TestNames(t *testing.T) {
 	mustBeEmpty(t, s)
 }
 
+// A name without a registry is one of docker.io, or of localhost where docker.io has none.
+func TestLocalNames(t *testing.T) {
+	ctx := t.Context()
+	f, _ := twoLayers(t)
+	s := newStore(t)
+	i := importOne(t, s, f.dir(t), ImportOptions{})
+	local, err := ParseName("localhost/mine:1")
+	must(t, err)
+	must(t, s.Tag(ctx, i, local))
+	if got, err := s.Find(ctx, "mine:1"); err != nil || got.ID != i.ID {
+		t.Errorf("%+v, %v", got, err)
+	}
+	_, err = s.Find(ctx, "docker.io/library/mine:1")
+	mustBe(t, err, drivers.ErrNotFound)
+	r, err := s.Remove(ctx, "mine:1", Careful)
+	if err != nil || r.Deleted != "" || len(r.Untagged) != 1 || r.Untagged[0] != "localhost/mine:1" {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // A name that comes in again with another image moves, and the first image stays without it.
 func TestNameMoves(t *testing.T) {
 	s := newStore(t)
