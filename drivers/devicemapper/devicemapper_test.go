@@ -279,6 +279,23 @@ func TestForeignPool(t *testing.T) {
 	}
 }
 
+// A ledger that is empty, or another one, is no reason to begin anew over what is there.
+func TestLostLedger(t *testing.T) {
+	s := newFakeStore(t)
+	d := s.open()
+	must(t, d.Create(t.Context(), "l", "", nil))
+	must(t, d.Close())
+	ledger := filepath.Join(s.home, "ledger")
+	must(t, os.Rename(ledger, ledger+".away"))
+	_, err := s.tryOpen()
+	wants(t, "no ledger", err, drivers.ErrDamaged)
+	must(t, os.RemoveAll(ledger))
+	must(t, os.Rename(ledger+".away", ledger))
+	d = s.open()
+	same(t, "layers", layers(t, d), []string{"l< false"})
+	s.checkNothingLeaks(d)
+}
+
 func TestLostFiles(t *testing.T) {
 	s := newFakeStore(t)
 	must(t, s.open().Close())

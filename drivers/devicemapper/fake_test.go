@@ -506,7 +506,8 @@ func (f *fake) device(path string) (blockDevice, error) {
 // content is the directory of an active thin device.
 func (f *fake) content(dev uint64) (string, *fakeDevice, error) {
 	d := f.byDev(dev)
-	if d == nil || d.live == nil || d.suspended {
+	// One that is suspended is waited for, which here it need not be.
+	if d == nil || d.live == nil {
 		return "", nil, unix.ENXIO
 	}
 	p, id, _, err := f.thinOf(d.live)

@@ -143,7 +143,8 @@ func (d *Driver) total(ctx context.Context, id string) (u drivers.Usage, parent 
 		return u, "", err
 	}
 	if d.mounts.Count(id) == 0 {
-		if err := d.mount(r, drivers.GetOptions{ReadOnly: true}); err != nil {
+		// Mounted read-only, not every file system counts projects.
+		if err := d.mount(r, drivers.GetOptions{ReadOnly: !r.Projects}); err != nil {
 			return u, "", err
 		}
 		defer func() { err = errors.Join(err, d.unmount(r)) }()

@@ -39,6 +39,10 @@ func (d *Driver) openPool(ctx context.Context) error {
 		err = d.checkSettled()
 	case claimed:
 		err = fmt.Errorf("the record %q of the store in %s is gone: %w", keyPool, d.home, drivers.ErrDamaged)
+	case !known:
+		if err = d.checkNoFiles(); err == nil {
+			err = d.newPool(ctx)
+		}
 	default:
 		// Nothing is settled before the pool is the store's.
 		err = d.newPool(ctx)
@@ -52,6 +56,25 @@ func (d *Driver) openPool(ctx context.Context) error {
 	}
 	d.poolName = d.devicePrefix() + poolSuffix
 	return d.makePool(claimed)
+}
+
+// checkNoFiles refuses to begin a store where there is one, of which the ledger just does not know.
+func (d *Driver) checkNoFiles() error {
+	if d.opts.pool != "" || d.opts.data != "" {
+		return nil
+	}
+	for _, file := range []string{dataFile, metadataFile} {
+		path := filepath.Join(d.home, file)
+		_, err := os.Lstat(path)
+		if err == nil {
+			return fmt.Errorf("%s has a pool in it, and there are no records of it: restore the ledger, or delete "+
+				"the files %s and %s and the layers in them: %w", path, dataFile, metadataFile, drivers.ErrDamaged)
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // newPool says what the store is made of.

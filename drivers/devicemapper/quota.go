@@ -61,8 +61,17 @@ func (realHost) used(dir string) (u drivers.Usage, err error) {
 		return u, err
 	}
 	defer f.Close()
-	q, err := projectQuota(f)
-	return drivers.Usage{Bytes: int64(q.Space), Inodes: int64(q.Inodes)}, err
+	bytes, inodes, err := sys.ProjectUsage(int(f.Fd()), layerProject)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		// A read-only ext4 counts no projects. All that is in it belongs to this one.
+		var st unix.Statfs_t
+		err = sys.Retry(func() error { return unix.Fstatfs(int(f.Fd()), &st) })
+		return drivers.Usage{Bytes: int64(st.Blocks-st.Bfree) * st.Bsize, Inodes: int64(st.Files - st.Ffree)}, err
+	}
+	if err != nil {
+		return u, fmt.Errorf("quota at %s: %w", dir, err)
+	}
+	return drivers.Usage{Bytes: int64(bytes), Inodes: int64(inodes)}, nil
 }
 
 func (realHost) limit(dir string, q drivers.Quota) error {

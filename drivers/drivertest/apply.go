@@ -16,8 +16,11 @@ import (
 	"plyfs/drivers"
 )
 
-// sumOfKnown is the sum of the stream that caseApplySum unpacks, whatever the driver.
-const sumOfKnown = 0x623e912fd8e5b316
+// The sums of the streams that caseApplySum unpacks, whatever the driver.
+const (
+	sumOfKnown = 0x623e912fd8e5b316
+	sumOfLink  = 0xdd3e5446815cc2b7
+)
 
 func applyCases() []aCase {
 	return []aCase{
@@ -39,6 +42,16 @@ func caseApplySum(e *env) {
 	e.must(err)
 	if res.Sum != sumOfKnown {
 		e.Errorf("sum %#x, want %#x", res.Sum, uint64(sumOfKnown))
+	}
+	streams := stacked(e.T)
+	e.must(e.d.Create(ctx(), "s0", "", nil))
+	_, err = e.apply("s0", bytes.NewReader(streams[0]), nil)
+	e.must(err)
+	e.must(e.d.Create(ctx(), "s1", "s0", nil))
+	res, err = e.apply("s1", bytes.NewReader(streams[1]), nil)
+	e.must(err)
+	if res.Sum != sumOfLink {
+		e.Errorf("sum %#x of a hard link to a file below, want %#x", res.Sum, uint64(sumOfLink))
 	}
 }
 

@@ -130,7 +130,7 @@ func (d *Driver) state(id string) (*zfs.Dataset, error) {
 }
 
 // Usage implements drivers.Driver. Bytes are those in the pool, compressed and with metadata, as of the last transaction; Inodes is
-// how many more the layer has than its parent. To count them it mounts both.
+// how many more the layer has than its parent, to which zfs may add a few of its own. To count them it mounts both.
 func (d *Driver) Usage(ctx context.Context, id string) (u drivers.Usage, err error) {
 	unlock, err := d.begin(ctx, id)
 	if err != nil {

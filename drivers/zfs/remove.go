@@ -15,20 +15,29 @@ import (
 	"plyfs/drivers"
 )
 
-// Remove implements drivers.Driver. Snapshots that others made of the layer go with it.
+// Remove implements drivers.Driver. Snapshots that others made of the layer go with it. Space is given back in the background, unless
+// there is little: then it waits for it.
 func (d *Driver) Remove(ctx context.Context, id string) error {
 	unlock, err := d.begin(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := d.lookup(id); err != nil {
-		return nil //nolint:nilerr // what is not there needs no removal
+	l, err := d.lookup(id)
+	if err != nil {
+		return nil // what is not there needs no removal
+	}
+	await, err := d.wantedSpace(l)
+	if err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
 	if err := d.remove(ctx, id); err != nil {
 		return err
 	}
-	return d.awaitSpace(ctx)
+	if await > 0 {
+		d.awaitSpace(ctx, await)
+	}
+	return nil
 }
 
 const (
@@ -36,38 +45,56 @@ const (
 	scarce = 16
 	// spaceWait bounds how long what was destroyed is waited for.
 	spaceWait = 10 * time.Second
+	spacePoll = 20 * time.Millisecond
 	// settled is after how many transactions what one freed can be used: cf. zfs txg.h TXG_DEFER_SIZE.
 	settled = 4
 	// sweptProperty is set to make a transaction; its value says nothing.
 	sweptProperty = "plyfs:swept"
 )
 
-// awaitSpace waits until what was destroyed takes up no space any more, if there is little. Whoever removes a layer because the pool is
-// full has use for the space at once, and zfs gives it back with later transactions.
-func (d *Driver) awaitSpace(ctx context.Context) error {
+// wantedSpace returns how much will be available when a layer is gone, 0 where that matters to nobody.
+func (d *Driver) wantedSpace(l dataset) (uint64, error) {
 	base, err := zfs.GetDataset(d.base)
 	if err != nil {
-		return fmt.Errorf("free space of %s: %w", d.base, explain(err))
+		return 0, fmt.Errorf("free space of %s: %w", d.base, explain(err))
 	}
 	if base.Avail > (base.Used+base.Avail)/scarce {
-		return nil
+		return 0, nil
 	}
-	poolName, _, _ := strings.Cut(d.base, "/")
+	ds, err := zfs.GetDataset(l.name)
+	if err = explain(err); errors.Is(err, errNoDataset) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("space of %s: %w", l.name, err)
+	}
+	// Others may write meanwhile.
+	return base.Avail + ds.Usedbydataset/2, nil
+}
+
+// awaitSpace waits until so much is available. Whoever removes a layer because the pool is full has use for the space at once, and
+// zfs gives it back with later transactions. The layer is gone already: what fails here is only told.
+func (d *Driver) awaitSpace(ctx context.Context, want uint64) {
+	base := zfs.Dataset{Name: d.base}
 	deadline := time.Now().Add(spaceWait)
-	for n := 0; ctx.Err() == nil && time.Now().Before(deadline); n++ {
-		pool, err := zfs.GetZpool(poolName)
-		if err != nil {
-			return fmt.Errorf("free space of %s: %w", poolName, explain(err))
-		}
-		if n >= settled && pool.Freeing == 0 {
-			return nil
-		}
+	for n := 0; ctx.Err() == nil && time.Now().Before(deadline); {
 		if err := base.SetProperty(sweptProperty, "yes"); err != nil {
-			// Not even for that there is room yet.
-			d.log.Debug("waiting for space", "pool", poolName, "err", explain(err))
+			d.log.Debug("waiting for space", "dataset", d.base, "err", explain(err))
+			time.Sleep(spacePoll)
+			continue
+		}
+		if n++; n < settled {
+			continue
+		}
+		now, err := zfs.GetDataset(d.base)
+		if err != nil {
+			d.log.Warn("waiting for space", "dataset", d.base, "err", explain(err))
+			return
+		}
+		if now.Avail >= want {
+			return
 		}
 	}
-	return nil
 }
 
 // remove is Remove, but for the waiting.
