@@ -7,11 +7,13 @@
 // In the order in which they are taken; a lock is never taken while one below it is held:
 //
 //	in-flight copy-up of a node         awaited with no lock held
+//	quota.sweeping, quota.running (RW)  the account of an upper with a quota; running is written by a recount
 //	  Union.renameMu (RW)               topology of directories; written by a rename or removal of a directory
 //	    dirState.mu                     one directory's names and listing; of two, the ancestor first, else by number
 //	      Node.copyMu                   where a node's data and attributes are: lower, upper or nowhere any more
 //	        Union.treeMu                links, children, references, the table of hard-linked inodes
 //	          layer.Cache.mu            descriptors
+//	          ledger.mu, quota.mu       what the upper takes up; the second one innermost
 //
 // Data is copied, and files are synced, with none of them held: the copy is staged, marked in flight, and published
 // under the locks. A process waits for a copy-up only if it wants the same file.

@@ -39,6 +39,8 @@ type quota struct {
 	ledgers    map[*Node]*ledger
 	// held are nodes without a name whose upper object lives by its descriptor, with the time of their unlinking.
 	held map[*Node]time.Time
+	// awaited is when those who were held then were waited for in vain.
+	awaited time.Time
 }
 
 // amount is a part of what a Quota bounds.
@@ -184,9 +186,11 @@ func (q *quota) fits(used, need amount) bool {
 	return need == amount{} || q.limit.Bytes == 0 || used.bytes <= q.limit.Bytes
 }
 
-// The waits for inodes that were unlinked just before: the kernel forgets them a moment after it answered the application.
+// The kernel forgets an inode that was unlinked, or closed after that, a moment after it answered the application: waits of 1, 2,
+// 4 ... milliseconds, shorter than closeWait for every inode and than forgetWait for those unlinked within forgetFresh.
 const (
-	forgetSteps = 8 // 1, 2, 4 ... milliseconds
+	closeWait   = 10 * time.Millisecond
+	forgetWait  = 100 * time.Millisecond
 	forgetFresh = time.Second
 )
 
@@ -209,16 +213,8 @@ func (q *quota) reserve(need amount, exact func() int64) (amount, error) {
 	if q.take(need) {
 		return need, nil
 	}
-	wait := time.Millisecond
-	for range forgetSteps {
-		if !q.unlinkedLately() {
-			break
-		}
-		time.Sleep(wait)
-		wait *= 2
-		if q.take(need) {
-			return need, nil
-		}
+	if q.awaitForgets(need) {
+		return need, nil
 	}
 	if q.slackMatters(need) {
 		if err := q.recount(); err != nil {
@@ -231,15 +227,44 @@ func (q *quota) reserve(need amount, exact func() int64) (amount, error) {
 	return amount{}, q.refuse(need)
 }
 
-func (q *quota) unlinkedLately() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, at := range q.held {
-		if time.Since(at) < forgetFresh {
+// awaitForgets waits while inodes without a name could make room for need: a moment, since the last descriptor may just have
+// been closed, and longer for those that were unlinked since it last waited in vain.
+func (q *quota) awaitForgets(need amount) bool {
+	begin := time.Now()
+	for wait := time.Millisecond; wait < forgetWait; wait *= 2 {
+		if !q.heldMatter(need, wait < closeWait) {
+			return false
+		}
+		time.Sleep(wait)
+		if q.take(need) {
 			return true
 		}
 	}
+	q.mu.Lock()
+	q.awaited = begin // those that are left are open
+	q.mu.Unlock()
 	return false
+}
+
+// heldMatter says whether inodes without a name could make room for need: all, or those that lost it lately.
+func (q *quota) heldMatter(need amount, all bool) bool {
+	q.mu.Lock()
+	least := q.counted
+	var held []*Node
+	for n, at := range q.held {
+		if all || at.After(q.awaited) && time.Since(at) < forgetFresh {
+			held = append(held, n)
+		}
+	}
+	q.mu.Unlock()
+	for _, n := range held {
+		if bytes, links, err := q.lastLook(n); err == nil && links == 0 {
+			least.sub(amount{bytes, 1})
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(held) > 0 && q.fits(least, need)
 }
 
 // slackMatters says whether a recount could make room for need.
