@@ -30,19 +30,28 @@ func stages(t testing.TB, dir string) []string {
 func TestWorkFeatures(t *testing.T) {
 	if testenv.InUserNamespace() {
 		w := openWork(t, testenv.Scratch(t), cow.WorkOptions{})
-		want := cow.Features{Names: ovl.User(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, ExactMode: true}
+		want := cow.Features{
+			Names: ovl.User(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, StageUnnamed: true, ExactMode: true,
+		}
 		if w.Features != want {
 			t.Errorf("in a user namespace: %+v, want %+v", w.Features, want)
 		}
 		return
 	}
-	all := cow.Features{Names: ovl.Trusted(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, ExactMode: true}
+	all := cow.Features{
+		Names: ovl.Trusted(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, StageUnnamed: true, ExactMode: true,
+	}
 	durable := all
 	durable.Durable = true
+	named := durable
+	named.StageUnnamed = false
 	for _, c := range []struct {
 		about, dir string
 		want       cow.Features
-	}{{"tmpfs", testenv.Scratch(t), all}, {"ext4", testenv.Ext4(t, 16<<20), durable}, {"xfs", xfs(t), durable}} {
+	}{
+		{"tmpfs", testenv.Scratch(t), all}, {"ext4", testenv.Ext4(t, 16<<20), durable}, {"xfs", xfs(t), durable},
+		{"btrfs", testenv.Btrfs(t, 256<<20), named},
+	} {
 		t.Run(c.about, func(t *testing.T) {
 			w := openWork(t, c.dir, cow.WorkOptions{})
 			if w.Features != c.want {
