@@ -284,6 +284,7 @@ func span(low, high float64) string {
 	}
 	return fmt.Sprintf("%v-%v", low, high)
 }
+
 // storeRows are the demands on the layer store.
 func storeRows() []Row {
 	return []Row{

@@ -49,7 +49,9 @@ func TestWorkFeatures(t *testing.T) {
 		about, dir string
 		want       cow.Features
 	}{
-		{"tmpfs", testenv.Scratch(t), all}, {"ext4", testenv.Ext4(t, 16<<20), durable}, {"xfs", xfs(t), durable},
+		{"tmpfs", testenv.Scratch(t), all},
+		{"ext4", testenv.Ext4(t, 16<<20), durable},
+		{"xfs", xfs(t), durable},
 		{"btrfs", testenv.Btrfs(t, 256<<20), named},
 	} {
 		t.Run(c.about, func(t *testing.T) {

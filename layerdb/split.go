@@ -185,7 +185,7 @@ func (s *splitter) other(in *bufio.Reader, padding []byte) (more bool, err error
 	if err := s.segment(append(front, tr.RawBytes()...)); err != nil {
 		return false, err
 	}
-	if err != nil || hdr == nil {
+	if hdr == nil { // the end
 		return false, nil
 	}
 	if isSparse(hdr) {

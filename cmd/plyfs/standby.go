@@ -25,8 +25,8 @@ const maxOrder = 4 << 20
 // standBy returns the command line of this process: args, or, if it was started in advance, the one that it waits for here.
 // wanted is false when whoever would have sent one is gone.
 func standBy(args []string) (order []string, wanted bool, err error) {
-	fd, err := strconv.Atoi(os.Getenv(standbyEnv))
-	if err != nil || fd < 3 {
+	fd, cerr := strconv.Atoi(os.Getenv(standbyEnv))
+	if cerr != nil || fd < 3 { // the variable is not there, or not ours
 		return args, true, nil
 	}
 	if err := os.Unsetenv(standbyEnv); err != nil {

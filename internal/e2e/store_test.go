@@ -247,7 +247,7 @@ func writeLayout(t *testing.T, path, name string, c config, layer []byte) {
 func inChroot(t *testing.T, root, script string) {
 	t.Helper()
 	const prepare = `
-		mount -t proc proc "$1/proc"
+		mount -t proc none "$1/proc"
 		mount -t tmpfs -o mode=755,size=1m dev "$1/dev"
 		for d in null zero full random urandom tty; do touch "$1/dev/$d"; mount --bind "/dev/$d" "$1/dev/$d"; done
 		exec chroot "$1" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
