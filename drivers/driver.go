@@ -24,8 +24,9 @@ type Driver interface {
 	// this driver cannot enforce here.
 	CreateReadWrite(ctx context.Context, id, parent string, o *CreateOptions) error
 
-	// Remove deletes a layer and its content, durably: a power cut does not bring it back. The error wraps ErrInUse while the layer is mounted or is the parent of
-	// another, where the driver would break that other. A layer that is not there is no error.
+	// Remove deletes a layer and its content, durably: a power cut does not bring it back. The error wraps ErrInUse while the
+	// layer is mounted or is the parent of another, where the driver would break that other. A layer that is not there is no
+	// error.
 	Remove(ctx context.Context, id string) error
 
 	// Get makes the tree of a layer accessible and returns the absolute path of its root. Each Get wants a Put. An image

@@ -3,6 +3,7 @@ package layerdb
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 
 	"plyfs/drivers"
@@ -17,6 +18,8 @@ type backend struct {
 	drivers.Factory
 	// program serves the mounts of driver plyfs.
 	program string
+	// image says that the scenario of a crash is an image whose layers are unpacked at once.
+	image bool
 }
 
 func vfsBackend() backend { return backend{Factory: vfs.Factory()} }
@@ -38,13 +41,25 @@ func (b backend) at(root string) Options {
 
 // environment tells a child which backend it has.
 func (b backend) environment() []string {
-	return []string{envChildDriver + "=" + b.Name, envChildProgram + "=" + b.program}
+	return []string{
+		envChildDriver + "=" + b.Name, envChildProgram + "=" + b.program, envChildImage + "=" + strconv.FormatBool(b.image),
+	}
+}
+
+// scenario runs what is to be interrupted.
+func (b backend) scenario(s *Store, say func(word, op string)) {
+	if b.image {
+		imageScenario(s, say)
+		return
+	}
+	base, top := scenarioTars(nil)
+	scenario(s, base, top, say)
 }
 
 func backendOfChild() (backend, error) {
 	for _, f := range []drivers.Factory{vfs.Factory(), overlay2.Factory(), plyfs.Factory()} {
 		if f.Name == os.Getenv(envChildDriver) {
-			return backend{Factory: f, program: os.Getenv(envChildProgram)}, nil
+			return backend{Factory: f, program: os.Getenv(envChildProgram), image: os.Getenv(envChildImage) == "true"}, nil
 		}
 	}
 	return backend{}, fmt.Errorf("driver %q: %w", os.Getenv(envChildDriver), drivers.ErrNotFound)

@@ -26,6 +26,7 @@ const (
 	// envChildDriver and envChildProgram are the backend.
 	envChildDriver  = "PLYFS_LAYERDB_DRIVER"
 	envChildProgram = "PLYFS_LAYERDB_PROGRAM"
+	envChildImage   = "PLYFS_LAYERDB_IMAGE"
 )
 
 // progress is what is known of the operations of a scenario: those that were begun, and those that succeeded.
@@ -91,10 +92,7 @@ func scenarioTars(t testing.TB) (base, top []byte) {
 func mustBeConsistent(t *testing.T, o Options, p *progress) {
 	t.Helper()
 	ctx := context.Background()
-	s, err := Open(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := reopen(t, o)
 	defer closeStore(t, s)
 	mustHaveNoStrayMounts(t, s)
 	rep, err := s.Check(ctx, CheckOptions{Mode: CheckContent})
@@ -137,6 +135,17 @@ func mustBeConsistent(t *testing.T, o Options, p *progress) {
 		}
 	}
 	emptyStore(t, s)
+}
+
+// reopen opens the store of a process that was killed. What that was about to start may have the lock for a moment.
+func reopen(t testing.TB, o Options) *Store {
+	t.Helper()
+	o.Wait = defaultWait
+	s, err := Open(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // mustHaveNoStrayMounts holds that the driver has no references but those that containers count.
@@ -222,16 +231,17 @@ func steps(t *testing.T, b backend) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, top := scenarioTars(t)
-	done := 0
-	scenario(s, base, top, func(word, _ string) {
+	begun, done := 0, 0
+	b.scenario(s, func(word, _ string) {
 		if word == "done" {
 			done++
+		} else {
+			begun++
 		}
 	})
 	closeStore(t, s)
-	if done != 10 {
-		t.Fatalf("%d operations succeed without a failure, want all", done)
+	if done != begun {
+		t.Fatalf("%d operations of %d succeed without a failure", done, begun)
 	}
 	return f.names
 }
@@ -294,6 +304,59 @@ func TestKillWithMounts(t *testing.T) {
 	}
 }
 
+// The layers of an image that are unpacked at once: a kill leaves some of the lower ones, whole, or all.
+func TestKillStacked(t *testing.T) {
+	b := stackingBackends(t)[0]
+	b.image = true
+	tars := dependentTars(t, imageLayers)
+	names := steps(t, b)
+	for i, name := range names {
+		// Those of four layers are alike: one of each kind for each of the first three.
+		if n := countOf(names[:i], name); n > 2 {
+			continue
+		}
+		t.Run(fmt.Sprintf("%d_%s", i+1, name), func(t *testing.T) {
+			root := filepath.Join(testenv.Scratch(t), "store")
+			runChild(t, b, root, killAfter, i+1)
+			s := reopen(t, b.at(root))
+			layers, err := s.Layers(context.Background())
+			if err != nil {
+				t.Error(err)
+			}
+			for k, l := range layers {
+				if !bytes.Equal(export(t, s, l.ID), tars[k]) {
+					t.Errorf("layer %d of %d goes out changed", k, len(layers))
+				}
+			}
+			closeStore(t, s)
+			mustBeConsistent(t, b.at(root), newProgress())
+		})
+	}
+}
+
+func countOf(names []string, name string) (n int) {
+	for _, other := range names {
+		if other == name {
+			n++
+		}
+	}
+	return n
+}
+
+// imageLayers is how many layers imageScenario makes.
+const imageLayers = 4
+
+// imageScenario registers an image whose layers are unpacked at once.
+func imageScenario(s *Store, say func(word, op string)) {
+	say("begin", "image")
+	_, err := s.RegisterAll(context.Background(), sourcesOf(dependentTars(nil, imageLayers)), RegisterAllOptions{
+		Parallel: imageLayers, Hold: &Holder{Kind: "image", Key: "it"},
+	})
+	if err == nil {
+		say("done", "image")
+	}
+}
+
 // runChild runs the scenario in a process that is killed at the step, and returns how far it was.
 func runChild(t *testing.T, b backend, root string, mode failure, step int) *progress {
 	t.Helper()
@@ -336,7 +399,6 @@ func child() bool {
 	if err != nil {
 		panic(err)
 	}
-	base, top := scenarioTars(nil)
-	scenario(s, base, top, func(word, op string) { fmt.Println(word, op) })
+	b.scenario(s, func(word, op string) { fmt.Println(word, op) })
 	return true
 }

@@ -375,3 +375,26 @@ func TestReaderFails(t *testing.T) {
 	}
 	emptyStore(t, s)
 }
+
+// Some archivers give directories and links a size that nothing in the stream has: the bytes that follow are not content.
+func TestExactSizeOfWhatHasNoContent(t *testing.T) {
+	b := stream(t, file{name: "f", content: "file"}, file{name: "d/", kind: tar.TypeDir}, file{name: "d/h", content: "f", kind: tar.TypeLink})
+	const block = 512
+	for _, header := range [][]byte{b[2*block : 3*block], b[3*block : 4*block]} { // those of d/ and d/h
+		copy(header[124:], "00000001000\x00")
+		copy(header[148:], "        ")
+		sum := 0
+		for _, c := range header {
+			sum += int(c)
+		}
+		copy(header[148:], fmt.Sprintf("%06o\x00 ", sum))
+	}
+	s := newStore(t)
+	l := register(t, s, "", b, RegisterOptions{})
+	if l.Stream != StreamSplit {
+		t.Errorf("the stream is kept as %v", l.Stream)
+	}
+	if !bytes.Equal(export(t, s, l.ID), b) {
+		t.Error("the stream is another one")
+	}
+}

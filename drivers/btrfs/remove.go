@@ -75,12 +75,32 @@ func (d *Driver) awaitSpace(ctx context.Context) error {
 	return nil
 }
 
+// syncRemoval makes it durable that a layer has no record any more: without, it could come back with a power cut.
+func (d *Driver) syncRemoval(id string) error {
+	fd, err := unix.Open(d.layerPath(id), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if sys.Retry(func() error { return unix.Fsync(fd) }) == nil {
+		return nil
+	}
+	// A full file system may have no room for the log, and has some for a transaction.
+	return sys.BtrfsSync(d.fd)
+}
+
 // remove is Remove, but for the waiting.
 //
 // Precondition: id is locked and not mounted.
 func (d *Driver) remove(id string) error {
 	// From here on there is no such layer. It is not renamed: for that a file system that is full has no room.
 	if err := os.Remove(d.recordPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	if err := d.syncRemoval(id); err != nil {
 		return fmt.Errorf("remove layer %s: %w", id, err)
 	}
 	if err := d.destroy(d.layerPath(id)); err != nil {

@@ -124,7 +124,10 @@ func (s *Store) unpack(
 	}
 	defer root.Close()
 	ao, r := o.Tar(r)
-	ao.Whiteouts, ao.Names, ao.Owner, ao.Devices = s.form.Whiteouts, s.form.Names, s.form.Owner, s.form.Devices
+	ao.Whiteouts, ao.Names, ao.Devices = s.form.Whiteouts, s.form.Names, s.form.Devices
+	if s.form.Owner != tarlayer.OwnerInode {
+		ao.Owner = s.form.Owner
+	}
 	ao.Note = func(path, reason string) {
 		s.log.Warn("left out while unpacking", "layer", id, "path", path, "reason", reason)
 		if o.Note != nil {
