@@ -22,8 +22,8 @@ import (
 // Apply unpacks the uncompressed tar stream of a layer into the directory root and reads r to its end, whatever follows
 // the end mark included, so that a hash of r's bytes covers all of them.
 //
-// It blocks for as long as r and the disk take. r is read by another goroutine, which has ended when Apply returns; an
-// r that can block for ever must end when ctx does. Errors name the member. They wrap io.ErrUnexpectedEOF for a stream
+// It blocks for as long as r and the disk take. Other goroutines read r and fill files; they have ended when Apply
+// returns. An r that can block for ever must end when ctx does. Errors name the member. They wrap io.ErrUnexpectedEOF for a stream
 // that breaks off, ErrLimit, ErrInvalid, ErrUnmapped, ErrDevice, the error of r, the errno of the file system, or the
 // cause of ctx's end. After an error the tree is in an unknown state between the old and the new one, for the caller to
 // discard. Nobody else may change the tree meanwhile; whoever does can't make Apply touch anything that was not beneath
@@ -34,10 +34,7 @@ func Apply(ctx context.Context, root *layer.Layer, r io.Reader, o ApplyOptions) 
 		return ApplyResult{}, err
 	}
 	defer a.dirs.close()
-	in := newScanner(r, a.limits.Header)
-	defer in.stop()
-	a.in = &items{s: in, ctx: ctx}
-	if err := a.run(ctx); err != nil {
+	if err := a.run(ctx, r); err != nil {
 		return a.res, fmt.Errorf("layer in %s: %w", root.Path, err)
 	}
 	a.res.Sum = a.left.sum()
@@ -67,7 +64,8 @@ type applier struct {
 	// rootSeen is set when a member described the root.
 	rootSeen bool
 	ob       object
-	// when is the time of the member at hand.
+	// name is that of the member at hand, when its time.
+	name string
 	when unix.Timespec
 	res  ApplyResult
 }
@@ -111,9 +109,41 @@ func processUmask() (uint32, error) {
 	return 0o7777, nil // an old kernel: modes are always set
 }
 
-func (a *applier) run(ctx context.Context) error {
+// run moves the stream through three goroutines: a scanner takes it apart, this one makes names, and a finisher fills
+// small files.
+func (a *applier) run(ctx context.Context, r io.Reader) error {
+	in := newScanner(r, a.limits, a.o.Sum)
+	defer in.stop()
+	f := newFinisher(a, in.free)
+	a.in = &items{s: in, ctx: ctx, release: f.take}
+	err := a.members(ctx, f)
+	if err != nil {
+		f.failed.Store(true)
+	}
+	if a.in.cur != nil {
+		f.take(a.in.cur)
+	}
+	// What failed there is about a member further in front.
+	if earlier := f.end(); earlier != nil {
+		err = earlier
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.inheritRoot(); err != nil {
+		return pathError("finish", "", err)
+	}
+	if err := a.finishDirs(); err != nil {
+		return err
+	}
+	return a.markRoot()
+}
+
+// members unpacks the stream, but for what can only be done at its end. It returns early, without an error, when f has
+// failed.
+func (a *applier) members(ctx context.Context, f *finisher) error {
 	last := ""
-	for {
+	for !f.failed.Load() {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
@@ -129,7 +159,7 @@ func (a *applier) run(ctx context.Context) error {
 		}
 		hdr := &it.hdr
 		a.when = timespec(hdr.ModTime)
-		last = hdr.Name
+		last, a.name = hdr.Name, hdr.Name
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
 			continue // comments of git archive and others; no unpacker of layers gives them a meaning
 		}
@@ -146,13 +176,7 @@ func (a *applier) run(ctx context.Context) error {
 	if err := a.drain(); err != nil {
 		return fmt.Errorf("padding: %w", err)
 	}
-	if err := a.inheritRoot(); err != nil {
-		return pathError("finish", "", err)
-	}
-	if err := a.finishDirs(); err != nil {
-		return err
-	}
-	return a.markRoot()
+	return nil
 }
 
 // nextMember returns the next member or the end. It passes by content that nobody wanted.

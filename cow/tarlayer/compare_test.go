@@ -1,6 +1,8 @@
 package tarlayer_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -196,6 +198,30 @@ func TestSize(t *testing.T) {
 	n, err := tarlayer.Size(t.Context(), src, append(changes, tarlayer.Change{Path: "gone", Kind: tarlayer.Delete}))
 	must(t, err)
 	want(t, "size", n, 8)
+}
+
+// A hard link to a file of the layers below is summed as what it is a name of, whether that is in the tree already or is copied
+// up; the file itself is no member.
+func TestSumOfLinkBelow(t *testing.T) {
+	lower := testenv.Scratch(t)
+	must(t, os.WriteFile(filepath.Join(lower, "f"), []byte("content"), 0o640))
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	must(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: "link", Linkname: "f"}))
+	must(t, w.Close())
+	copied := testenv.Scratch(t)
+	src := tarlayer.NewDirSource(open(t, lower), tarlayer.DirOptions{})
+	defer src.Close()
+	up, err := tryApply(t, copied, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutKernel, Lower: src, Sum: true}, b.Bytes())
+	must(t, err)
+	in, err := tryApply(t, lower, tarlayer.ApplyOptions{Sum: true}, b.Bytes())
+	must(t, err)
+	tree := tarlayer.NewDirSource(open(t, lower), tarlayer.DirOptions{})
+	defer tree.Close()
+	sum, err := tarlayer.Sum(t.Context(), tree, []tarlayer.Change{{Path: "link", Kind: tarlayer.Add}})
+	must(t, err)
+	want(t, "copied up", up.Sum, sum)
+	want(t, "in the tree", in.Sum, sum)
 }
 
 func TestSumIsThatOfTheTree(t *testing.T) {

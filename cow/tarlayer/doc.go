@@ -38,6 +38,13 @@
 // directory that a stream needs and does not have is made as ApplyOptions.Lower has it, else with mode 0755 and the
 // time of the first member in it. One that exists and is not a member keeps its times.
 //
+// # Goroutines
+//
+// Apply moves a stream in batches through three goroutines: a scanner reads and takes it apart, the caller's makes
+// names, a finisher fills small files and gives them their attributes, by descriptors alone. What order means is thereby
+// decided in one goroutine, and most of the time goes to the kernel, which does the work of the last two side by side.
+// Plain header blocks are read by PlainHeader, and all others by archive/tar.
+//
 // # Attributes
 //
 // Extended attributes come as SCHILY.xattr records. Applied are user attributes, file capabilities, POSIX ACLs (their

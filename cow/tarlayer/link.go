@@ -71,10 +71,21 @@ func (a *applier) link(target, path string) error {
 			err = a.m.Link(fromFD, old, d.fd, name)
 		}
 	}
-	if err == nil {
-		a.left.link(full, oldPath)
+	if err != nil {
+		return err
 	}
-	return err
+	return a.left.link(full, oldPath, func() (uint64, error) { return a.attrsOf(oldPath) })
+}
+
+// attrsOf describes a file of the tree that is no member of the stream.
+func (a *applier) attrsOf(path string) (uint64, error) {
+	src := NewDirSource(a.root, DirOptions{IDs: a.o.IDs})
+	defer src.Close()
+	at, err := src.Lstat(path)
+	if err != nil {
+		return 0, err
+	}
+	return attrsHash(src, path, at, make([]byte, ioBuffer))
 }
 
 func sameFile(adir int, aname string, bdir int, bname string) (bool, error) {
@@ -130,7 +141,11 @@ func (a *applier) copyUp(d *dir, full string) error {
 		defer f.Close()
 		ob.content = &fileContent{r: f, left: ob.size}
 	}
-	return a.put(d, baseOf(full), ob)
+	if err := a.put(d, baseOf(full), ob); err != nil {
+		return err
+	}
+	a.left.below(full)
+	return nil
 }
 
 // describeLower turns a path of the layers below into an object.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -194,8 +195,15 @@ func wantPaths(t testing.TB, dir string, expected ...string) {
 	}
 }
 
-// mutator makes changes through hook.
-func mutator(hook func(op string) error) *sys.Mutator { return &sys.Mutator{Hook: hook} }
+// mutator makes changes through hook, one after the other.
+func mutator(hook func(op string) error) *sys.Mutator {
+	var mu sync.Mutex
+	return &sys.Mutator{Hook: func(op string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return hook(op)
+	}}
+}
 
 // readMembers writes paths of src as added and calls f for each header of the stream.
 func readMembers(t *testing.T, src tarlayer.Source, o tarlayer.WriteOptions, paths []string, f func(*tar.Header)) {

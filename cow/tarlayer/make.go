@@ -20,6 +20,7 @@ func (a *applier) put(d *dir, name string, ob *object) error {
 	} else {
 		err = a.make(d, name, full, ob)
 		if errors.Is(err, unix.EEXIST) {
+			a.left.index()
 			if err = a.clear(d, name, full); err == nil {
 				err = a.make(d, name, full, ob)
 			}
@@ -62,6 +63,10 @@ func (a *applier) makeFile(d *dir, name, full string, ob *object) error {
 	if err != nil {
 		return err
 	}
+	e := a.fresh(d, fd, "", full, mode)
+	if a.leave(e, ob) {
+		return nil
+	}
 	defer unix.Close(fd)
 	if ob.typ == unix.S_IFREG && ob.size > 0 {
 		if err := a.writeContent(fd, ob); err != nil {
@@ -70,7 +75,7 @@ func (a *applier) makeFile(d *dir, name, full string, ob *object) error {
 	} else if a.o.Sum {
 		ob.sum = xxhash.Sum64(nil)
 	}
-	if err := a.dress(a.fresh(d, fd, "", full, mode), ob); err != nil {
+	if err := a.dress(e, ob); err != nil {
 		return err
 	}
 	if a.stacked && a.override == "" && ob.special() {
@@ -120,6 +125,7 @@ func (a *applier) putDir(d *dir, name, full string, ob *object) error {
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
+	a.left.index()
 	var st unix.Statx_t
 	if err := sys.Statx(d.fd, name, &st); err != nil {
 		return err
@@ -175,6 +181,9 @@ func (a *applier) mergeDir(e entry, ob *object) error {
 // mergeRoot is mergeDir of the root.
 func (a *applier) mergeRoot(ob *object) error {
 	a.dirs.forget("")
+	if a.rootSeen {
+		a.left.index()
+	}
 	a.rootSeen = true
 	if err := a.mergeDir(entry{at: a.root.FD()}, ob); err != nil {
 		return err

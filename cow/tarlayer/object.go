@@ -18,7 +18,9 @@ type object struct {
 	target               string
 	size                 int64
 	content              content
-	xattrs               []xattr
+	// data is the whole content, if that is at hand: valid as long as the batch that it is in.
+	data   []byte
+	xattrs []xattr
 	// sum is the hash of the content, once that is written.
 	sum uint64
 }
@@ -35,6 +37,9 @@ func (a *applier) describe(hdr *tar.Header) (*object, error) {
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		ob.typ, ob.size, ob.content = unix.S_IFREG, hdr.Size, a.in
+		if !a.in.more {
+			ob.data, ob.sum = a.in.data, a.in.sum
+		}
 	case tar.TypeDir:
 		ob.typ = unix.S_IFDIR
 	case tar.TypeSymlink:

@@ -8,15 +8,17 @@ import (
 	"io"
 	"strings"
 	"sync"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 const (
 	// batchBytes is how much of a stream is taken apart and handed on at a time: much beside the price of waking a
 	// goroutine, little beside the caches of a processor. A multiple of holePage.
 	batchBytes = 256 << 10
-	// batches is how many of them there are: one being made, one being unpacked, the others for when one of the two is
-	// slow for a moment.
-	batches = 4
+	// batches is how many of them there are: one being read, one whose names are made, one whose files are filled, the
+	// others for when one of the three is slow for a moment.
+	batches = 6
 	// wholeBytes is the size up to which content is never divided: it is moved to the next batch instead.
 	wholeBytes = 64 << 10
 )
@@ -31,6 +33,8 @@ type item struct {
 	hdr tar.Header
 	// data is content, in the batch's memory. Its length is a multiple of holePage if there is more.
 	data []byte
+	// sum is the xxhash64 of data, if sums are wanted and there is not more.
+	sum uint64
 	// size is the number of bytes of an itemPadding.
 	size int64
 	err  error
@@ -49,6 +53,8 @@ const (
 type batch struct {
 	buf   []byte
 	items []item
+	// pending are files whose content is in buf.
+	pending []pending
 	// unfolded is content that is not in the stream as it is: that of a sparse file.
 	unfolded []byte
 }
@@ -64,6 +70,7 @@ func (b *batch) allocate() {
 type scanner struct {
 	r      io.Reader
 	header int64 // Limits.Header
+	sums   bool
 	full   chan *batch
 	free   chan *batch
 	quit   chan struct{}
@@ -81,9 +88,9 @@ type scanner struct {
 // errQuit ends a scanner of which nobody wants more.
 var errQuit = errors.New("nobody reads this stream any more")
 
-func newScanner(r io.Reader, header int64) *scanner {
+func newScanner(r io.Reader, limits Limits, sums bool) *scanner {
 	s := &scanner{
-		r: r, header: header,
+		r: r, header: limits.Header, sums: sums,
 		full: make(chan *batch, batches),
 		free: make(chan *batch, batches),
 		quit: make(chan struct{}),
@@ -202,6 +209,9 @@ func (s *scanner) member(hdr *tar.Header) bool {
 			n -= n % holePage
 		}
 		it.data, it.more = s.cur.buf[s.pos:s.pos+int(n)], n < left
+		if s.sums && n == hdr.Size {
+			it.sum = xxhash.Sum64(it.data)
+		}
 		s.emit(it)
 		s.advance(int(n))
 		switch left -= n; {
@@ -348,12 +358,15 @@ func headerError(err error, g *guard) error {
 
 // items are what a scanner found, one after the other.
 type items struct {
-	s   *scanner
-	ctx context.Context // of one Apply
-	cur *batch
-	at  int
+	s *scanner
+	// release takes back a batch of which all items were passed through.
+	release func(*batch)
+	ctx     context.Context // of one Apply
+	cur     *batch
+	at      int
 	// data is the content of the member at hand that nobody has taken yet; more says that there is some behind it.
 	data []byte
+	sum  uint64
 	more bool
 }
 
@@ -362,7 +375,7 @@ type items struct {
 func (i *items) next() (*item, error) {
 	for i.cur == nil || i.at == len(i.cur.items) {
 		if i.cur != nil {
-			i.s.free <- i.cur
+			i.release(i.cur)
 			i.cur, i.at = nil, 0
 		}
 		var ok bool
@@ -379,7 +392,7 @@ func (i *items) next() (*item, error) {
 	}
 	it := &i.cur.items[i.at]
 	i.at++
-	i.data, i.more = it.data, it.more
+	i.data, i.sum, i.more = it.data, it.sum, it.more
 	return it, it.err
 }
 

@@ -82,10 +82,20 @@ func sumFile(src Source, path string, buf []byte) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	h, err := attrsHash(src, path, at, buf)
+	if err != nil {
+		return 0, err
+	}
+	return pathHash(path, h), nil
+}
+
+// attrsHash describes what src has at path, but for its name, as object.hash does.
+func attrsHash(src Source, path string, at Attr, buf []byte) (uint64, error) {
 	ob := object{
 		typ: at.Mode & unix.S_IFMT, mode: at.Mode & 0o7777, cuid: at.UID, cgid: at.GID,
 		mtime: at.Mtime.Timespec(), rdev: at.Rdev, size: at.Size,
 	}
+	var err error
 	switch ob.typ {
 	case unix.S_IFLNK:
 		ob.target, err = src.Readlink(path)
@@ -104,7 +114,7 @@ func sumFile(src Source, path string, buf []byte) (uint64, error) {
 			ob.xattrs = append(ob.xattrs, xattr{seen: name, value: seen[name], kept: true})
 		}
 	}
-	return pathHash(path, ob.hash()), nil
+	return ob.hash(), nil
 }
 
 func sumContent(src Source, path string, buf []byte) (uint64, error) {
@@ -158,8 +168,17 @@ func deletedHash(path string) uint64 { return xxhash.Sum64String(path + "\x00D")
 
 // leftPaths remembers what a stream left in the tree. Nothing is kept where nobody asks.
 type leftPaths struct {
+	kept, sums bool
+	// log is what was put until somebody asks what is where. Most streams have each path once and nobody does, and a
+	// table of many paths costs more than anything else that is done for a small file outside the kernel.
+	log []leftMember
+	// paths is nil until then.
 	paths map[string]leftPath
-	sums  bool
+}
+
+type leftMember struct {
+	path  string
+	attrs uint64
 }
 
 type leftPath struct {
@@ -172,36 +191,68 @@ type leftKind uint8
 const (
 	leftFile    leftKind = iota // a member
 	leftParent                  // a directory that members are in and none describes
+	leftBelow                   // a file of the layers below that is here because members are names of it
 	leftDeleted                 // a whiteout
 )
 
 func newLeftPaths(o ApplyOptions) leftPaths {
-	l := leftPaths{sums: o.Sum}
-	if o.Sum || o.Whiteouts == WhiteoutRemove {
-		l.paths = make(map[string]leftPath)
+	return leftPaths{sums: o.Sum, kept: o.Sum || o.Whiteouts == WhiteoutRemove}
+}
+
+// index makes it possible to find paths. It must be called before a path is put again.
+func (l *leftPaths) index() {
+	if !l.kept || l.paths != nil {
+		return
 	}
-	return l
+	l.paths = make(map[string]leftPath, 2*len(l.log))
+	for _, m := range l.log {
+		l.paths[m.path] = leftPath{attrs: m.attrs}
+		l.keepParents(m.path)
+	}
+	l.log = nil
 }
 
 func (l *leftPaths) put(path string, ob *object) {
-	if l.paths == nil {
+	if !l.kept {
 		return
 	}
-	p := leftPath{}
+	attrs := uint64(0)
 	if l.sums {
-		p.attrs = ob.hash()
+		attrs = ob.hash()
 	}
-	l.paths[path] = p
+	if l.paths == nil {
+		l.log = append(l.log, leftMember{path, attrs})
+		return
+	}
+	l.paths[path] = leftPath{attrs: attrs}
 	l.keepParents(path)
 }
 
-// link notes path as another name of target.
-func (l *leftPaths) link(path, target string) {
-	if l.paths == nil {
-		return
+// link notes path as another name of target, of which attrs tells if it is no path of the stream.
+func (l *leftPaths) link(path, target string, attrs func() (uint64, error)) error {
+	if l.index(); l.paths == nil {
+		return nil
 	}
-	l.paths[path] = l.paths[target]
+	p, ok := l.paths[target]
+	if !ok && l.sums {
+		var err error
+		if p.attrs, err = attrs(); err != nil {
+			return err
+		}
+	}
+	p.kind = leftFile
+	l.paths[path] = p
 	l.keepParents(path)
+	return nil
+}
+
+// below notes that what was put at path is no member.
+func (l *leftPaths) below(path string) {
+	l.index()
+	if p, ok := l.paths[path]; ok {
+		p.kind = leftBelow
+		l.paths[path] = p
+	}
 }
 
 func (l *leftPaths) keepParents(path string) {
@@ -216,19 +267,21 @@ func (l *leftPaths) keepParents(path string) {
 
 // delete notes a whiteout.
 func (l *leftPaths) delete(path string) {
-	if l.paths != nil {
+	if l.index(); l.paths != nil {
 		l.paths[path] = leftPath{kind: leftDeleted}
 	}
 }
 
 // has says whether path is of the stream.
 func (l *leftPaths) has(path string) bool {
+	l.index()
 	p, ok := l.paths[path]
 	return ok && p.kind != leftDeleted
 }
 
 // forgetTree takes out what was at and beneath a directory that another member replaced.
 func (l *leftPaths) forgetTree(path string) {
+	l.index()
 	for p := range l.paths {
 		if p == path || isBeneath(p, path) {
 			delete(l.paths, p)
@@ -238,6 +291,7 @@ func (l *leftPaths) forgetTree(path string) {
 
 // forgetDeleted takes out the whiteouts beneath an opaque directory.
 func (l *leftPaths) forgetDeleted(dir string) {
+	l.index()
 	for path, p := range l.paths {
 		if p.kind == leftDeleted && (dir == "" || isBeneath(path, dir)) {
 			delete(l.paths, path)
@@ -250,6 +304,9 @@ func (l *leftPaths) sum() uint64 {
 		return 0
 	}
 	var total uint64
+	for _, m := range l.log {
+		total += pathHash(m.path, m.attrs)
+	}
 	for path, p := range l.paths {
 		switch p.kind {
 		case leftFile:
