@@ -246,6 +246,15 @@ func TestSelect(t *testing.T) {
 			t.Errorf("%q: no error", bad)
 		}
 	}
+	for _, w := range AllStore() {
+		if seen[w.Name] || w.Doc == "" || len(w.Systems) == 0 || w.Run == nil {
+			t.Errorf("store workload %q: double or incomplete", w.Name)
+		}
+		seen[w.Name] = true
+		for _, s := range w.Series {
+			seen[s.Name] = true
+		}
+	}
 	for _, r := range Rows() {
 		if !seen[r.Series] || r.By == OfSeries && !seen[r.Base] {
 			t.Errorf("a demand is about %q of %q, which is no workload", r.Series, r.Base)
