@@ -25,8 +25,8 @@ const maxOrder = 4 << 20
 // standBy returns the command line of this process: args, or, if it was started in advance, the one that it waits for here.
 // wanted is false when whoever would have sent one is gone.
 func standBy(args []string) (order []string, wanted bool, err error) {
-	fd, cerr := strconv.Atoi(os.Getenv(standbyEnv))
-	if cerr != nil || fd < 3 { // the variable is not there, or not ours
+	fd, ok := standbyFD()
+	if !ok {
 		return args, true, nil
 	}
 	if err := os.Unsetenv(standbyEnv); err != nil {
@@ -41,6 +41,12 @@ func standBy(args []string) (order []string, wanted bool, err error) {
 		return nil, false, fmt.Errorf("wait for a mount to serve: %w", err)
 	}
 	return order, true, os.Setenv(verdictEnv, strconv.Itoa(fd))
+}
+
+// standbyFD is the descriptor that the variable names, if there is one.
+func standbyFD() (fd int, ok bool) {
+	fd, err := strconv.Atoi(os.Getenv(standbyEnv))
+	return fd, err == nil && fd >= 3
 }
 
 // receiveOrder reads a command line. The error is io.EOF if the other end closed before it sent any.
