@@ -57,6 +57,9 @@ func (m KernelMount) mountByFSConfig(target string) error {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		if errors.Is(err, unix.EINVAL) && takesAnything() {
+			return errOldKernel
+		}
 		return fmt.Errorf("mount overlay: %w%s", err, kernelMessage(fs))
 	}
 	mnt, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
@@ -68,6 +71,17 @@ func (m KernelMount) mountByFSConfig(target string) error {
 		return fmt.Errorf("move_mount to %s: %w", target, err)
 	}
 	return nil
+}
+
+// takesAnything says whether the kernel collects the options of an overlay without looking at them, and so finds out only in the
+// end that it knows nothing of layers given one by one (Linux before 6.5; cf. fs_context.c legacy_parse_param).
+func takesAnything() bool {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	return unix.FsconfigSetFlag(fs, "plyfs_no_such_option") == nil
 }
 
 func configure(fs int, key, value string) (err error) {
