@@ -94,7 +94,9 @@ func configure(fs int, key, value string) (err error) {
 		return nil
 	}
 	message := kernelMessage(fs)
-	if key == "lowerdir+" && errors.Is(err, unix.EINVAL) && strings.Contains(message, "Unknown parameter") {
+	unknown := key == "lowerdir+" && strings.Contains(message, "Unknown parameter")
+	// Who collects options takes no more than a page of them.
+	if errors.Is(err, unix.EINVAL) && (unknown || takesAnything()) {
 		return errOldKernel
 	}
 	return fmt.Errorf("overlay option %s=%s: %w%s", key, value, err, message)
