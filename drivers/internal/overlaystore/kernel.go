@@ -171,6 +171,8 @@ func mountIn(dir, target string, flags uintptr, data string) error {
 	if err := unix.Chdir(dir); err != nil {
 		return fmt.Errorf("chdir %s: %w", dir, err)
 	}
+	// The process's first thread does not end with its goroutine, and would keep the store's file system busy.
+	defer func() { _ = unix.Chdir("/") }()
 	if err := unix.Mount("overlay", target, "overlay", flags, data); err != nil {
 		return fmt.Errorf("mount overlay (dmesg may say more): %w", err)
 	}
