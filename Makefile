@@ -64,8 +64,8 @@ lint: ## gofumpt, go vet, staticcheck, golangci-lint, shellcheck; all of them, t
 	out=$$($(TOOL) gofumpt -l .) || bad=" gofumpt"; \
 	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; bad=" gofumpt"; fi; \
 	name=vet run $(GO) vet ./...; \
-	name=vet run $(GO) vet -tags engines,invariants,vm ./...; \
-	name=staticcheck run $(TOOL) staticcheck -tags engines,invariants,vm ./...; \
+	name=vet run $(GO) vet -tags engines,long,invariants,vm ./...; \
+	name=staticcheck run $(TOOL) staticcheck -tags engines,long,invariants,vm ./...; \
 	name=golangci-lint run $(TOOL) golangci-lint run --allow-parallel-runners ./...; \
 	name=shellcheck run shellcheck $(SCRIPTS); \
 	if [ -n "$$bad" ]; then echo "lint failed:$$bad"; exit 1; fi
@@ -88,7 +88,7 @@ test-crash: deps ## A failure, and a kill, at every system call that changes a l
 	@$(CI) -- -tags invariants -count=1 -timeout 60m -run 'EveryCall|Killed|PowerCut|FailedSync' ./fs/union
 
 test-engines: deps deps-engines ## podman and buildah, as root and rootless, in full
-	@$(CI) -- -tags engines -timeout 60m ./internal/e2e
+	@$(CI) -- -tags engines,long -timeout 60m ./internal/e2e
 
 test-conformance: ## Your checkouts of public suites: PJDFSTEST=dir UNIONMOUNT=dir
 	@if [ -z '$(PJDFSTEST)$(UNIONMOUNT)' ]; then \

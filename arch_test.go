@@ -22,7 +22,7 @@ func arrows() map[string][]string {
 			"layerdb/...", "drivers/...", "fs/fusefs", "fs/fsck", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench", "internal/sys",
 		},
 		"layerdb":             {"drivers", "cow/...", "metadata/kv", "internal/sys"},
-		"layerdb/image":       {"layerdb", "drivers", "cow/tarlayer"},
+		"layerdb/image":       {"layerdb", "drivers", "cow/tarlayer", "internal/sys"},
 		"drivers/snapshotter": {"drivers", "layerdb"},
 		"drivers/graphplugin": {"drivers", "layerdb"},
 		"drivers":             {"cow/layer", "cow/tarlayer", "internal/sys"},
@@ -63,11 +63,13 @@ func everyone() []string { return []string{"internal/invariant"} }
 // onlyFor says which packages alone may import something, tests excepted where they are in those packages too.
 func onlyFor() map[string][]string {
 	return map[string][]string{
-		"github.com/hanwen/go-fuse/":   {"fs/fusefs"},
-		"github.com/dgraph-io/":        {"metadata/kv"},
-		"unsafe":                       {"internal/sys"},
-		module + "/bench":              {"cmd/plyfs"},
-		module + "/internal/testenv":   {"fs/union/uniontest/...", "drivers/drivertest", "internal/e2e/...", "fuzz/..."},
+		"github.com/hanwen/go-fuse/": {"fs/fusefs"},
+		"github.com/dgraph-io/":      {"metadata/kv"},
+		"unsafe":                     {"internal/sys"},
+		module + "/bench":            {"cmd/plyfs"},
+		module + "/internal/testenv": {
+			"fs/union/uniontest/...", "drivers/drivertest", "internal/e2e/...", "internal/vm/vmtest", "fuzz/...",
+		},
 		module + "/drivers/drivertest": {},
 		module + "/fs/union/uniontest": {
 			"fs/union/uniontest/...", "fuzz/...",

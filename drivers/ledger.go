@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // Ledger keeps small records for a driver whose layers are not files of its home, and so can't tell by themselves
@@ -176,10 +178,4 @@ func (l *FileLedger) begin(ctx context.Context, key string) error {
 }
 
 // sync makes the names of the records durable.
-func (l *FileLedger) sync() error {
-	d, err := os.Open(l.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
+func (l *FileLedger) sync() error { return sys.SyncDir(l.dir) }

@@ -1,6 +1,9 @@
 package drivers
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // Locks serialises the operations on one id; its zero value is ready. A lock that nobody wants takes no memory.
 type Locks struct {
@@ -35,4 +38,21 @@ func (l *Locks) Lock(id string) (unlock func()) {
 			delete(l.held, id)
 		}
 	}
+}
+
+// Begin is what an operation on one layer begins with: it refuses an id that cannot be one, and a context that ended, also
+// one that ended while another operation was waited for, and else holds id until unlock.
+func (l *Locks) Begin(ctx context.Context, id string) (unlock func(), err error) {
+	if err := ValidID(id); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	unlock = l.Lock(id)
+	if err := ctx.Err(); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
 }

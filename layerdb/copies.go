@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 	"plyfs/metadata/kv"
 )
 
@@ -206,5 +207,5 @@ func (s *Store) replaceDatabase(fresh string) error {
 	if err := os.Rename(fresh, s.path(dbDir)); err != nil {
 		return err
 	}
-	return syncDir(s.root)
+	return sys.SyncDir(s.root)
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 	"plyfs/metadata/kv"
 )
 
@@ -256,7 +257,7 @@ func (s *Store) endWorks(gone []work) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	if err := errors.Join(syncDir(s.path(recordsDir)), syncDir(s.path(streamsDir))); err != nil {
+	if err := errors.Join(sys.SyncDir(s.path(recordsDir)), sys.SyncDir(s.path(streamsDir))); err != nil {
 		return err
 	}
 	for some := range slices.Chunk(gone, worksAtOnce) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // Names in the store's directory; see the package doc.
@@ -130,16 +131,7 @@ func publishFile(f *os.File, path string) error {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return sys.SyncDir(filepath.Dir(path))
 }
 
 func removeFile(path string) error {

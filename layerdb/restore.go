@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // knows says whether the database names a layer, and if so, whether that is lost: the driver does not have it, or nothing is
@@ -105,7 +106,7 @@ func (s *Store) replaceStream(r Record, l Layer, w work) error {
 		return err
 	}
 	s.log.Info("the stream of a layer that was lost is kept again", "layer", l.ID)
-	return syncDir(s.path(streamsDir))
+	return sys.SyncDir(s.path(streamsDir))
 }
 
 // replaceRecord makes l the layer of a record, in a transaction that does more, too.

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"strings"
 	"time"
@@ -297,10 +296,7 @@ func containerDiffCommand() storeCommand {
 			if err != nil {
 				return err
 			}
-			return errors.Join(s.streamTo(func(w io.Writer) error {
-				_, err := io.Copy(w, r)
-				return err
-			}), r.Close())
+			return s.copyOut(r)
 		},
 	}
 }

@@ -222,6 +222,14 @@ func outputFlag() cli.Flag {
 	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "-", Usage: "`FILE` to write to, or - for standard output"}
 }
 
+// copyOut writes the tar stream r to where --output says, and closes it.
+func (s *session) copyOut(r io.ReadCloser) error {
+	return errors.Join(s.streamTo(func(w io.Writer) error {
+		_, err := io.Copy(w, r)
+		return err
+	}), r.Close())
+}
+
 // streamTo writes a tar stream to where --output says.
 func (s *session) streamTo(write func(io.Writer) error) error {
 	to := s.c.String("output")
@@ -257,10 +265,7 @@ func layerDiffCommand() storeCommand {
 			if err != nil {
 				return err
 			}
-			return errors.Join(s.streamTo(func(w io.Writer) error {
-				_, err := io.Copy(w, r)
-				return err
-			}), r.Close())
+			return s.copyOut(r)
 		},
 	}
 }

@@ -34,7 +34,7 @@ func (d *Driver) create(ctx context.Context, id string, r record, o *drivers.Cre
 	if err := checkCreate(id, o); err != nil {
 		return err
 	}
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -144,22 +144,6 @@ func (d *Driver) rootPath(id string) string { return filepath.Join(d.layerPath(i
 
 func (d *Driver) mountPath(id string) string { return filepath.Join(d.home, mountsDir, id) }
 
-// begin checks an id and locks it.
-func (d *Driver) begin(ctx context.Context, id string) (unlock func(), err error) {
-	if err := drivers.ValidID(id); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	unlock = d.locks.Lock(id)
-	if err := ctx.Err(); err != nil {
-		unlock()
-		return nil, err
-	}
-	return unlock, nil
-}
-
 // openDir opens a directory so that ioctls accept it. The last component is not followed if it is a symlink.
 func openDir(dirfd int, path string) (int, error) {
 	var fd int

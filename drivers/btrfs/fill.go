@@ -16,7 +16,7 @@ import (
 // Fill implements drivers.Filler. A layer that was not filled to the end is marked as such; it shows nothing, and Cleanup
 // removes it.
 func (d *Driver) Fill(ctx context.Context, id string, fn func(root string) error) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ func (d *Driver) Get(ctx context.Context, id string, o *drivers.GetOptions) (roo
 	if err := checkLabel(id, opt.MountLabel); err != nil {
 		return "", err
 	}
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -54,7 +54,7 @@ func (d *Driver) Get(ctx context.Context, id string, o *drivers.GetOptions) (roo
 
 // Put implements drivers.Driver.
 func (d *Driver) Put(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

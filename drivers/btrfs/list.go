@@ -16,7 +16,7 @@ import (
 
 // Exists implements drivers.Driver.
 func (d *Driver) Exists(ctx context.Context, id string) (bool, error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return false, err
 	}
@@ -90,7 +90,7 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 // Metadata implements drivers.Driver. The keys are root, subvolume (its number), uuid, parentUUID (of what it is a snapshot of),
 // readOnly and, with a quota, quota (bytes).
 func (d *Driver) Metadata(ctx context.Context, id string) (map[string]string, error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return nil, err
 	}

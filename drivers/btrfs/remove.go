@@ -22,7 +22,7 @@ import (
 // Remove implements drivers.Driver. Space is given back in the background, unless the file system is nearly full: then it waits
 // for it.
 func (d *Driver) Remove(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 
 // cleanupLayer removes a layer whose unpacking or removal was interrupted.
 func (d *Driver) cleanupLayer(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

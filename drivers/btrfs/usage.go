@@ -16,7 +16,7 @@ import (
 // costs as much as there are of them; it syncs the file system first. Without CAP_SYS_ADMIN it walks the layer, and counts all of a
 // file of which something changed. Metadata of the file system does not count.
 func (d *Driver) Usage(ctx context.Context, id string) (u drivers.Usage, err error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return u, err
 	}

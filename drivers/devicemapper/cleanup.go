@@ -73,7 +73,7 @@ func (d *Driver) unmountUnknown(ctx context.Context) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		unlock, err := d.begin(ctx, e.Name())
+		unlock, err := d.locks.Begin(ctx, e.Name())
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -92,7 +92,7 @@ func (d *Driver) unmountUnknown(ctx context.Context) error {
 
 // removeHalf removes a layer whose making was interrupted.
 func (d *Driver) removeHalf(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (d *Driver) deactivateUnused(ctx context.Context) error {
 }
 
 func (d *Driver) deactivateIfUnused(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

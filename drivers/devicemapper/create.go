@@ -29,7 +29,7 @@ func (d *Driver) create(ctx context.Context, r *deviceRecord, o *drivers.CreateO
 	if err != nil {
 		return err
 	}
-	unlock, err := d.begin(ctx, r.Layer)
+	unlock, err := d.locks.Begin(ctx, r.Layer)
 	if err != nil {
 		return err
 	}

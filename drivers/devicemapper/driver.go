@@ -197,22 +197,6 @@ func (d *Driver) setState(ctx context.Context, r *deviceRecord, s deviceState) (
 	return &changed, nil
 }
 
-// begin checks an id and locks it.
-func (d *Driver) begin(ctx context.Context, id string) (unlock func(), err error) {
-	if err := drivers.ValidID(id); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	unlock = d.locks.Lock(id)
-	if err := ctx.Err(); err != nil {
-		unlock()
-		return nil, err
-	}
-	return unlock, nil
-}
-
 // Name implements drivers.Driver.
 func (d *Driver) Name() string { return name }
 

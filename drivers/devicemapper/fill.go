@@ -10,7 +10,7 @@ import (
 
 // Fill implements drivers.Filler. A layer that was not filled to the end shows nothing, and Cleanup removes it.
 func (d *Driver) Fill(ctx context.Context, id string, fn func(root string) error) (err error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

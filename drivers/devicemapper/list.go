@@ -14,7 +14,7 @@ import (
 
 // Exists implements drivers.Driver.
 func (d *Driver) Exists(ctx context.Context, id string) (bool, error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return false, err
 	}
@@ -85,7 +85,7 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 // Metadata implements drivers.Driver. The keys are device (in the device mapper, while the layer is mounted),
 // device_id (in the pool), pool, size (bytes), file_system and mountpoint (where it is or would be mounted).
 func (d *Driver) Metadata(ctx context.Context, id string) (map[string]string, error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func minus(a, b drivers.Usage) drivers.Usage {
 
 // total is what a layer uses, all that it shares included.
 func (d *Driver) total(ctx context.Context, id string) (u drivers.Usage, parent string, err error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return u, "", err
 	}
@@ -195,7 +195,7 @@ func (d *Driver) Sync(ctx context.Context, ids ...string) error {
 }
 
 func (d *Driver) syncLayer(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

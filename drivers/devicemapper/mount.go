@@ -27,7 +27,7 @@ func (d *Driver) Get(ctx context.Context, id string, o *drivers.GetOptions) (roo
 	if err := checkLabel(opt.MountLabel); err != nil {
 		return "", fmt.Errorf("layer %s: %w", id, err)
 	}
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -47,7 +47,7 @@ func (d *Driver) Get(ctx context.Context, id string, o *drivers.GetOptions) (roo
 
 // Put implements drivers.Driver.
 func (d *Driver) Put(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 // Remove implements drivers.Driver. Children stay whole. A device that something outside has open is deleted later, by
 // Cleanup or by another Remove, if deferred removal is on.
 func (d *Driver) Remove(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

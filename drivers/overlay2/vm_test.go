@@ -4,12 +4,10 @@ package overlay2_test
 
 import (
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
 	"plyfs/drivers/drivertest"
-	"plyfs/internal/testenv"
 	"plyfs/internal/vm/vmtest"
 )
 
@@ -21,7 +19,7 @@ func TestSuiteProjectQuota(t *testing.T) {
 		"xfs":  {"mkfs.xfs", "-q", "-f"},
 	} {
 		t.Run(fstype, func(t *testing.T) {
-			mounted := sync.OnceValue(func() string { return projectQuotas(t, mkfs) })
+			mounted := sync.OnceValue(func() string { return vmtest.Mounted(t, mkfs, "-o", "prjquota") })
 			s := suite()
 			s.Abilities.QuotaBytes, s.Abilities.QuotaInodes = true, true
 			s.Base = func(t testing.TB) string {
@@ -35,18 +33,4 @@ func TestSuiteProjectQuota(t *testing.T) {
 			drivertest.Run(t, s)
 		})
 	}
-}
-
-// projectQuotas returns where a new file system is mounted until the end of the test.
-func projectQuotas(t *testing.T, mkfs []string) string {
-	t.Helper()
-	disk := vmtest.Disk(t, 0)
-	vmtest.Run(t, mkfs[0], append(mkfs[1:], disk)...)
-	mnt := filepath.Join(testenv.Scratch(t), "mnt")
-	if err := os.Mkdir(mnt, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	vmtest.Run(t, "mount", "-o", "prjquota", disk, mnt)
-	t.Cleanup(func() { testenv.Unmount(t, mnt) })
-	return mnt
 }

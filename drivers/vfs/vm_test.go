@@ -4,7 +4,6 @@ package vfs_test
 
 import (
 	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -22,7 +21,7 @@ func TestSuiteProjectQuota(t *testing.T) {
 		"xfs":  {"mkfs.xfs", "-q", "-f"},
 	} {
 		t.Run(fstype, func(t *testing.T) {
-			mounted := sync.OnceValue(func() string { return projectQuotas(t, mkfs) })
+			mounted := sync.OnceValue(func() string { return vmtest.Mounted(t, mkfs, "-o", "prjquota") })
 			drivertest.Run(t, drivertest.Suite{
 				Factory: vfs.Factory(),
 				Base: func(t testing.TB) string {
@@ -44,18 +43,4 @@ func TestSuiteProjectQuota(t *testing.T) {
 			})
 		})
 	}
-}
-
-// projectQuotas returns where a new file system is mounted until the end of the test.
-func projectQuotas(t *testing.T, mkfs []string) string {
-	t.Helper()
-	disk := vmtest.Disk(t, 0)
-	vmtest.Run(t, mkfs[0], append(mkfs[1:], disk)...)
-	mnt := filepath.Join(testenv.Scratch(t), "mnt")
-	if err := os.Mkdir(mnt, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	vmtest.Run(t, "mount", "-o", "prjquota", disk, mnt)
-	t.Cleanup(func() { testenv.Unmount(t, mnt) })
-	return mnt
 }

@@ -32,7 +32,7 @@ func (d *Driver) create(ctx context.Context, id string, l dataset, o *drivers.Cr
 	if err != nil {
 		return err
 	}
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -237,22 +237,6 @@ func (d *Driver) hasChild(id string) (child string, ok bool) {
 	return "", false
 }
 
-// begin checks an id and locks it.
-func (d *Driver) begin(ctx context.Context, id string) (unlock func(), err error) {
-	if err := drivers.ValidID(id); err != nil {
-		return nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	unlock = d.locks.Lock(id)
-	if err := ctx.Err(); err != nil {
-		unlock()
-		return nil, err
-	}
-	return unlock, nil
-}
-
 // Name implements drivers.Driver.
 func (d *Driver) Name() string { return name }
 

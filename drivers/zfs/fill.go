@@ -5,17 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	zfs "github.com/mistifyio/go-zfs/v4"
-	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // Fill implements drivers.Filler. A layer that was not filled to the end is marked as such; it shows nothing, and Cleanup
 // removes it.
 func (d *Driver) Fill(ctx context.Context, id string, fn func(root string) error) (err error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -66,17 +67,8 @@ func (d *Driver) mark(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close(), syncDir(d.home, unfilledDir)); err != nil {
+	if err := errors.Join(f.Sync(), f.Close(), sys.SyncDir(filepath.Join(d.home, unfilledDir))); err != nil {
 		return errors.Join(err, os.Remove(d.markPath(id)))
 	}
 	return nil
-}
-
-// syncDir makes the names in a directory of the home durable.
-func syncDir(home, dir string) error {
-	f, err := os.OpenFile(home+"/"+dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -17,7 +18,7 @@ import (
 
 // Exists implements drivers.Driver.
 func (d *Driver) Exists(ctx context.Context, id string) (bool, error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return false, err
 	}
@@ -87,7 +88,7 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 // Metadata implements drivers.Driver. The keys are dataset, mountpoint (where it is or would be mounted), used and referenced
 // (bytes) and, where there are any, origin and quota (bytes).
 func (d *Driver) Metadata(ctx context.Context, id string) (map[string]string, error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +133,7 @@ func (d *Driver) state(id string) (*zfs.Dataset, error) {
 // Usage implements drivers.Driver. Bytes are those in the pool, compressed and with metadata, as of the last transaction; Inodes is
 // how many more the layer has than its parent, to which zfs may add a few of its own. To count them it mounts both.
 func (d *Driver) Usage(ctx context.Context, id string) (u drivers.Usage, err error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return u, err
 	}
@@ -157,7 +158,7 @@ func (d *Driver) Usage(ctx context.Context, id string) (u drivers.Usage, err err
 
 // inodes counts the inodes that a layer shows.
 func (d *Driver) inodes(ctx context.Context, id string) (n int64, err error) {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return 0, err
 	}
@@ -190,14 +191,14 @@ func (d *Driver) Sync(ctx context.Context, ids ...string) error {
 		return nil
 	}
 	// That a layer is whole is told in the home.
-	if err := syncDir(d.home, unfilledDir); err != nil {
+	if err := sys.SyncDir(filepath.Join(d.home, unfilledDir)); err != nil {
 		return fmt.Errorf("sync %s: %w", d.home, err)
 	}
 	return nil
 }
 
 func (d *Driver) syncLayer(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (d *Driver) Get(ctx context.Context, id string, o *drivers.GetOptions) (roo
 	if o != nil {
 		opt = *o
 	}
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return "", err
 	}
@@ -113,7 +113,7 @@ func mountData(label string) (string, error) {
 
 // Put implements drivers.Driver.
 func (d *Driver) Put(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 // Remove implements drivers.Driver. Snapshots that others made of the layer go with it. Space is given back in the background, unless
 // there is little: then it waits for it.
 func (d *Driver) Remove(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func (d *Driver) unmountUnknown(ctx context.Context) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		unlock, err := d.begin(ctx, e.Name())
+		unlock, err := d.locks.Begin(ctx, e.Name())
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -194,7 +194,7 @@ func (d *Driver) unmountUnknown(ctx context.Context) error {
 
 // removeUnfilled removes a layer whose unpacking was interrupted, and the mark of one that is gone.
 func (d *Driver) removeUnfilled(ctx context.Context, id string) error {
-	unlock, err := d.begin(ctx, id)
+	unlock, err := d.locks.Begin(ctx, id)
 	if err != nil {
 		return err
 	}

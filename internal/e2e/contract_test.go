@@ -17,9 +17,6 @@ import (
 // TestMountProgramRootless runs the contract tests as root of a user namespace, which is what a rootless engine is when
 // it calls its mount program.
 func TestMountProgramRootless(t *testing.T) {
-	if testenv.InUserNamespace() {
-		t.Skip("already there")
-	}
 	testenv.RunInUserNamespace(t, "^TestMountProgram$")
 }
 

@@ -11,9 +11,9 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // partialDir, beneath ROOT/blobs, holds downloads that broke off, under algorithm-hex. They are resumed, or collected.
@@ -141,7 +141,7 @@ func (b *blobs) publish(f *os.File, d digest.Digest) error {
 	if err := os.Rename(f.Name(), to); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(to))
+	return sys.SyncDir(filepath.Dir(to))
 }
 
 // remove deletes a blob; one that is not there is no error.
@@ -164,18 +164,6 @@ func (b *blobs) list(fn func(d digest.Digest, size int64) error) error {
 				return err
 			}
 		}
-	}
-	return nil
-}
-
-func syncDir(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Fsync(fd); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	return nil
 }
