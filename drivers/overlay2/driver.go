@@ -55,7 +55,7 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	}
 	d.Store, err = overlaystore.Open(overlaystore.Config{
 		Name: Name, Home: o.Home, Run: o.Run, Log: o.Log, ReadOnly: opts.readOnly, Volatile: opts.volatile,
-		Mounter: mounter{opts: opts, userNS: d.userNS}, Quotas: d.quotas, Form: form,
+		Mounter: mounter{opts: opts, userNS: d.userNS, quotas: d.quotas}, Quotas: d.quotas, Form: form,
 	})
 	if err != nil {
 		return nil, err
@@ -86,37 +86,4 @@ func (d *Driver) Status(ctx context.Context) ([]drivers.Pair, error) {
 		{Label: "Native Overlay Diff", Value: "true"},
 		{Label: "Quota", Value: quota},
 	}, nil
-}
-
-// mounter mounts by the kernel.
-type mounter struct {
-	opts   options
-	userNS bool
-}
-
-func (m mounter) kernelMount(k overlaystore.Stack) overlaystore.KernelMount {
-	if k.Upper == "" && len(k.Lowers) == 1 {
-		// The kernel wants two lowers where there is no upper (cf. overlayfs super.c ovl_get_lowerstack).
-		k.Lowers = []string{k.Lowers[0], k.Empty}
-	}
-	return overlaystore.KernelMount{Stack: k, Options: mountOptions(m.opts, k, m.userNS)}
-}
-
-// Plan implements overlaystore.Mounter.
-func (m mounter) Plan(k overlaystore.Stack) drivers.Mount { return m.kernelMount(k).Plan() }
-
-// Mount implements overlaystore.Mounter.
-func (m mounter) Mount(ctx context.Context, k overlaystore.Stack, target string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return m.kernelMount(k).Mount(target)
-}
-
-// Flush implements overlaystore.Mounter. A file of an overlay has its pages in the upper's file.
-func (m mounter) Flush(string) error { return nil }
-
-// Unmount implements overlaystore.Mounter. What is written to an overlay is in its upper at once.
-func (m mounter) Unmount(ctx context.Context, _, target string) error {
-	return overlaystore.Unmount(ctx, target)
 }

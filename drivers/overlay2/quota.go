@@ -65,6 +65,46 @@ func (q *projectQuotas) Release(dirs ...string) error {
 	return errors.Join(errs...)
 }
 
+// What a quota is raised by for the kernel's work directory: several times what file systems reserve to make one.
+const (
+	roomBytes  = 1 << 20
+	roomInodes = 16
+)
+
+// raised calls f while the quota that dir has is a little higher. It only calls f where there is no
+// quota.
+func (q *projectQuotas) raised(dir string, f func() error) (err error) {
+	if q == nil {
+		return f()
+	}
+	ctl, err := q.control()
+	if errors.Is(err, drivers.ErrNotSupported) {
+		return f()
+	}
+	if err != nil {
+		return err
+	}
+	limits, err := ctl.Quota(dir)
+	if err != nil {
+		return err
+	}
+	if limits.IsZero() {
+		return f()
+	}
+	higher := limits
+	if higher.Bytes > 0 {
+		higher.Bytes += roomBytes
+	}
+	if higher.Inodes > 0 {
+		higher.Inodes += roomInodes
+	}
+	if err := ctl.Set(higher, dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ctl.Set(limits, dir)) }()
+	return f()
+}
+
 func (q *projectQuotas) close() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
