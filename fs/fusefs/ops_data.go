@@ -62,6 +62,10 @@ func (f *FS) write(id uint64, p []byte, off int64, writeFlags uint32) (int, fuse
 	n := s.node.Load()
 	kill := writeFlags&fuse.WRITE_KILL_SUIDGID != 0
 	k, err := f.u.Write(n, p, off, kill)
+	if err == nil && k < len(p) && writeFlags&fuse.WRITE_CACHE != 0 {
+		// Nobody waits for this answer to write the rest: of write-back the kernel sees only errors.
+		_, err = f.u.Write(n, p[k:], off+int64(k), kill)
+	}
 	if err != nil {
 		return 0, f.status("write", err)
 	}
