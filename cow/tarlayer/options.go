@@ -189,7 +189,8 @@ type ApplyOptions struct {
 	Lower Source
 	// Sum asks for ApplyResult.Sum.
 	Sum bool
-	// Progress, when not nil, is called after each member, from the goroutine that called Apply.
+	// Progress, when not nil, is called for each member, from the goroutine that called Apply. The content of a file may still
+	// be on its way to the disk then: only Apply's return says that all is there.
 	Progress func(Progress)
 	// Note, when not nil, is told what was left out and why, from the goroutine that called Apply.
 	Note func(path, reason string)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"plyfs/drivers/drivertest"
+	"plyfs/internal/testenv"
 	"plyfs/internal/vm/vmtest"
 )
 
@@ -30,6 +31,8 @@ func TestSuiteProjectQuota(t *testing.T) {
 				t.Cleanup(func() { _ = os.RemoveAll(dir) })
 				return dir
 			}
+			// A tmpfs has no user attributes before Linux 6.6, which the case wants to see unpacked.
+			s.SmallBase = func(t testing.TB) string { return testenv.Ext4(t, drivertest.SmallSize) }
 			drivertest.Run(t, s)
 		})
 	}
