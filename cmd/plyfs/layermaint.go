@@ -7,8 +7,10 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
 	"plyfs/drivers"
@@ -86,33 +88,45 @@ type legacyLine struct {
 	Layers []layerdb.LegacyLayer `json:"layers"`
 	// Skipped says what could not be taken, and why.
 	Skipped []layerdb.LegacySkipped `json:"skipped"`
+	// Images are the ids of the images.
+	Images        []digest.Digest         `json:"images"`
+	SkippedImages []layerdb.LegacySkipped `json:"skipped_images"`
+}
+
+func newLegacyLine(r image.LegacyResult) legacyLine {
+	l := legacyLine{
+		Kind: string(r.Kind), Layers: append([]layerdb.LegacyLayer{}, r.Layers...),
+		Skipped: append([]layerdb.LegacySkipped{}, r.Skipped...), Images: []digest.Digest{},
+		SkippedImages: append([]layerdb.LegacySkipped{}, r.SkippedImages...),
+	}
+	for _, i := range r.Images {
+		l.Images = append(l.Images, i.ID)
+	}
+	return l
 }
 
 func layerImportCommand() storeCommand {
 	return storeCommand{
-		name: "import", usage: "read the layers that another storage driver left behind", min: 1, max: 1,
+		name: "import", usage: "read the layers and images that another storage driver left behind", min: 1, max: 1,
 		line: "plyfs layer import [--kind KIND] [--json] DIR",
 		description: "DIR is the data directory of docker, or of containers/storage (podman, buildah), with layers of aufs, overlay or\n" +
-			"overlay2. It is only read. The layers are kept for a day; an image or a container made of them keeps them longer.",
+			"overlay2. It is only read. Images come with their names. Layers of no image are kept for a day.",
 		flags: []cli.Flag{&cli.StringFlag{Name: "kind", Usage: "`KIND` of store, where it can't be told"}},
 		run: func(ctx context.Context, s *session) error {
 			hold := layerdb.Holder{
 				Kind: "lease", Key: "import-" + time.Now().UTC().Format(time.RFC3339Nano), Expires: time.Now().Add(24 * time.Hour),
 			}
-			r, err := s.layers.ImportLegacy(ctx, s.args[0], layerdb.LegacyOptions{
+			r, err := s.images.ImportLegacy(ctx, s.args[0], layerdb.LegacyOptions{
 				Kind: layerdb.LegacyKind(s.c.String("kind")), Hold: &hold,
 			})
 			if err != nil {
 				return err
 			}
 			if s.json() {
-				return s.printJSON(legacyLine{
-					Kind: string(r.Kind), Layers: append([]layerdb.LegacyLayer{}, r.Layers...),
-					Skipped: append([]layerdb.LegacySkipped{}, r.Skipped...),
-				})
+				return s.printJSON(newLegacyLine(r))
 			}
 			for _, l := range r.Layers {
-				fmt.Fprintln(s.out, l.Layer)
+				fmt.Fprintln(s.out, "layer", l.Layer)
 				if !l.Exact {
 					fmt.Fprintf(os.Stderr, "plyfs: layer %s: the old store does not have its exact stream; its DiffID may be another\n",
 						oneLine(l.Source))
@@ -120,6 +134,12 @@ func layerImportCommand() storeCommand {
 			}
 			for _, l := range r.Skipped {
 				fmt.Fprintf(os.Stderr, "plyfs: layer %s was skipped: %s\n", oneLine(l.Source), oneLine(l.Reason))
+			}
+			for _, i := range r.Images {
+				fmt.Fprintln(s.out, strings.Join(append([]string{"image", i.ID.String()}, i.Names...), " "))
+			}
+			for _, i := range r.SkippedImages {
+				fmt.Fprintf(os.Stderr, "plyfs: image %s was skipped: %s\n", oneLine(i.Source), oneLine(i.Reason))
 			}
 			return nil
 		},
