@@ -1,11 +1,8 @@
 package overlay2_test
 
 import (
-	"testing"
-
 	"plyfs/drivers/drivertest"
 	"plyfs/drivers/overlay2"
-	"plyfs/internal/testenv"
 )
 
 const (
@@ -29,7 +26,3 @@ func suite() drivertest.Suite {
 		},
 	}
 }
-
-func TestSuite(t *testing.T) { drivertest.Run(t, suite()) }
-
-func TestSuiteInUserNamespace(t *testing.T) { testenv.RunInUserNamespace(t, "^TestSuite$") }
