@@ -7,4 +7,4 @@ import (
 	"plyfs/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{Binary: true})) }
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{Binary: true, Daemons: true})) }

@@ -29,6 +29,8 @@ const (
 type Options struct {
 	// Binary builds plyfs/cmd/plyfs for Binary to return.
 	Binary bool
+	// Daemons builds plyfs/cmd/plyfsd beside it.
+	Daemons bool
 }
 
 // Main is called by TestMain and returns the exit code. It starts the test binary again in new namespaces, with the
@@ -47,10 +49,11 @@ func Main(m *testing.M, o Options) int {
 		return 1
 	}
 	defer os.RemoveAll(scratch)
-	// Whatever is mounted for long enough to get an index must not leave it on the machine.
-	env := append(os.Environ(), envStage+"=root", envScratch+"="+scratch, "PLYFS_INDEX_DIR="+filepath.Join(scratch, "index"))
+	// Whatever is mounted for long enough to get an index must not leave it on the machine, nor a server that is killed its socket.
+	env := append(os.Environ(), envStage+"=root", envScratch+"="+scratch, "PLYFS_INDEX_DIR="+filepath.Join(scratch, "index"),
+		"PLYFS_RUNTIME_DIR="+filepath.Join(scratch, "run"))
 	if o.Binary && os.Getenv(envBinary) == "" {
-		env = append(env, build(scratch)...)
+		env = append(env, build(scratch, o)...)
 	}
 	code, err := reexec(env, os.Args[1:], os.Stdout, os.Stderr, &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
@@ -62,19 +65,22 @@ func Main(m *testing.M, o Options) int {
 	return code
 }
 
-// build compiles the binary under test outside the scratch tmpfs that the inner process will mount.
-func build(dir string) []string {
+// build compiles the binaries under test outside the scratch tmpfs that the inner process will mount.
+func build(dir string, o Options) []string {
 	bin := filepath.Join(dir, "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return []string{envBinaryError + "=" + err.Error()}
 	}
-	bin = filepath.Join(bin, "plyfs")
-	cmd := exec.Command("go", "build", "-o", bin, "plyfs/cmd/plyfs")
+	args := []string{"build", "-o", bin + "/", "plyfs/cmd/plyfs"}
+	if o.Daemons {
+		args = append(args, "plyfs/cmd/plyfsd")
+	}
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return []string{fmt.Sprintf("%s=go build plyfs/cmd/plyfs: %v: %s", envBinaryError, err, bytes.TrimSpace(out))}
+		return []string{fmt.Sprintf("%s=go %s: %v: %s", envBinaryError, strings.Join(args, " "), err, bytes.TrimSpace(out))}
 	}
-	return []string{envBinary + "=" + bin}
+	return []string{envBinary + "=" + filepath.Join(bin, "plyfs")}
 }
 
 // reexec runs this binary again and waits for it. The child dies with this thread, which is therefore locked: the
