@@ -1,13 +1,19 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"maps"
 	"reflect"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 )
 
 // logCounters writes one record of all counters: of the union, of the requests by kind, of the process.
@@ -50,4 +56,53 @@ func snake(name string) string {
 		b.WriteRune(unicode.ToLower(r))
 	}
 	return b.String()
+}
+
+// processUse is what this process takes up.
+func processUse() (u struct {
+	heap, goroutines uint64
+	cpu              time.Duration
+},
+) {
+	// Unlike runtime.ReadMemStats it stops nothing.
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/sched/goroutines:goroutines"}}
+	metrics.Read(samples)
+	u.heap, u.goroutines = samples[0].Value.Uint64(), samples[1].Value.Uint64()
+	var r unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &r) == nil {
+		u.cpu = time.Duration(r.Utime.Nano() + r.Stime.Nano())
+	}
+	return u
+}
+
+// tally counts what is logged.
+type tally struct{ errors, warnings atomic.Uint64 }
+
+// handler returns one that counts, and passes on to h.
+func (t *tally) handler(h slog.Handler) slog.Handler { return tallying{h, t} }
+
+type tallying struct {
+	slog.Handler
+	tally *tally
+}
+
+// Handle implements slog.Handler.
+func (h tallying) Handle(ctx context.Context, r slog.Record) error {
+	switch {
+	case r.Level >= slog.LevelError:
+		h.tally.errors.Add(1)
+	case r.Level >= slog.LevelWarn:
+		h.tally.warnings.Add(1)
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h tallying) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return tallying{h.Handler.WithAttrs(attrs), h.tally}
+}
+
+// WithGroup implements slog.Handler.
+func (h tallying) WithGroup(name string) slog.Handler {
+	return tallying{h.Handler.WithGroup(name), h.tally}
 }

@@ -13,6 +13,8 @@ type Cache struct {
 	max  int
 	ring []*File // clock order
 	hand int
+
+	hits, misses uint64
 }
 
 // Slot is a place for one descriptor; its zero value is empty. It is guarded by the Cache that it is used with.
@@ -51,6 +53,9 @@ func (c *Cache) Get(s *Slot) *File {
 	if f != nil {
 		f.refs++
 		f.used = true
+		c.hits++
+	} else {
+		c.misses++
 	}
 	c.mu.Unlock()
 	return f
@@ -148,6 +153,13 @@ func (c *Cache) Len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.ring)
+}
+
+// Lookups returns how often Get found a descriptor, and how often there was none.
+func (c *Cache) Lookups() (hits, misses uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hits, c.misses
 }
 
 // CloseAll drops every idle descriptor; slots are emptied.

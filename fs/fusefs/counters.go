@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"fmt"
 	"runtime/debug"
 	"sync/atomic"
 
@@ -27,7 +26,9 @@ const (
 	opWrite       = 16
 	opRelease     = 18
 	opFsync       = 20
+	opSetxattr    = 21
 	opGetxattr    = 22
+	opRemovexattr = 24
 	opFlush       = 25
 	opInit        = 26
 	opOpendir     = 27
@@ -64,6 +65,7 @@ type counters struct {
 	readers atomic.Uint64 // readers started because the others were busy
 	stale   atomic.Uint64 // ids that went stale
 	notices atomic.Uint64
+	outcomes
 }
 
 func (c *counters) count(op uint32) {
@@ -79,11 +81,7 @@ func (c *counters) snapshot() map[string]uint64 {
 		if n == 0 {
 			continue
 		}
-		name := opNames[op]
-		if name == "" {
-			name = fmt.Sprintf("OPCODE_%d", op)
-		}
-		m[name] = n
+		m[opName(uint32(op))] = n
 	}
 	for name, v := range map[string]*atomic.Uint64{
 		"panics": &c.panics, "readers_started": &c.readers, "stale_ids": &c.stale, "notifications": &c.notices,

@@ -84,6 +84,19 @@ func Mount(cfg MountConfig) (*Device, error) {
 	return d, nil
 }
 
+// Target returns the absolute path of the directory that was mounted on; "" if somebody else mounted.
+func (d *Device) Target() string { return d.target }
+
+// Identity tells the mount from others: by a number that no other one has had since boot (where the kernel has no such number, that of
+// mountinfo, which is used again), and by the device number of its files in the form of mountinfo, such as 0:57. It returns zero
+// values if somebody else mounted.
+func (d *Device) Identity() (id uint64, device string) {
+	if d.mount == (mountIdentity{}) {
+		return 0, ""
+	}
+	return d.mount.id, fmt.Sprintf("%d:%d", d.mount.major, d.mount.minor)
+}
+
 // Fd returns the /dev/fuse descriptor, which the Device keeps owning.
 func (d *Device) Fd() int { return d.fd }
 

@@ -74,6 +74,7 @@ type Observer struct {
 func (o *Observer) CopiedUp(n *union.Node) {
 	if f := o.fs.Load(); f != nil {
 		f.copiedUp(n)
+		f.tellCopiedUp(func() string { return f.u.Path(n) })
 	}
 }
 
@@ -113,7 +114,9 @@ type FS struct {
 	counts  counters
 	notices notifier
 	memory  reclaimer
-	warned  sync.Once // passthrough was refused for a file
+
+	watchers watchers
+	warned   sync.Once // passthrough was refused for a file
 }
 
 // New returns the FS that serves u. It owns neither u nor the Device it is given later.

@@ -265,7 +265,7 @@ func (t *fastTransport) run(r *reader) {
 		if op := req.opcode(); op == opFsync || op == opFsyncdir {
 			t.relieve(r)
 		}
-		if reply := r.answer(req); len(reply) > 0 {
+		if reply := r.handle(req); len(reply) > 0 {
 			if err := t.write(reply); err != nil {
 				t.log.Warn("answer refused", "op", opNames[req.opcode()%opLimit], "error", err)
 			}

@@ -3,6 +3,7 @@ package union
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +58,7 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 		n.inflight = done
 		n.copyMu.Unlock()
 
+		began := time.Now()
 		err := u.copyUpOne(n, want, limit)
 
 		n.copyMu.Lock()
@@ -70,6 +72,7 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 			return fmt.Errorf("copy-up of %s: %w", u.pathOf(n), err)
 		}
 		u.copyUps.Add(1)
+		u.copyUpTimes.Observe(time.Since(began))
 		if u.opt.Observer != nil && n.mode == unix.S_IFREG {
 			u.opt.Observer.CopiedUp(n)
 		}

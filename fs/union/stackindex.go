@@ -32,11 +32,7 @@ type StackIndex interface {
 func StackOf(o *Options) (*metadata.Stack, error) {
 	s := &metadata.Stack{}
 	for _, l := range o.Lowers {
-		id, err := layerID(l)
-		if err != nil {
-			return nil, fmt.Errorf("identify layer %s: %w", l.Path, err)
-		}
-		s.Layers = append(s.Layers, id)
+		s.Layers = append(s.Layers, layerID(l))
 	}
 	if inUserNamespace() {
 		for _, name := range [...]string{"uid_map", "gid_map"} {
@@ -53,26 +49,14 @@ func StackOf(o *Options) (*metadata.Stack, error) {
 	return s, nil
 }
 
-func layerID(l *layer.Layer) (id metadata.LayerID, err error) {
-	var st unix.Statx_t
-	if err := sys.Statx(l.FD(), "", &st); err != nil {
-		return id, err
-	}
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(l.FD(), &fs); err != nil {
-		return id, err
-	}
-	id = metadata.LayerID{
-		UUID: l.UUID, FSID: uint64(uint32(fs.Fsid.Val[0])) | uint64(uint32(fs.Fsid.Val[1]))<<32,
-		Dev: l.Dev, Ino: l.Ino, Override: l.Override(),
-	}
-	if st.Mask&unix.STATX_BTIME != 0 {
-		id.Btime = stampTime(st.Btime)
+func layerID(l *layer.Layer) metadata.LayerID {
+	id := metadata.LayerID{
+		UUID: l.UUID, FSID: l.FSID, Dev: l.Dev, Ino: l.Ino, Btime: stampTime(l.Btime), Override: l.Override(),
 	}
 	if h, err := sys.Handle(l.FD(), ""); err == nil {
 		id.Handle = append([]byte{byte(h.Type)}, h.Bytes...)
 	}
-	return id, nil
+	return id
 }
 
 func stampTime(t unix.StatxTimestamp) metadata.Time { return metadata.Time{Sec: t.Sec, Nsec: t.Nsec} }
@@ -106,6 +90,7 @@ func (u *Union) recallLocked(n *Node) bool {
 	}
 	d := n.dir
 	rec := u.recall(d.view)
+	u.countRecall(rec != nil)
 	if rec == nil {
 		if n.has(flagRecorded) { // what was said of it, by the record of its parent, may be as wrong
 			n.clear(flagRecorded)
@@ -121,6 +106,18 @@ func (u *Union) recallLocked(n *Node) bool {
 	}
 	d.rec = rec
 	return true
+}
+
+// countRecall counts one directory that was asked of the index.
+func (u *Union) countRecall(found bool) {
+	switch {
+	case found:
+		u.indexHits.Add(1)
+	case u.distrusted.Load():
+		u.indexFallbacks.Add(1)
+	default:
+		u.indexMisses.Add(1)
+	}
 }
 
 // recall returns the record of a directory, unless it is not there or not true.

@@ -15,6 +15,7 @@ import (
 	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
+	"plyfs/internal/latency"
 	"plyfs/internal/sys"
 )
 
@@ -74,6 +75,10 @@ type Union struct {
 	copyUps     atomic.Uint64
 	copyUpBytes atomic.Uint64
 	marked      atomic.Uint64
+
+	copyUpTimes latency.Histogram
+	// Directories that were resolved by the stack index, and otherwise.
+	indexHits, indexMisses, indexFallbacks atomic.Uint64
 }
 
 // Stats are counters of a union, for people and metrics.
@@ -84,6 +89,14 @@ type Stats struct {
 	CopyUps     uint64
 	CopyUpBytes uint64
 	Marked      uint64 // copied-up files whose data may not be on disk
+
+	// IndexHits are directories whose lowers were taken from the stack index; IndexMisses those that it does not have, or not any
+	// more as they are; IndexFallbacks those that were read since the index is not believed any more. All are 0 without one.
+	IndexHits, IndexMisses, IndexFallbacks uint64
+	// FileHits and FileMisses are how often the descriptor of a file's data was open, or had to be opened; DirHits and DirMisses
+	// the same of directories.
+	FileHits, FileMisses uint64
+	DirHits, DirMisses   uint64
 }
 
 // New assembles a union. It owns the layers of o from then on, also when it fails. It takes back what an earlier mount of
@@ -217,11 +230,18 @@ func (u *Union) Root() *Node { return u.root }
 
 // Stats returns the current counters.
 func (u *Union) Stats() Stats {
+	fileHits, fileMisses := u.files.Lookups()
+	dirHits, dirMisses := u.dirs.Lookups()
 	return Stats{
 		Nodes: uint64(max(u.nodes.Load(), 0)), OpenFiles: uint64(u.files.Len()), OpenDirs: uint64(u.dirs.Len()),
 		CopyUps: u.copyUps.Load(), CopyUpBytes: u.copyUpBytes.Load(), Marked: u.marked.Load(),
+		IndexHits: u.indexHits.Load(), IndexMisses: u.indexMisses.Load(), IndexFallbacks: u.indexFallbacks.Load(),
+		FileHits: fileHits, FileMisses: fileMisses, DirHits: dirHits, DirMisses: dirMisses,
 	}
 }
+
+// CopyUpDurations are those of the successful copy-ups of single objects, without those of their ancestors.
+func (u *Union) CopyUpDurations() latency.Snapshot { return u.copyUpTimes.Snapshot() }
 
 // Close ends the union after the front end stopped using it: what is not synced is, marks go, and the work directory is
 // left without anything staged. It blocks for the sync.
@@ -265,6 +285,10 @@ func (u *Union) closeLayers() {
 		}
 	}
 }
+
+// Path returns n's path in the mount, for people: it may be another one, or name something else, when they read it. A node
+// without a name has that of the root. It does not block for I/O.
+func (u *Union) Path(n *Node) string { return u.pathOf(n) }
 
 // pathOf is n's path in the mount, for messages.
 func (u *Union) pathOf(n *Node) string {

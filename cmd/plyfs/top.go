@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/control"
+)
+
+// rediscover is how often top looks for new mounts.
+const rediscover = 2 * time.Second
+
+// topCommand is plyfs top.
+func topCommand() *cli.Command {
+	return &cli.Command{
+		Name: "top", Usage: "show live what the mounts of plyfs do",
+		ArgsUsage: "[TARGET]...",
+		Description: "Requests a second of each mount by kind, what is copied up and written, and which processes change which files. " +
+			"While it runs, changing requests cost some microseconds more. On a terminal, q ends it; elsewhere it prints a table " +
+			"each interval. With TARGETs, only of those mounts. In data=passthrough writes go past plyfs: files opened to be written " +
+			"are shown instead.",
+		Flags: []cli.Flag{
+			allFlag(),
+			&cli.DurationFlag{Name: "interval", Aliases: []string{"d"}, Value: 2 * time.Second, Usage: "`TIME` between two looks, such as 500ms"},
+			&cli.BoolFlag{Name: "once", Usage: "print one look, at what happens within one interval, and end"},
+			&cli.BoolFlag{Name: "json", Usage: "print a line of JSON for each mount and interval"},
+		},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(exitUsage, "%v; see plyfs top --help", err)
+		},
+		Action: func(c *cli.Context) error {
+			interval := c.Duration("interval")
+			if interval < 100*time.Millisecond || interval > time.Hour {
+				return faultf(exitUsage, "--interval %v: give 100ms to 1h", interval)
+			}
+			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+			defer stop()
+			t := &top{scope: scopeOf(c), interval: interval, targets: c.Args().Slice(), mounts: make(map[string]*topMount)}
+			return t.run(ctx, c.App.Writer, c.Bool("once"), c.Bool("json"))
+		},
+	}
+}
+
+// top watches mounts.
+type top struct {
+	scope    control.Scope
+	interval time.Duration
+	targets  []string
+
+	all sync.WaitGroup
+	mu  sync.Mutex
+	// mounts are those watched, by the path of their socket. Guarded by mu, with what is in them.
+	mounts map[string]*topMount
+}
+
+// topMount is a mount that is watched.
+type topMount struct {
+	owner control.Owner
+	// last is the latest sample, before the one before it; a rate needs both.
+	last, before *control.Sample
+	// shown says that last was printed.
+	shown  bool
+	cancel context.CancelFunc
+}
+
+// run shows frames until ctx ends, or one.
+func (t *top) run(ctx context.Context, out io.Writer, once, asJSON bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer t.all.Wait()
+	defer cancel()
+	if err := t.discover(ctx); err != nil {
+		return err
+	}
+	show := printFrame
+	if asJSON {
+		show = printFrameJSON
+	}
+	if once {
+		if !t.settle(ctx) {
+			return nil
+		}
+		return show(out, t.frame())
+	}
+	var screen *terminal
+	if f, ok := out.(*os.File); ok && !asJSON {
+		var err error
+		if screen, err = openTerminal(f); err != nil && !errors.Is(err, unix.ENOTTY) {
+			return faultf(exitSystem, "terminal: %v", err)
+		}
+	}
+	if screen != nil {
+		defer screen.close()
+		go screen.awaitQuit(cancel)
+		show = screen.show
+	}
+	return t.loop(ctx, out, show)
+}
+
+// loop shows a frame each interval.
+func (t *top) loop(ctx context.Context, out io.Writer, show func(io.Writer, frame) error) error {
+	frames, look := time.NewTicker(t.interval), time.NewTicker(rediscover)
+	defer frames.Stop()
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+			if err := t.discover(ctx); err != nil {
+				return err
+			}
+		case <-frames.C:
+			if err := show(out, t.frame()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// discover begins to watch mounts that are new.
+func (t *top) discover(ctx context.Context) error {
+	sockets, err := control.List(t.scope)
+	if err != nil {
+		return faultf(exitSystem, "find mounts: %v", err)
+	}
+	owners := control.NewOwners()
+	for _, s := range sockets {
+		t.mu.Lock()
+		_, known := t.mounts[s.Path]
+		t.mu.Unlock()
+		if known {
+			continue
+		}
+		asked, cancel := context.WithTimeout(ctx, t.interval)
+		st, err := s.Status(asked)
+		cancel()
+		if err != nil || !t.wanted(st) {
+			continue
+		}
+		watched, cancel := context.WithCancel(ctx)
+		m := &topMount{owner: owners.Find(st.Target, st.Upper, s.UID), cancel: cancel}
+		t.mu.Lock()
+		t.mounts[s.Path] = m
+		t.mu.Unlock()
+		t.all.Go(func() {
+			defer cancel()
+			_ = s.Watch(watched, t.interval, func(sample control.Sample) error { // it ends with the mount
+				t.mu.Lock()
+				defer t.mu.Unlock()
+				if m.last != nil && !m.shown {
+					sample.Activity = append(sample.Activity, m.last.Activity...)
+				}
+				m.before, m.last, m.shown = m.last, &sample, false
+				return nil
+			})
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			delete(t.mounts, s.Path)
+		})
+	}
+	return nil
+}
+
+func (t *top) wanted(s control.Status) bool {
+	if len(t.targets) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(t.targets, func(target string) bool {
+		abs, err := filepath.Abs(target)
+		return err == nil && abs == s.Target
+	})
+}
+
+// settle waits until each mount has told twice, or is gone; false if ctx ended before.
+func (t *top) settle(ctx context.Context) bool {
+	deadline := time.NewTimer(t.interval + 2*time.Second)
+	defer deadline.Stop()
+	check := time.NewTicker(20 * time.Millisecond)
+	defer check.Stop()
+	for {
+		ready := true
+		t.mu.Lock()
+		for _, m := range t.mounts {
+			ready = ready && m.before != nil
+		}
+		t.mu.Unlock()
+		if ready {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-deadline.C:
+			return true // who has not told by now is left out
+		case <-check.C:
+		}
+	}
+}
+
+// printFrameJSON prints each mount of a frame.
+func printFrameJSON(out io.Writer, f frame) error {
+	enc := json.NewEncoder(out)
+	for _, r := range f.rows {
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// printFrame prints a frame as lines, without knowing of a terminal.
+func printFrame(out io.Writer, f frame) error {
+	for _, line := range f.lines(0) {
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
