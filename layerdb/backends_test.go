@@ -20,6 +20,8 @@ type backend struct {
 	program string
 	// image says that the scenario of a crash is an image whose layers are unpacked at once.
 	image bool
+	// snapshots says that it is the life of snapshots.
+	snapshots bool
 }
 
 func vfsBackend() backend { return backend{Factory: vfs.Factory()} }
@@ -43,13 +45,18 @@ func (b backend) at(root string) Options {
 func (b backend) environment() []string {
 	return []string{
 		envChildDriver + "=" + b.Name, envChildProgram + "=" + b.program, envChildImage + "=" + strconv.FormatBool(b.image),
+		envChildSnapshots + "=" + strconv.FormatBool(b.snapshots),
 	}
 }
 
 // scenario runs what is to be interrupted.
 func (b backend) scenario(s *Store, say func(word, op string)) {
-	if b.image {
+	switch {
+	case b.image:
 		imageScenario(s, say)
+		return
+	case b.snapshots:
+		snapshotScenario(s, say)
 		return
 	}
 	base, top := scenarioTars(nil)
@@ -59,7 +66,10 @@ func (b backend) scenario(s *Store, say func(word, op string)) {
 func backendOfChild() (backend, error) {
 	for _, f := range []drivers.Factory{vfs.Factory(), overlay2.Factory(), plyfs.Factory()} {
 		if f.Name == os.Getenv(envChildDriver) {
-			return backend{Factory: f, program: os.Getenv(envChildProgram), image: os.Getenv(envChildImage) == "true"}, nil
+			return backend{
+				Factory: f, program: os.Getenv(envChildProgram), image: os.Getenv(envChildImage) == "true",
+				snapshots: os.Getenv(envChildSnapshots) == "true",
+			}, nil
 		}
 	}
 	return backend{}, fmt.Errorf("driver %q: %w", os.Getenv(envChildDriver), drivers.ErrNotFound)

@@ -50,7 +50,7 @@ const (
 // Problem is something that is not as it should be.
 type Problem struct {
 	Kind string `json:"kind"`
-	// Object is what it is about: a layer's ChainID, a container, a holder, a file, a driver's layer.
+	// Object is what it is about: a layer's ChainID, a container, a holder, a snapshot, a file, a driver's layer.
 	Object string `json:"object"`
 	Detail string `json:"detail"`
 	// Remedy is what can be done; empty if it was repaired.
@@ -63,6 +63,7 @@ type Report struct {
 	Layers     int       `json:"layers"`
 	Containers int       `json:"containers"`
 	Holders    int       `json:"holders"`
+	Snapshots  int       `json:"snapshots"`
 	Problems   []Problem `json:"problems"`
 }
 
@@ -79,6 +80,8 @@ func (r Report) OK() bool {
 const (
 	remedyRepair = "check with --repair"
 	remedyImport = "import or pull the image again"
+	// What containerd knows of a snapshot is its own affair.
+	remedySnapshot = "have containerd remove the images and containers that use it, and " + remedyImport
 )
 
 // Check compares all that the store has with what its database names. It is alone in the store while it looks at names, and
@@ -116,7 +119,7 @@ func (s *Store) checkNames(ctx context.Context, o CheckOptions) ([]Layer, Report
 	}
 	defer leave()
 	c := &check{store: s, opt: o}
-	for _, step := range []func(context.Context) error{c.records, c.references, c.driver, c.files, c.copies} {
+	for _, step := range []func(context.Context) error{c.records, c.references, c.parents, c.driver, c.files, c.copies} {
 		if err := step(ctx); err != nil {
 			return nil, c.rep, err
 		}
@@ -203,6 +206,11 @@ func (c *check) records(ctx context.Context) error {
 		case r.Container != nil:
 			c.rep.Containers++
 			c.ids[r.Container.ID] = r
+		case r.Snapshot != nil:
+			c.rep.Snapshots++
+			if r.Snapshot.hasLayer() {
+				c.ids[r.Snapshot.ID] = r
+			}
 		default:
 			c.rep.Holders++
 		}
@@ -297,6 +305,26 @@ func (c *check) references(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// parents looks for snapshots whose parent is not there.
+func (c *check) parents(ctx context.Context) error {
+	for key, r := range c.all {
+		if r.Snapshot == nil || r.Snapshot.Parent == "" {
+			continue
+		}
+		if p, ok := c.all[snapshotKey(r.Snapshot.Parent)]; ok && p.Snapshot.Kind == SnapshotCommitted {
+			continue
+		}
+		err := c.found(Problem{
+			Kind: ProblemMissing, Object: snapshotKey(r.Snapshot.Parent), Detail: "there is no such committed snapshot, but " + key + " needs it",
+			Remedy: remedySnapshot,
+		}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
 // setUser sets or (nil) deletes a reference.
 func (s *Store) setUser(key string, value []byte) error {
 	_, err := s.update(func(t *tx) ([]work, error) {
@@ -364,8 +392,11 @@ func (c *check) driver(ctx context.Context) error {
 // missingRemedy is what can be done about something that the driver has lost. A layer that is registered again comes back in its
 // place; what was written in a container does not.
 func missingRemedy(r Record) string {
-	if r.Container != nil {
+	switch {
+	case r.Container != nil:
 		return "remove the container"
+	case r.Snapshot != nil:
+		return remedySnapshot
 	}
 	return remedyImport
 }

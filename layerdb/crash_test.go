@@ -27,6 +27,8 @@ const (
 	envChildDriver  = "PLYFS_LAYERDB_DRIVER"
 	envChildProgram = "PLYFS_LAYERDB_PROGRAM"
 	envChildImage   = "PLYFS_LAYERDB_IMAGE"
+	// envChildSnapshots says that the scenario is that of snapshots.
+	envChildSnapshots = "PLYFS_LAYERDB_SNAPSHOTS"
 )
 
 // progress is what is known of the operations of a scenario: those that were begun, and those that succeeded.

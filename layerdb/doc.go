@@ -9,12 +9,13 @@
 //	ROOT/lock                 whose lock is the store's; it names the process that has it
 //	ROOT/driver               the name of the driver, for those who look
 //	ROOT/db/                  the database
-//	ROOT/records/*.json       a copy of each record of a layer, container or holder
+//	ROOT/records/*.json       a copy of each record of a layer, container, holder or snapshot
 //	ROOT/layers/DRIVER/       the driver's home
 //	ROOT/tarsplit/ID.zst      what is not content of a layer's stream (tar-split's form)
 //	ROOT/tarsplit/ID.whole    a layer's stream as it came, where tree and headers do not give it again
 //	ROOT/blobs/               of those who manage images
 //	ROOT/run/DRIVER/          what does not outlive a boot
+//	ROOT/unfinished/ID        a snapshot's layer that is being made or removed
 //	ROOT/tmp/                 emptied at Open
 //	ROOT/ballast              space that is given back when the disk is full, so that something can be removed
 //
@@ -28,6 +29,7 @@
 //	l/CHAINID              Record of a layer
 //	c/NAME                 Record of a container
 //	h/KIND/KEY             Record of a holder
+//	s/NAME                 Record of a snapshot
 //	u/CHAINID/KIND/KEY     "1": a layer's user; KIND is "layer", "container", or that of a holder
 //	w/DRIVER/ID            work: a driver's layer that is being made or removed
 //
@@ -49,6 +51,17 @@
 // made in its place, and what is above it is whole again. Until its content is durable a note says that what the driver has is
 // garbage, and not what the database names.
 //
+// # Snapshots
+//
+// containerd makes layers by other means: it wants an empty writable one over a parent, fills it, and commits it under a name. It has
+// no digest for them until later, or ever; it has a database of its own, and removes what it does not need any more. So a snapshot
+// is a record beside those of layers, over another snapshot, in the same driver. Only the snapshotter's process makes and removes
+// them; everything else in the store leaves them alone.
+//
+// As containerd makes two or three of them for each layer of an image, one costs one synced transaction, and no more: that a layer
+// is being made or removed is noted by a file in ROOT/unfinished, and copies of records are written, both without waiting for the disk.
+// After the death of the process both are there. After a power cut they may be missing, and Check tells of what came of that.
+//
 // What a process got from the driver for itself, to read a layer, is given back at the next Open if the process died.
 //
 // # Locks and phases
@@ -58,6 +71,7 @@
 //	gate                       every operation is inside; Migrate is alone; nobody after Close
 //	  mounting, by name          a container's mounts
 //	    containers, by name      a container's content: for reading while it is read, for writing while it is made or removed
+//	  snapshots, by name         a snapshot and its copy; parents for reading
 //	  flights, by ChainID        making one layer; who makes several begins with the lowest
 //	    holders, by key          a holder and its copy; who needs several takes them in their order
 //	      graph                  decisions: transactions that change who uses what, and pins

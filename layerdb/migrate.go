@@ -47,7 +47,7 @@ type MigrateProgress struct {
 // the end one transaction gives the store to the new driver; until then it belongs to the old one, and a migration that
 // is interrupted goes on with the next call, where layers that are across stay there.
 //
-// Nothing else can be done with the store meanwhile. The error wraps drivers.ErrInUse while a container is mounted, ErrNoSpace if the
+// Nothing else can be done with the store meanwhile. The error wraps drivers.ErrInUse while a container is mounted or there are snapshots, ErrNoSpace if the
 // new driver's file system has too little room, drivers.ErrExists if the store is that driver's already, drivers.ErrNotSupported
 // if the new driver cannot keep a container's quota, and drivers.ErrDamaged for a layer that is not what it was.
 func (s *Store) Migrate(ctx context.Context, to string, o MigrateOptions) error {
@@ -130,6 +130,12 @@ func (m *migration) progress(object string, done int) {
 func (m *migration) list(ctx context.Context) error {
 	m.layers = make(map[ChainID]Record)
 	return m.store.view(func(t *tx) error {
+		if err := t.records(snapshotPrefix, func(r Record) error {
+			return fmt.Errorf("the store has snapshots of containerd (%s and others), which are mounted by their paths in the driver's "+
+				"directory; remove them (ctr snapshots, ctr images), and pull the images again afterwards: %w", r.Snapshot.Name, drivers.ErrInUse)
+		}); err != nil {
+			return err
+		}
 		all, err := t.layers(ctx)
 		if err != nil {
 			return err

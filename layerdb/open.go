@@ -89,7 +89,7 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 		o.Wait = defaultWait
 	}
 	s := &Store{root: root, opt: o, log: o.Log, boot: strings.TrimSpace(string(boot)), pins: make(map[ChainID]*pin)}
-	for _, dir := range []string{"", layersDir, streamsDir, recordsDir, blobsDir, runDir, tempDir} {
+	for _, dir := range []string{"", layersDir, streamsDir, recordsDir, blobsDir, runDir, notesDir, tempDir} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return nil, err
 		}
@@ -203,6 +203,9 @@ func (s *Store) resume(ctx context.Context, m meta, named string) error {
 	if _, err := s.sweep(ctx, s.drv); err != nil {
 		// Nothing that is wanted is lost: the next sweep tries again.
 		s.log.Warn("leftovers of interrupted operations stay", "error", err)
+	}
+	if _, err := s.sweepSnapshots(ctx); err != nil {
+		s.log.Warn("leftovers of interrupted operations on snapshots stay", "error", err)
 	}
 	return nil
 }

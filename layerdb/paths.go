@@ -23,6 +23,7 @@ const (
 	recordsDir  = "records"
 	blobsDir    = "blobs"
 	runDir      = "run"
+	notesDir    = "unfinished"
 	tempDir     = "tmp"
 	ballastFile = "ballast"
 	splitSuffix = ".zst"
@@ -66,12 +67,16 @@ func copyName(r Record) string {
 		return "layer-" + r.Layer.CacheID + copySuffix
 	case r.Container != nil:
 		return "container-" + r.Container.ID + copySuffix
+	case r.Snapshot != nil:
+		return snapshotCopyName(r.Snapshot.ID)
 	default:
 		// A key may hold what a name of a file may not.
 		sum := sha256.Sum256([]byte(r.Holder.Kind + "\x00" + r.Holder.Key))
 		return "holder-" + hex.EncodeToString(sum[:]) + copySuffix
 	}
 }
+
+func snapshotCopyName(id string) string { return "snapshot-" + id + copySuffix }
 
 // writeCopy makes the copy of the record durable.
 func (s *Store) writeCopy(r Record) error {

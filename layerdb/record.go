@@ -11,13 +11,14 @@ import (
 	"plyfs/drivers"
 )
 
-// Record is what the database holds under one key, and what a file in the directory records holds: a layer, a container or
-// a holder, and where drivers keep it.
+// Record is what the database holds under one key, and what a file in the directory records holds: a layer, a container,
+// a holder or a snapshot, and where drivers keep it.
 type Record struct {
 	Layer     *Layer     `json:"layer,omitempty"`
 	Container *Container `json:"container,omitempty"`
 	Holder    *Holder    `json:"holder,omitempty"`
-	// Drivers have the layer or container, complete. During and after a migration there is more than one.
+	Snapshot  *Snapshot  `json:"snapshot,omitempty"`
+	// Drivers have the layer, container or snapshot, complete. During and after a migration there is more than one.
 	Drivers []string `json:"drivers,omitempty"`
 }
 
@@ -70,11 +71,15 @@ func (r Record) validate() error {
 		n++
 		errs = append(errs, r.Holder.validate())
 	}
+	if r.Snapshot != nil {
+		n++
+		errs = append(errs, r.Snapshot.validate())
+	}
 	if n != 1 {
 		return fmt.Errorf("it holds %d things, not one", n)
 	}
 	if (r.Holder == nil) != (len(r.Drivers) > 0) {
-		errs = append(errs, errors.New("layers and containers are in a driver, holders are not"))
+		errs = append(errs, errors.New("layers, containers and snapshots are in a driver, holders are not"))
 	}
 	for _, driver := range r.Drivers {
 		errs = append(errs, drivers.ValidID(driver))

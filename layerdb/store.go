@@ -49,10 +49,13 @@ type Store struct {
 	holders    keyLocks // by holder
 	mounting   keyLocks // by name of a container: its mounts
 	containers keyLocks // by name of a container: its content; for writing while it is removed
+	snapshots  keyLocks // by name of a snapshot; for reading by who uses it or makes something over it
 	removals   removals
 
 	graph sync.Mutex
 	pins  map[ChainID]*pin // guarded by graph
+	// snapshotsKnown is nil until it is wanted; guarded by graph.
+	snapshotsKnown *snapshotTable
 }
 
 // database is what the store needs of metadata/kv; tests fail and stop in it.
@@ -71,6 +74,9 @@ func (s *Store) Driver() drivers.Driver { return s.drv }
 
 // BlobDir is a directory in the store for blobs of images. The store does not look into it.
 func (s *Store) BlobDir() string { return s.path(blobsDir) }
+
+// DriverDir is the home of the store's driver.
+func (s *Store) DriverDir() string { return s.path(layersDir, s.drv.Name()) }
 
 // TempDir is a directory in the store that is emptied whenever the store is opened.
 func (s *Store) TempDir() string { return s.path(tempDir) }
@@ -100,9 +106,11 @@ func (s *Store) release() error {
 	return errors.Join(errs...)
 }
 
+const idBytes = 16
+
 // newID returns 128 random bits as a name.
 func newID() string {
-	var b [16]byte
+	var b [idBytes]byte
 	rand.Read(b[:]) // it never fails
 	return hex.EncodeToString(b[:])
 }

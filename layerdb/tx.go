@@ -17,11 +17,13 @@ const (
 	containerPrefix = "c/"
 	holderPrefix    = "h/"
 	userPrefix      = "u/"
+	snapshotPrefix  = "s/"
 	workPrefix      = "w/"
 )
 
 func layerKey(id ChainID) string                  { return layerPrefix + string(id) }
 func containerKey(name string) string             { return containerPrefix + name }
+func snapshotKey(name string) string              { return snapshotPrefix + name }
 func holderKey(r Ref) string                      { return holderPrefix + r.Kind + "/" + r.Key }
 func userKey(id ChainID, kind, key string) string { return usersOf(id) + kind + "/" + key }
 func usersOf(id ChainID) string                   { return userPrefix + string(id) + "/" }
@@ -116,6 +118,8 @@ func (r Record) key() string {
 		return layerKey(r.Layer.ID)
 	case r.Container != nil:
 		return containerKey(r.Container.Name)
+	case r.Snapshot != nil:
+		return snapshotKey(r.Snapshot.Name)
 	default:
 		return holderKey(r.Holder.Ref())
 	}
@@ -143,6 +147,10 @@ func (t *tx) layer(id ChainID) (Record, error) { return t.record(layerKey(id), "
 
 func (t *tx) container(name string) (Record, error) {
 	return t.record(containerKey(name), "container "+name)
+}
+
+func (t *tx) snapshot(name string) (Record, error) {
+	return t.record(snapshotKey(name), "snapshot "+name)
 }
 
 func (t *tx) holder(r Ref) (Record, error) { return t.record(holderKey(r), r.String()) }
