@@ -33,6 +33,11 @@ func StatStamp(dirfd int, name string, st *unix.Statx_t) error {
 	return statx(dirfd, name, unix.STATX_INO|unix.STATX_MTIME|unix.STATX_CTIME, st)
 }
 
+// StatPlace is Statx that also tells the id of the mount.
+func StatPlace(dirfd int, name string, st *unix.Statx_t) error {
+	return statx(dirfd, name, StatMask|unix.STATX_MNT_ID, st)
+}
+
 func statx(dirfd int, name string, mask uintptr, st *unix.Statx_t) error {
 	flags := uintptr(unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_SYNC_AS_STAT)
 	if name == "" || name == "." {

@@ -1,0 +1,10 @@
+package snapshotter
+
+import (
+	"os"
+	"testing"
+
+	"plyfs/internal/testenv"
+)
+
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{Binary: true})) }

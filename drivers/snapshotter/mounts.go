@@ -1,0 +1,265 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"plyfs/drivers"
+	"plyfs/layerdb"
+)
+
+// Names of mount types, options and drivers.
+const (
+	typeBind    = "bind"
+	typeOverlay = "overlay"
+
+	lowerOption = "lowerdir="
+	upperOption = "upperdir="
+	workOption  = "workdir="
+	readOnly    = "ro"
+
+	driverPlyfs = "plyfs"
+)
+
+// mounter says how layers of a driver are mounted.
+type mounter struct {
+	drv     drivers.Driver
+	planner drivers.Planner // nil where layers are directories or datasets of their own
+	// unpacks says that whoever unpacks may write the layer itself, as the mount type overlay has containerd do.
+	unpacks bool
+	// dataset is the key of the driver's metadata that names what is mounted, and kind the mount type.
+	dataset, kind string
+}
+
+// newMounter finds out how layers of the store's driver are mounted.
+func newMounter(store *layerdb.Store) (m mounter, err error) {
+	if strings.ContainsAny(store.Root(), ":,\\\"") || strings.ContainsFunc(store.Root(), func(r rune) bool { return r <= ' ' }) {
+		return m, fmt.Errorf("store %q: a path that stands in mount options must not have colons, commas, quotes, backslashes or spaces; "+
+			"choose another --root: %w", store.Root(), drivers.ErrInvalid)
+	}
+	m.drv = store.Driver()
+	if p, ok := m.drv.(drivers.Planner); ok {
+		m.planner = p
+		m.unpacks, err = mayUnpack(store)
+		return m, err
+	}
+	switch m.drv.Name() {
+	case "vfs":
+		m.dataset, m.kind = "Dir", typeBind
+	case "btrfs":
+		m.dataset, m.kind = "root", typeBind
+	case "zfs":
+		m.dataset, m.kind = "dataset", "zfs"
+	default:
+		return m, fmt.Errorf("containerd cannot mount layers of the driver %s; use plyfs, overlay2, btrfs, zfs or vfs: %w",
+			m.drv.Name(), drivers.ErrNotSupported)
+	}
+	return m, nil
+}
+
+// mayUnpack says whether containerd can write layers in the form of the kernel's overlayfs: it makes device nodes and trusted
+// attributes, which is for root of the machine, and not for every file system.
+func mayUnpack(store *layerdb.Store) (bool, error) {
+	if os.Geteuid() != 0 || drivers.UserNamespace().Nested {
+		return false, nil
+	}
+	return takesOverlayForm(store.TempDir())
+}
+
+// mounts says how the snapshot is mounted.
+func (m mounter) mounts(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) ([]mount.Mount, error) {
+	if m.planner == nil {
+		return m.single(ctx, n, l)
+	}
+	p, err := m.plan(ctx, n, l)
+	if err != nil {
+		return nil, err
+	}
+	return p.mounts(n, m.drv.Name() == driverPlyfs)
+}
+
+// single is for layers that hold all that they show.
+func (m mounter) single(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) ([]mount.Mount, error) {
+	meta, err := m.drv.Metadata(ctx, l.Top)
+	if err != nil {
+		return nil, err
+	}
+	source := meta[m.dataset]
+	if source == "" {
+		return nil, fmt.Errorf("driver %s does not say where layer %s is: %w", m.drv.Name(), l.Top, drivers.ErrDamaged)
+	}
+	mode := "rw"
+	if n.Kind == layerdb.SnapshotView {
+		mode = readOnly
+	}
+	options := []string{mode}
+	if m.kind == typeBind {
+		options = append(idMaps(n.Labels), mode, "rbind")
+	}
+	return []mount.Mount{{Type: m.kind, Source: source, Options: options}}, nil
+}
+
+// stack is how the layers of a snapshot are mounted together.
+type stack struct {
+	kind        string
+	upper, work string
+	lowers      []string // topmost first
+	options     []string // others
+	// bare says that the upper is one directory that shows everything: there is nothing below.
+	bare bool
+}
+
+// plan asks the driver. A committed snapshot may have a writable layer, which is the topmost lower here.
+func (m mounter) plan(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) (k stack, err error) {
+	view := n.Kind == layerdb.SnapshotView
+	p, err := m.planner.Plan(ctx, l.Top, &drivers.GetOptions{ReadOnly: view})
+	if err != nil {
+		return k, err
+	}
+	k.kind = p.Type
+	for _, o := range p.Options {
+		switch {
+		case strings.HasPrefix(o, lowerOption):
+			k.lowers = strings.Split(strings.TrimPrefix(o, lowerOption), ":")
+		case strings.HasPrefix(o, upperOption):
+			k.upper = strings.TrimPrefix(o, upperOption)
+		case strings.HasPrefix(o, workOption):
+			k.work = strings.TrimPrefix(o, workOption)
+		case o != readOnly:
+			k.options = append(k.options, o)
+		}
+	}
+	if len(k.lowers) == 0 {
+		return k, fmt.Errorf("driver %s: the plan of layer %s has no lowers: %w", m.drv.Name(), l.Top, drivers.ErrDamaged)
+	}
+	info, err := m.drv.Metadata(ctx, l.Top)
+	if err != nil {
+		return k, err
+	}
+	own := info["UpperDir"]
+	k.bare = info["LowerDir"] == ""
+	switch {
+	case view && k.upper != "":
+		k.lowers = append([]string{k.upper}, k.lowers...)
+		k.upper, k.work = "", ""
+	case view && k.bare:
+		k.lowers[0] = own
+	case n.Unpacked:
+		// Its own layer is the topmost lower in the plan of an image layer. It is written, and never mounted.
+		k.kind, k.upper, k.lowers = typeOverlay, own, k.lowers[1:]
+	}
+	return k, nil
+}
+
+// mounts is what containerd gets.
+func (k stack) mounts(n layerdb.Snapshot, served bool) ([]mount.Mount, error) {
+	maps := idMaps(n.Labels)
+	if k.bare {
+		source, mode := k.upper, "rw"
+		if n.Kind == layerdb.SnapshotView {
+			source, mode = k.lowers[0], readOnly
+		} else if err := ownRoot(k.upper, n.Labels); err != nil {
+			return nil, err
+		}
+		return []mount.Mount{{Type: typeBind, Source: source, Options: append(maps, mode, "rbind")}}, nil
+	}
+	var options []string
+	switch {
+	case k.upper == "":
+		options = append(options, readOnly)
+	case k.work != "":
+		options = append(options, workOption+k.work, upperOption+k.upper)
+	default:
+		options = append(options, upperOption+k.upper)
+	}
+	options = append(options, lowerOption+strings.Join(k.lowers, ":"))
+	options = append(options, k.options...)
+	if served && !n.Unpacked {
+		return []mount.Mount{{Type: k.kind, Source: typeOverlay, Options: append(options, servedMaps(n.Labels)...)}}, nil
+	}
+	if k.upper != "" {
+		if err := ownRoot(k.upper, n.Labels); err != nil {
+			return nil, err
+		}
+	}
+	return []mount.Mount{{Type: k.kind, Source: typeOverlay, Options: append(maps, options...)}}, nil
+}
+
+// idMaps are the options by which containerd 2 makes mounts with other owners, by the kernel's means.
+func idMaps(labels map[string]string) (options []string) {
+	if uid, gid := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]; uid != "" && gid != "" {
+		options = append(options, "uidmap="+uid, "gidmap="+gid)
+	}
+	return options
+}
+
+// servedMaps are the same for mounts that plyfs serves.
+func servedMaps(labels map[string]string) (options []string) {
+	for _, o := range []struct{ label, option string }{
+		{snapshots.LabelSnapshotUIDMapping, "uidmapping="}, {snapshots.LabelSnapshotGIDMapping, "gidmapping="},
+	} {
+		if v := labels[o.label]; v != "" {
+			options = append(options, o.option+strings.ReplaceAll(v, ",", ":"))
+		}
+	}
+	return options
+}
+
+// ownRoot gives the root of a layer that is written with mapped owners to the one who is root there: the kernel maps the lowers
+// of an overlay, and not its upper (cf. containerd's overlay snapshotter).
+func ownRoot(dir string, labels map[string]string) error {
+	uid, err := mappedRoot(labels[snapshots.LabelSnapshotUIDMapping])
+	if err != nil {
+		return err
+	}
+	gid, err := mappedRoot(labels[snapshots.LabelSnapshotGIDMapping])
+	if err != nil || uid < 0 || gid < 0 {
+		return err
+	}
+	if err := os.Lchown(dir, uid, gid); err != nil {
+		return fmt.Errorf("give the root of a layer to its user: %w", err)
+	}
+	return nil
+}
+
+// mappedRoot is the id outside that stands for 0 inside, -1 without a map.
+func mappedRoot(mapping string) (int, error) {
+	if mapping == "" {
+		return -1, nil
+	}
+	for part := range strings.SplitSeq(mapping, ",") {
+		fields := strings.Split(part, ":")
+		if len(fields) != 3 {
+			return -1, fmt.Errorf("id mapping %q: want container-id:host-id:size: %w", part, drivers.ErrInvalid)
+		}
+		var n [3]uint64
+		for i, f := range fields {
+			var err error
+			if n[i], err = strconv.ParseUint(f, 10, 32); err != nil {
+				return -1, fmt.Errorf("id mapping %q: %w: %w", part, err, drivers.ErrInvalid)
+			}
+		}
+		if n[0] == 0 && n[2] > 0 {
+			return int(n[1]), nil
+		}
+	}
+	return -1, fmt.Errorf("id mapping %q has nothing for 0: %w", mapping, drivers.ErrInvalid)
+}
+
+// takesOverlayForm tries in dir whether its file system takes what an overlay's layers consist of.
+func takesOverlayForm(dir string) (ok bool, err error) {
+	probe, err := os.MkdirTemp(dir, "probe-")
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(probe)) }()
+	return writesOverlayForm(probe, filepath.Join(probe, "whiteout")), nil
+}

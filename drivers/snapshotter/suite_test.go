@@ -1,0 +1,95 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+
+	"plyfs/drivers"
+	"plyfs/drivers/btrfs"
+	"plyfs/drivers/overlay2"
+	"plyfs/drivers/plyfs"
+	"plyfs/drivers/vfs"
+	"plyfs/internal/testenv"
+	"plyfs/layerdb"
+)
+
+// openAt opens a snapshotter on a store of the driver.
+func openAt(ctx context.Context, root string, f drivers.Factory, options map[string]string) (*Snapshotter, error) {
+	store, err := layerdb.Open(ctx, layerdb.Options{
+		Root: root, Driver: f.Name, Registry: drivers.NewRegistry(f), DriverOptions: options,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s, err := New(store, Options{})
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return s, nil
+}
+
+// installPlyfs puts the binary under test where mount.fuse3 finds it.
+func installPlyfs(t *testing.T) map[string]string {
+	t.Helper()
+	if _, err := os.Stat("/sbin/mount.fuse3"); err != nil {
+		t.Fatalf("package fuse3 is missing: %v", err)
+	}
+	t.Setenv("PATH", filepath.Dir(testenv.Binary(t))+":"+os.Getenv("PATH"))
+	return map[string]string{"mount_program": testenv.Binary(t)}
+}
+
+// suite runs containerd's tests of snapshotters, each on a store of its own beneath base.
+func suite(t *testing.T, name, base string, f drivers.Factory, options map[string]string) {
+	t.Setenv("TMPDIR", base)
+	testsuite.SnapshotterSuite(t, name, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+		s, err := openAt(ctx, root, f, options)
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, func() error {
+			if err := s.Close(); err != nil {
+				return err
+			}
+			return checkStore(ctx, root, f, options)
+		}, nil
+	})
+}
+
+// checkStore opens the store that a test leaves, and has it checked.
+func checkStore(ctx context.Context, root string, f drivers.Factory, options map[string]string) error {
+	s, err := openAt(ctx, root, f, options)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	rep, err := s.store.Check(ctx, layerdb.CheckOptions{})
+	for _, p := range rep.Problems {
+		err = errors.Join(err, errors.New(p.Kind+" "+p.Object+": "+p.Detail))
+	}
+	return err
+}
+
+func TestSuitePlyfs(t *testing.T) {
+	suite(t, "plyfs", testenv.Scratch(t), plyfs.Factory(), installPlyfs(t))
+}
+
+// The suite leaves the renaming of a directory of a lower layer out for snapshotters of this name, which the kernel refuses.
+func TestSuiteOverlay2(t *testing.T) {
+	suite(t, "overlayfs", testenv.Scratch(t), overlay2.Factory(), nil)
+}
+
+func TestSuiteVFS(t *testing.T) { suite(t, "vfs", testenv.Scratch(t), vfs.Factory(), nil) }
+
+func TestSuiteBtrfs(t *testing.T) {
+	suite(t, "btrfs", testenv.Btrfs(t, 1<<30), btrfs.Factory(), nil)
+}
+
+func TestSuiteInUserNamespace(t *testing.T) {
+	testenv.RunInUserNamespace(t, "^(TestSuitePlyfs|TestSuiteOverlay2|TestSuiteVFS)$")
+}
