@@ -19,8 +19,11 @@ const module = "plyfs"
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/plyfs": {
-			"layerdb/...", "drivers/...", "fs/fusefs", "fs/fsck", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench", "internal/sys",
+			"layerdb/...", "drivers/...", "fs/fusefs", "fs/fsck", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench",
+			"internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys",
 		},
+		"cmd/plyfsd":          {"drivers/...", "layerdb/...", "cow/tarlayer", "fs/mountopt", "internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys"},
+		"internal/daemon":     {"internal/sys"},
 		"layerdb":             {"drivers", "cow/...", "metadata/kv", "internal/sys"},
 		"layerdb/image":       {"layerdb", "drivers", "cow/tarlayer", "internal/sys"},
 		"drivers/snapshotter": {"drivers", "layerdb"},
@@ -31,15 +34,21 @@ func arrows() map[string][]string {
 		// The native differ reads a layer and those below it as the engine shows them.
 		"drivers/internal/upperdiff": {"drivers", "drivers/internal/...", "cow/...", "fs/union", "internal/sys"},
 		"fs":                         {},
-		"fs/fusefs":                  {"fs/union", "internal/sys"},
-		"fs/union":                   {"cow/...", "metadata", "internal/sys"},
+		"fs/fusefs":                  {"fs/union", "internal/latency", "internal/sys"},
+		"fs/union":                   {"cow/...", "metadata", "internal/latency", "internal/sys"},
 		"fs/fsck":                    {"cow/...", "metadata", "internal/sys"},
 		"fs/mountopt":                {},
 		"cow/...":                    {"cow/...", "internal/sys"},
 		"metadata":                   {"metadata/kv", "internal/sys"},
 		"metadata/kv":                {"internal/sys"},
+		"internal/cmdtable":          {},
+		"internal/packaging/...":     {"internal/cmdtable"},
 		"internal/sys":               {},
+		"internal/latency":           {},
+		"internal/control":           {"internal/latency", "internal/sys"},
 		"internal/invariant":         {},
+		// It asks the kernel's FUSE what it can do.
+		"internal/doctor":            {"fs/fusefs", "internal/sys"},
 		"internal/fingerprint":       {},
 		"internal/testenv":           {"internal/sys"},
 		"internal/ci":                {},

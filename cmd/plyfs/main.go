@@ -18,20 +18,20 @@ import (
 )
 
 func main() {
-	args, wanted, err := standBy(os.Args)
-	switch {
-	case err != nil:
-		fmt.Fprintf(os.Stderr, "%s: %v\n", namePlyfs, err)
-		os.Exit(exitSystem)
-	case !wanted:
-		os.Exit(exitOK)
+	if fd, ok := standbyFD(); ok {
+		os.Exit(report(namePlyfs, standBy(fd), os.Stderr))
 	}
-	os.Exit(run(args, os.Stdout, os.Stderr))
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
 
 // run is the program; it returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
 	name, err := dispatch(args, stdout)
+	return report(name, err, stderr)
+}
+
+// report prints what err says, and returns the exit code.
+func report(name string, err error, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
@@ -63,7 +63,7 @@ func dispatch(args []string, stdout io.Writer) (name string, err error) {
 
 // commands is the table of subcommands.
 func commands() []*cli.Command {
-	return []*cli.Command{
+	return append([]*cli.Command{
 		mountCommand(),
 		umountCommand(),
 		fsckCommand(),
@@ -73,9 +73,15 @@ func commands() []*cli.Command {
 		containerCommand(),
 		driverCommand(),
 		unshareCommand(),
+		doctorCommand(),
+		installCommand(),
+		uninstallCommand(),
+		completionCommand(),
+		psCommand(),
+		topCommand(),
 		versionCommand(),
 		bench.Command(),
-	}
+	}, append(daemonCommands(), hiddenCommands()...)...)
 }
 
 func newApp(stdout io.Writer) *cli.App {
