@@ -5,7 +5,16 @@ PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 # The only place where mount(8) looks for its helpers, whatever PREFIX is.
 SBINDIR ?= /sbin
+DATADIR ?= $(PREFIX)/share
+MANDIR  ?= $(DATADIR)/man
+DOCDIR  ?= $(DATADIR)/doc/plyfs
+UNITDIR ?= $(PREFIX)/lib/systemd
+BASHDIR ?= $(DATADIR)/bash-completion/completions
+ZSHDIR  ?= $(DATADIR)/zsh/site-functions
+FISHDIR ?= $(DATADIR)/fish/vendor_completions.d
 DESTDIR ?=
+# Who answers for packages made here.
+MAINTAINER ?= The plyfs developers <plyfs@plyfs.invalid>
 INSTALL ?= install
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -13,6 +22,12 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 CI      := $(GO) run ./internal/ci
 SCRIPTS := $(shell find internal -name '*.sh') .ci/run
+NFPM    := $(GO) tool -modfile=internal/packaging/tools/go.mod nfpm
+
+# Where generated files and packages go, and what packages say of the version and the day of this checkout.
+DIST       ?= dist
+PKGVERSION := $(shell echo '$(VERSION)' | sed -E '/^v?[0-9]+\.[0-9]/!s/^/0.0.0-/; s/^v//; s/-/+/; s/-/./g')
+DATE       := $(shell git log -1 --format=%cs 2>/dev/null || date +%F)
 
 # mount(8) and mount.fuse3(8) find the program by these names.
 HELPERS := mount.plyfs mount.fuse.plyfs mount.fuse3.plyfs
@@ -21,6 +36,8 @@ HELPERS := mount.plyfs mount.fuse.plyfs mount.fuse3.plyfs
 DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs btrfs-progs shellcheck
 DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd \
 	debootstrap debian-archive-keyring
+
+DEPS_PACKAGES := groff-base man-db systemd bash debootstrap debian-archive-keyring rpm mandoc lintian zsh fish
 
 # Packages with what they and their tests import; those whose tests mount import testenv.
 PACKAGES   := $(GO) list -f '{{.ImportPath}} {{.Imports}} {{.TestImports}} {{.XTestImports}}' ./...
@@ -36,24 +53,77 @@ KERNEL      ?= uml
 VM_DISK     ?= 8G
 VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut $(wildcard ./drivers/devicemapper) ./drivers/zfs ./drivers/overlay2 ./drivers/vfs
 
-.PHONY: all build install uninstall fmt lint test test-unit test-root test-exercise test-crash test-conformance \
-	test-engines test-vm vm-run vm-shell fuzz bench demo deps deps-engines clean help
+.PHONY: all build man completions install uninstall deb rpm fmt lint test test-unit test-root test-exercise test-crash test-conformance \
+	test-engines test-packages test-vm vm-run vm-shell fuzz bench demo deps deps-engines deps-packages clean help
 
 all: build ## Build (the default)
 
-build: ## Build ./plyfs, static, without cgo
-	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o plyfs ./cmd/plyfs
+build: ## Build ./plyfs and ./plyfsd, static, without cgo
+	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/plyfs ./cmd/plyfsd
 
-# To serve callers of fuse-overlayfs too, `make install LINK_FUSE_OVERLAYFS=1` adds a link of that name in BINDIR.
-install: build ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)
-	$(INSTALL) -D -m 0755 plyfs '$(DESTDIR)$(BINDIR)/plyfs'
+# PREBUILT=1 installs, or packages, the programs that lie in BIN already.
+BIN   ?= .
+BUILT := $(if $(PREBUILT),,build)
+
+man: $(BUILT) ## Write the manual pages to DIST/man
+	rm -rf '$(DIST)/man'
+	'$(BIN)/plyfs' __commands | $(GO) run ./internal/packaging/manual -docs docs -date '$(DATE)' -version '$(VERSION)' -out '$(DIST)/man'
+
+completions: $(BUILT) ## Write the completions of bash, zsh and fish to DIST/completions
+	rm -rf '$(DIST)/completions'
+	$(INSTALL) -d '$(DIST)/completions'
+	set -e; for s in bash zsh fish; do '$(BIN)/plyfs' completion $$s > "$(DIST)/completions/plyfs.$$s"; done
+
+UNITS      := plyfs-snapshotter.service plyfs-graphplugin.service plyfs-graphplugin.socket plyfs-metrics.service
+USER_UNITS := plyfs-snapshotter.service plyfs-graphplugin.service plyfs-metrics.service
+
+# To serve callers of fuse-overlayfs too, `plyfs install --as fuse-overlayfs`, or here LINK_FUSE_OVERLAYFS=1 for a link of
+# that name in BINDIR.
+install: $(BUILT) man completions ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)
+	$(INSTALL) -D -m 0755 '$(BIN)/plyfs' '$(DESTDIR)$(BINDIR)/plyfs'
+	$(INSTALL) -m 0755 '$(BIN)/plyfsd' '$(DESTDIR)$(BINDIR)/plyfsd'
 	$(INSTALL) -d -m 0755 '$(DESTDIR)$(SBINDIR)'
 	set -e; for h in $(HELPERS); do ln -sf '$(BINDIR)/plyfs' "$(DESTDIR)$(SBINDIR)/$$h"; done
 	$(if $(LINK_FUSE_OVERLAYFS),ln -sf plyfs '$(DESTDIR)$(BINDIR)/fuse-overlayfs')
+	set -e; cd '$(DIST)/man'; for p in man*/*; do $(INSTALL) -D -m 0644 "$$p" "$(DESTDIR)$(MANDIR)/$$p"; done
+	$(INSTALL) -D -m 0644 '$(DIST)/completions/plyfs.bash' '$(DESTDIR)$(BASHDIR)/plyfs'
+	$(INSTALL) -D -m 0644 '$(DIST)/completions/plyfs.zsh' '$(DESTDIR)$(ZSHDIR)/_plyfs'
+	$(INSTALL) -D -m 0644 '$(DIST)/completions/plyfs.fish' '$(DESTDIR)$(FISHDIR)/plyfs.fish'
+	$(INSTALL) -d -m 0755 '$(DESTDIR)$(UNITDIR)/system' '$(DESTDIR)$(UNITDIR)/user'
+	set -e; unit() { sed 's|@BINDIR@|$(BINDIR)|g' "internal/packaging/systemd/$$1" > "$(DESTDIR)$(UNITDIR)/$$1"; \
+		chmod 0644 "$(DESTDIR)$(UNITDIR)/$$1"; }; \
+	for u in $(UNITS); do unit "system/$$u"; done; for u in $(USER_UNITS); do unit "user/$$u"; done
+	$(INSTALL) -d -m 0755 '$(DESTDIR)$(DOCDIR)/examples'
+	$(INSTALL) -m 0644 README.md LICENSE $(wildcard docs/*.md) '$(DESTDIR)$(DOCDIR)'
+	$(INSTALL) -m 0644 internal/packaging/config.toml '$(DESTDIR)$(DOCDIR)/examples'
 
-uninstall: ## Remove what install installed
-	rm -f '$(DESTDIR)$(BINDIR)/plyfs' $(foreach h,$(HELPERS),'$(DESTDIR)$(SBINDIR)/$(h)')
+uninstall: ## Remove what install installed, and nothing else
+	rm -f '$(DESTDIR)$(BINDIR)/plyfs' '$(DESTDIR)$(BINDIR)/plyfsd' $(foreach h,$(HELPERS),'$(DESTDIR)$(SBINDIR)/$(h)')
 	l='$(DESTDIR)$(BINDIR)/fuse-overlayfs'; if [ "$$(readlink "$$l")" = plyfs ]; then rm -f "$$l"; fi
+	rm -f '$(DESTDIR)$(MANDIR)'/man1/plyfs.1 '$(DESTDIR)$(MANDIR)'/man1/plyfsd.1 '$(DESTDIR)$(MANDIR)'/man1/plyfs-*.1 '$(DESTDIR)$(MANDIR)'/man5/plyfs.toml.5 \
+		$(foreach h,$(HELPERS),'$(DESTDIR)$(MANDIR)/man8/$(h).8')
+	rm -f '$(DESTDIR)$(BASHDIR)/plyfs' '$(DESTDIR)$(ZSHDIR)/_plyfs' '$(DESTDIR)$(FISHDIR)/plyfs.fish'
+	rm -f $(foreach u,$(UNITS),'$(DESTDIR)$(UNITDIR)/system/$(u)') $(foreach u,$(USER_UNITS),'$(DESTDIR)$(UNITDIR)/user/$(u)')
+	rm -f '$(DESTDIR)$(DOCDIR)/examples/config.toml' $(foreach d,README.md LICENSE $(notdir $(wildcard docs/*.md)),'$(DESTDIR)$(DOCDIR)/$(d)')
+	for d in '$(DESTDIR)$(DOCDIR)/examples' '$(DESTDIR)$(DOCDIR)'; do [ ! -d "$$d" ] || rmdir --ignore-fail-on-non-empty "$$d"; done
+
+# $(call package,FORMAT,VARIABLE=VALUE...) stages an installation and makes a package of it.
+define package
+	rm -rf '$(DIST)/stage-$(1)'
+	$(MAKE) --no-print-directory install DESTDIR='$(abspath $(DIST))/stage-$(1)' PREFIX=/usr SBINDIR=/usr/sbin $(2)
+	$(if $(filter deb,$(1)),cd '$(DIST)/stage-deb/usr/share/doc/plyfs' && rm LICENSE && $(INSTALL) -m 0644 '$(CURDIR)/internal/packaging/copyright' .)
+	find '$(DIST)/stage-$(1)/usr/share/man' -type f -exec gzip -9n {} +
+	rm -f '$(DIST)'/plyfs*.$(1)
+	STAGE='$(DIST)/stage-$(1)' MAINTAINER='$(MAINTAINER)' VERSION='$(PKGVERSION)' ARCH="$$($(GO) env GOARCH)" \
+		$(NFPM) package --config internal/packaging/nfpm.yaml --packager $(1) --target '$(DIST)/'
+	rm -rf '$(DIST)/stage-$(1)'
+endef
+
+deb: ## Build a Debian package in DIST (dist)
+	$(call package,deb,ZSHDIR=/usr/share/zsh/vendor-completions)
+
+rpm: ## Build an RPM package in DIST (dist)
+	$(call package,rpm)
 
 fmt: ## Format all Go code
 	$(TOOL) gofumpt -w .
@@ -90,6 +160,9 @@ test-crash: deps ## A failure, and a kill, at every system call that changes a l
 test-engines: deps deps-engines ## podman and buildah, as root and rootless, in full
 	@$(CI) -- -tags engines,long -timeout 60m ./internal/e2e
 
+test-packages: deps deps-packages ## Installation, packages, manual pages, completions and units, in full
+	@$(CI) -- -tags packages -timeout 30m ./internal/packaging
+
 test-conformance: ## Your checkouts of public suites: PJDFSTEST=dir UNIONMOUNT=dir
 	@if [ -z '$(PJDFSTEST)$(UNIONMOUNT)' ]; then \
 		echo 'Set PJDFSTEST to a compiled checkout of pjdfstest, UNIONMOUNT to one of unionmount-testsuite, or both:'; \
@@ -125,8 +198,12 @@ deps: ## Install through apt what the tests need and is missing
 deps-engines: ## The same for the tests with container engines
 	@internal/ci/deps.sh $(DEPS_ENGINES)
 
-clean: ## Remove what build made
-	rm -f plyfs
+deps-packages: ## The same for the tests of packages
+	@internal/ci/deps.sh $(DEPS_PACKAGES)
+
+clean: ## Remove what build, man, completions, deb and rpm made
+	rm -f plyfs plyfsd
+	rm -rf '$(DIST)'
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
