@@ -70,9 +70,7 @@ func (s *stack) checkUpper() error {
 	if s.upper.Dev != s.work.Dev {
 		return faultf(exitMount, "upperdir=%s and workdir=%s are on different file systems; %s", s.upper.Path, s.work.Path, way)
 	}
-	um, uerr := mountOf(s.upper.FD())
-	wm, werr := mountOf(s.work.FD())
-	if uerr == nil && werr == nil && um != wm {
+	if s.upper.Mount != 0 && s.work.Mount != 0 && s.upper.Mount != s.work.Mount {
 		return faultf(exitMount, "upperdir=%s and workdir=%s are under different mounts of one file system; %s", s.upper.Path, s.work.Path, way)
 	}
 	var fs unix.Statfs_t
@@ -98,7 +96,7 @@ func (s *stack) checkUpper() error {
 func (s *stack) checkWork(p personality, roots map[place]string) (warnings []string, err error) {
 	upperAt := place{dev: s.upper.Dev, ino: s.upper.Ino}
 	workAt := place{dev: s.work.Dev, ino: s.work.Ino}
-	aboveUpper, aboveWork := ancestors(s.upper.FD(), nil), ancestors(s.work.FD(), nil)
+	aboveUpper, aboveWork := ancestors(s.upper, nil), ancestors(s.work, nil)
 	if contains(aboveWork, upperAt) {
 		return nil, faultf(exitMount, "workdir=%s is inside upperdir=%s; put it next to upperdir", s.work.Path, s.upper.Path)
 	}
@@ -145,8 +143,7 @@ func (s *stack) checkIncompat() error {
 func (s *stack) checkLowers(roots map[place]string) error {
 	clean := make(map[place]bool)
 	for _, l := range s.lowers {
-		above := ancestors(l.FD(), clean)
-		for _, at := range above {
+		for _, at := range ancestors(l, clean) {
 			if outer, ok := roots[at]; ok {
 				return faultf(exitMount, "lowerdir=%s is inside %s; layers must not overlap", l.Path, outer)
 			}
@@ -165,58 +162,25 @@ func contains(list []place, at place) bool {
 	return false
 }
 
-// ancestors returns the directories above fd, nearest first, up to the root of its mount, as the kernel does with
-// dentries, or to one of which stop says that nothing above it matters. Above a directory that may not be searched nothing
-// is found out.
-func ancestors(fd int, stop map[place]bool) []place {
+// ancestors returns the directories above l, nearest first, up to the root of its mount, as the kernel does with dentries, or to
+// one of which stop says that nothing above it matters. Above a directory that may not be searched, and beyond a thousand of
+// them, nothing is found out.
+func ancestors(l *layer.Layer, stop map[place]bool) []place {
+	if l.Mount == 0 {
+		return nil
+	}
 	var out []place
-	at, own := fd, false
-	defer func() {
-		if own {
-			_ = unix.Close(at)
-		}
-	}()
-	mount, err := mountOf(fd)
-	if err != nil {
-		return nil
-	}
-	last, err := placeOf(fd)
-	if err != nil {
-		return nil
-	}
-	for {
-		up, err := unix.Openat(at, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
+	last := place{dev: l.Dev, ino: l.Ino}
+	for up := ".."; ; up += "/.." {
+		var st unix.Statx_t
+		if err := sys.StatPlace(l.FD(), up, &st); err != nil || st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != l.Mount {
 			return out
 		}
-		if own {
-			_ = unix.Close(at)
-		}
-		at, own = up, true
-		here, err := placeOf(up)
-		if err != nil || here == last || stop[here] {
-			return out
-		}
-		if m, err := mountOf(up); err != nil || m != mount {
+		here := place{dev: sys.Dev(&st), ino: st.Ino}
+		if here == last || stop[here] {
 			return out
 		}
 		out = append(out, here)
 		last = here
 	}
-}
-
-func placeOf(fd int) (place, error) {
-	var st unix.Stat_t
-	err := unix.Fstat(fd, &st)
-	return place{dev: st.Dev, ino: st.Ino}, err
-}
-
-// mountOf returns the id of the mount that fd was opened in.
-func mountOf(fd int) (uint64, error) {
-	var st unix.Statx_t
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
-	if err == nil && st.Mask&unix.STATX_MNT_ID == 0 {
-		err = unix.ENOSYS
-	}
-	return st.Mnt_id, err
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strconv"
 	"syscall"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/sys"
 )
 
 // A daemon is this program started again with the same arguments; these variables tell it so and are removed from its
@@ -28,44 +28,74 @@ const (
 // returns nil only if the mount serves. The daemon keeps the environment, the working directory until its layers are open,
 // and stderr until then too, for what a crash might say; no other descriptor of the caller's, so that whoever waits for
 // the end of a pipe is not kept waiting.
+//
+// Every container waits for this. It goes without os/exec, which starts a process to learn about pidfds and two threads that
+// have nothing to do here.
 func startDaemon(r request) error {
-	verdict, report, err := os.Pipe()
-	if err != nil {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
 		return faultf(exitSystem, "pipe: %v", err)
 	}
-	defer verdict.Close()
+	verdict, report := pipe[0], pipe[1]
+	defer unix.Close(verdict)
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
 		return faultf(exitSystem, "close_range: %v", err)
 	}
-	cmd := exec.Command(selfPath())
-	cmd.Args = os.Args
-	cmd.Env = append(os.Environ(), verdictEnv+"=3")
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{report}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return faultf(exitSystem, "%s: %s", os.DevNull, reason(err))
+	}
+	defer unix.Close(null)
+	attr := &syscall.ProcAttr{
+		Env:   append(os.Environ(), verdictEnv+"=3"),
+		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(report)},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
 	if fd, ok := descriptor(r.target); ok {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), r.target))
-		cmd.Env = append(cmd.Env, targetEnv+"=4")
+		attr.Files = append(attr.Files, uintptr(fd))
+		attr.Env = append(attr.Env, targetEnv+"=4")
 	}
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt)
-	err = cmd.Start()
-	_ = report.Close()
+	pid, err := syscall.ForkExec(selfPath(), os.Args, attr)
+	_ = unix.Close(report)
 	if err != nil {
 		return faultf(exitSystem, "can't start the server: %v", err)
 	}
-	answer := make(chan []byte, 1)
-	go func() {
-		b, _ := io.ReadAll(verdict)
-		answer <- b
-	}()
+	answer := make(chan error, 1)
+	go func() { answer <- awaitVerdict(verdict, pid) }()
 	select {
-	case b := <-answer:
-		return readVerdict(b, cmd.Wait)
+	case err := <-answer:
+		return err
 	case <-interrupted:
 		// The daemon finds the pipe closed and gives up.
 		return faultf(exitInterrupted, "interrupted")
 	}
+}
+
+// awaitVerdict reads a daemon's verdict, and returns it as startDaemon's result.
+func awaitVerdict(verdict, pid int) error {
+	b, err := io.ReadAll(fdReader(verdict))
+	if err != nil {
+		return faultf(exitInternal, "the server's verdict can't be read: %v", err)
+	}
+	return readVerdict(b, func() error { return waitForChild(pid) })
+}
+
+// waitForChild waits for the end of a child that should have gone on, and says how it ended.
+func waitForChild(pid int) error {
+	var status unix.WaitStatus
+	err := sys.Retry(func() error {
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case status.Signaled():
+		return fmt.Errorf("signal: %v", status.Signal())
+	}
+	return fmt.Errorf("exit status %d", status.ExitStatus())
 }
 
 // selfPath is the program's own file, even where it was replaced on disk.
@@ -94,7 +124,9 @@ func readVerdict(b []byte, wait func() error) error {
 
 // daemon is the daemon's end of startDaemon.
 type daemon struct {
-	report *os.File
+	// send brings the verdict to whoever waits for it.
+	send func(verdict []byte) error
+	told bool
 }
 
 // becomeDaemon reports whether this process was started by startDaemon, and prepares it if so: r's target is the passed
@@ -112,7 +144,10 @@ func becomeDaemon(r *request) (*daemon, bool) {
 		r.target = fmt.Sprintf("/dev/fd/%d", n)
 	}
 	r.warnings = nil // the caller printed them
-	return &daemon{report: os.NewFile(uintptr(fd), "verdict")}, true
+	return &daemon{send: func(verdict []byte) error {
+		_, err := fdSocket(fd).Write(verdict)
+		return errors.Join(err, unix.Close(fd))
+	}}, true
 }
 
 // ready detaches the daemon from its caller and tells it that the mount serves. stdin becomes /dev/null, stdout and stderr
@@ -134,16 +169,17 @@ func (d *daemon) ready(log *os.File) error {
 	return d.tell([]byte{exitOK})
 }
 
-// failed tells the caller why there is no mount.
+// failed tells the caller why there is no mount, to no effect once it was told that there is one.
 func (d *daemon) failed(err error) {
 	f := asFault(err)
 	_ = d.tell(append([]byte{byte(f.code)}, f.text...))
 }
 
+// tell gives the verdict, once.
 func (d *daemon) tell(verdict []byte) error {
-	_, err := d.report.Write(verdict)
-	if cerr := d.report.Close(); err == nil {
-		err = cerr
+	if d.told {
+		return nil
 	}
-	return err
+	d.told = true
+	return d.send(verdict)
 }

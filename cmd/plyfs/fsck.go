@@ -170,17 +170,18 @@ func openFsckStack(args []string, repair bool) (s *stack, o mountopt.Options, er
 		}
 	}()
 	raiseFileLimit()
-	if s.upper, err = openLayer("upperdir", o.UpperDir); err != nil {
+	from := &layer.Opener{}
+	if s.upper, err = openLayer(from, "upperdir", o.UpperDir); err != nil {
 		return s, o, err
 	}
 	if o.WorkDir != "" {
-		if s.work, err = openLayer("workdir", o.WorkDir); err != nil {
+		if s.work, err = openLayer(from, "workdir", o.WorkDir); err != nil {
 			return s, o, err
 		}
 	}
 	for _, dir := range o.LowerDirs {
 		var l *layer.Layer
-		if l, err = openLayer("lowerdir", dir); err != nil {
+		if l, err = openLayer(from, "lowerdir", dir); err != nil {
 			return s, o, err
 		}
 		s.lowers = append(s.lowers, l)

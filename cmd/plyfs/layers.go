@@ -42,8 +42,9 @@ func openStack(o mountopt.Options) (s *stack, err error) {
 			s = nil
 		}
 	}()
+	from := &layer.Opener{}
 	for _, dir := range o.LowerDirs {
-		l, err := openLayer("lowerdir", dir)
+		l, err := openLayer(from, "lowerdir", dir)
 		if err != nil {
 			return s, err
 		}
@@ -52,17 +53,17 @@ func openStack(o mountopt.Options) (s *stack, err error) {
 	if o.UpperDir == "" {
 		return s, nil // a workdir alone is of no use, nor an error (cf. overlayfs params.c ovl_fs_params_verify)
 	}
-	if s.upper, err = openLayer("upperdir", o.UpperDir); err != nil {
+	if s.upper, err = openLayer(from, "upperdir", o.UpperDir); err != nil {
 		return s, err
 	}
 	if !o.ReadOnly {
-		s.work, err = openLayer("workdir", o.WorkDir)
+		s.work, err = openLayer(from, "workdir", o.WorkDir)
 		return s, err
 	}
 	s.readOnly = true
 	if o.WorkDir != "" {
 		// A mount that only reads takes hard links from the index there; it does without if there is none.
-		if s.work, err = openLayer("workdir", o.WorkDir); err != nil {
+		if s.work, err = openLayer(from, "workdir", o.WorkDir); err != nil {
 			s.work = nil
 		}
 	}
@@ -78,8 +79,8 @@ func (s *stack) close() {
 }
 
 // openLayer opens one layer and says what to do where that fails.
-func openLayer(option, dir string) (*layer.Layer, error) {
-	l, err := layer.Open(dir)
+func openLayer(from *layer.Opener, option, dir string) (*layer.Layer, error) {
+	l, err := from.Open(dir)
 	if err == nil {
 		return l, nil
 	}

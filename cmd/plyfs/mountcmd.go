@@ -31,9 +31,10 @@ func mountMain(p personality, args []string, stdout io.Writer) error {
 		fmt.Fprintln(os.Stderr, w)
 	}
 	if isDaemon {
+		prepareProcess()
 		err := serve(r, d)
 		if err != nil {
-			d.failed(err) // to no effect once the verdict was given
+			d.failed(err)
 		}
 		return silent(err)
 	}
@@ -50,6 +51,7 @@ func mountMain(p personality, args []string, stdout io.Writer) error {
 	case r.fake:
 		return checkOnly(r)
 	case r.foreground:
+		prepareProcess()
 		return serve(r, nil)
 	}
 	// Before another process is started, and before it has other descriptors.

@@ -26,23 +26,34 @@ type server struct {
 	index *stackIndex
 	dev   *fusefs.Device
 	fs    *fusefs.FS
+
+	controls controls
+	logged   tally
 }
 
-// serve mounts what r says and serves it until it is unmounted. d is nil in the foreground.
-func serve(r request, d *daemon) error {
-	s := &server{request: r, daemon: d, env: readEnvironment()}
+// prepareProcess makes this process one that serves mounts.
+func prepareProcess() {
 	raiseFileLimit()
 	paceCollector()
 	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
+}
+
+// serve mounts what r says and serves it until it is unmounted. d is nil in the foreground. The process has been prepared; of the
+// mount, nothing stays in it.
+func serve(r request, d *daemon) error {
+	s := &server{request: r, daemon: d, env: readEnvironment()}
+	defer s.closeLog()
 	if err := s.mount(); err != nil {
 		return err
 	}
 	stop := s.handleSignals()
 	defer stop()
 	err := s.serveMount()
+	s.withdrawControls()
 	if cerr := s.dev.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close %s: %w", fuseDevice, cerr)
 	}
+	s.index.endBuild()
 	if cerr := s.union.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("after the unmount: %w", cerr)
 	}
@@ -138,6 +149,7 @@ func (s *server) serveMount() error {
 	var failure error
 	err := s.fs.Serve(s.dev, func(err error) {
 		if err == nil {
+			s.noteWorkDir()
 			err = s.detach()
 		}
 		if err != nil {
@@ -146,6 +158,7 @@ func (s *server) serveMount() error {
 			return
 		}
 		s.index.buildLater()
+		s.offerControls()
 		s.log.Info("mounted", "target", s.target, "lowers", len(s.opts.LowerDirs), "upper", s.opts.UpperDir)
 	})
 	if failure != nil {
@@ -183,8 +196,15 @@ func (s *server) openLog() error {
 	} else if s.daemon != nil {
 		level = max(level, slog.LevelWarn)
 	}
-	s.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
+	s.log = slog.New(s.logged.handler(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})))
 	return nil
+}
+
+// closeLog closes the log, if it is a file. What stderr became stays open.
+func (s *server) closeLog() {
+	if s.logFile != nil {
+		_ = s.logFile.Close() // each record has been written
+	}
 }
 
 // handleSignals unmounts on SIGTERM, SIGINT and SIGHUP, whereupon serve returns when the last file is closed; the second

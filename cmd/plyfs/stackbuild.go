@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -22,8 +24,10 @@ import (
 // disk or a damaged database can't hurt the mount.
 type indexBuild struct {
 	args   []string
-	lowers []*os.File // copies of the layers' descriptors: their paths may mean something else by now
-	paths  []string
+	lowers []*layer.Layer // the union's, open until end has returned
+
+	// copies are those of the layers' descriptors, for the builder: their paths may mean something else by now. Guarded by mu.
+	copies []*os.File
 
 	mu    sync.Mutex
 	cmd   *exec.Cmd // guarded by mu
@@ -31,29 +35,34 @@ type indexBuild struct {
 	done  chan struct{}
 }
 
-func newIndexBuild(dir string, opts mountopt.Options, lowers []*layer.Layer) (*indexBuild, error) {
-	b := &indexBuild{done: make(chan struct{})}
+// newIndexBuild prepares a build. It does nothing yet: most mounts end before one begins.
+func newIndexBuild(dir string, opts mountopt.Options, lowers []*layer.Layer) *indexBuild {
+	b := &indexBuild{done: make(chan struct{}), lowers: lowers}
 	b.args = []string{"plyfs", "index", "build", "--idle", "--quiet", "--dir", dir, "--fds", strconv.Itoa(len(lowers))}
 	if opts.RedirectDir == mountopt.RedirectNoFollow {
 		b.args = append(b.args, "-o", "redirect_dir=nofollow")
 	}
-	for _, l := range lowers {
-		fd, err := unix.FcntlInt(uintptr(l.FD()), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			b.release()
-			return nil, fmt.Errorf("keep %s open: %w", l.Path, err)
-		}
-		b.lowers = append(b.lowers, os.NewFile(uintptr(fd), l.Path))
-		b.paths = append(b.paths, l.Path)
-	}
-	return b, nil
+	return b
 }
 
-func (b *indexBuild) release() {
-	for _, f := range b.lowers {
+// copyLocked copies the layers' descriptors. Precondition: b.mu is held, and the build has not been ended.
+func (b *indexBuild) copyLocked() error {
+	for _, l := range b.lowers {
+		fd, err := unix.FcntlInt(uintptr(l.FD()), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return fmt.Errorf("keep %s open: %w", l.Path, err)
+		}
+		b.copies = append(b.copies, os.NewFile(uintptr(fd), l.Path))
+	}
+	return nil
+}
+
+// releaseLocked closes the copies. Precondition: b.mu is held.
+func (b *indexBuild) releaseLocked() {
+	for _, f := range b.copies {
 		_ = f.Close()
 	}
-	b.lowers = nil
+	b.copies = nil
 }
 
 // run builds, and blocks until that is done or ended. The thread stays this goroutine's: the builder dies with it, and so with
@@ -62,30 +71,12 @@ func (b *indexBuild) run(log *slog.Logger) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(b.done)
-	paths, err := json.Marshal(b.paths)
-	if err != nil {
-		log.Warn("stack index not built", "error", err)
-		return
-	}
-	cmd := exec.Command(selfPath())
-	cmd.Args = b.args
-	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), layerPathsEnv+"="+string(paths))
-	cmd.ExtraFiles = b.lowers
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	tail := &tailWriter{}
-	cmd.Stderr = tail
-	b.mu.Lock()
-	if b.ended {
-		b.mu.Unlock()
+	began := time.Now()
+	cmd, err := b.start(tail)
+	if errors.Is(err, errBuildEnded) {
 		return
 	}
-	began := time.Now()
-	if err = cmd.Start(); err == nil {
-		b.cmd = cmd
-	}
-	b.release()
-	b.mu.Unlock()
 	if err == nil {
 		err = cmd.Wait()
 	}
@@ -100,7 +91,43 @@ func (b *indexBuild) run(log *slog.Logger) {
 	}
 }
 
-// end stops a build that is under way and waits for its end.
+// errBuildEnded says that a build has been ended before it began.
+var errBuildEnded = errors.New("build ended")
+
+// start starts the builder. The error is errBuildEnded if none is wanted any more.
+func (b *indexBuild) start(stderr io.Writer) (*exec.Cmd, error) {
+	var paths []string
+	for _, l := range b.lowers {
+		paths = append(paths, l.Path)
+	}
+	list, err := json.Marshal(paths)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil, errBuildEnded
+	}
+	defer b.releaseLocked()
+	if err := b.copyLocked(); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(selfPath())
+	cmd.Args = b.args
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), layerPathsEnv+"="+string(list))
+	cmd.ExtraFiles = b.copies
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	b.cmd = cmd
+	return cmd, nil
+}
+
+// end stops a build that is under way and waits for its end; afterwards none begins.
 func (b *indexBuild) end() {
 	if b == nil {
 		return
@@ -111,7 +138,6 @@ func (b *indexBuild) end() {
 	if running {
 		_ = b.cmd.Process.Signal(unix.SIGTERM) // it may have ended
 	}
-	b.release()
 	b.mu.Unlock()
 	if running {
 		<-b.done

@@ -64,9 +64,7 @@ func openIndex(opts mountopt.Options, o *union.Options, log *slog.Logger) *stack
 	err = x.find(dir, opts, o)
 	switch {
 	case errors.Is(err, metadata.ErrNotBuilt) || errors.Is(err, metadata.ErrStale):
-		if x.build, err = newIndexBuild(dir, opts, o.Lowers); err != nil {
-			log.Warn("the stack index can't be built", "error", err)
-		}
+		x.build = newIndexBuild(dir, opts, o.Lowers)
 	case err != nil:
 		x.close()
 		return without(err)
@@ -106,8 +104,8 @@ func (x *stackIndex) buildLater() {
 	}
 }
 
-// close ends a build that is under way and closes the index. The union must not use it any more.
-func (x *stackIndex) close() {
+// endBuild ends a build that is under way, and sees to it that none begins. It comes before the union's layers are closed.
+func (x *stackIndex) endBuild() {
 	if x == nil {
 		return
 	}
@@ -118,6 +116,14 @@ func (x *stackIndex) close() {
 	}
 	x.mu.Unlock()
 	x.build.end()
+}
+
+// close closes the index. The union must not use it any more.
+func (x *stackIndex) close() {
+	if x == nil {
+		return
+	}
+	x.endBuild()
 	if x.index != nil {
 		if err := x.index.Close(); err != nil {
 			x.log.Warn("stack index", "error", err)

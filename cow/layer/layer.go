@@ -3,7 +3,6 @@ package layer
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,12 +17,17 @@ import (
 type Layer struct {
 	// Path is where the layer was opened; for messages only, never resolved again.
 	Path string
-	// Dev is the device number of the layer's root; FSType its statfs magic.
+	// Dev is the device number of the layer's root; FSType its statfs magic, FSID its statfs identity.
 	Dev    uint64
 	Ino    uint64
 	FSType int64
+	FSID   uint64
 	// UUID identifies the file system in origin handles; zero where the kernel does not tell.
 	UUID [16]byte
+	// Btime is when the root was made, zero where the file system does not tell. Mount is the id of the mount that the layer was
+	// opened in, zero where the kernel does not tell.
+	Btime unix.StatxTimestamp
+	Mount uint64
 
 	fd   int
 	root File // what Root returns
@@ -35,52 +39,7 @@ type Layer struct {
 
 // Open opens the directory path as a layer. Symlinks in path are followed once, here; the layer stays the directory that
 // path named at this moment. The error names the path; it wraps ENOENT, ENOTDIR or EACCES.
-func Open(path string) (*Layer, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.EACCES) {
-		fd, err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", path, err)
-	}
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		abs = path
-	}
-	l := &Layer{Path: abs, fd: fd, root: File{fd: fd, pos: -1, borrowed: true}}
-	if err := l.describe(); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("layer %s: %w", path, err)
-	}
-	return l, nil
-}
-
-func (l *Layer) describe() error {
-	var st unix.Statx_t
-	if err := sys.Statx(l.fd, "", &st); err != nil {
-		return err
-	}
-	l.Dev, l.Ino = sys.Dev(&st), st.Ino
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(l.fd, &fs); err != nil {
-		return err
-	}
-	l.FSType = int64(fs.Type)
-	l.UUID, _ = sys.FSUUID(l.fd)
-	if h, err := sys.Handle(l.fd, ""); err == nil {
-		o := ovl.Origin{UUID: l.UUID, FileHandle: h}
-		ino, ok := o.Inode()
-		l.handles = ok && ino == l.Ino && o.Fits()
-	}
-	for _, name := range ovl.OverrideNames() {
-		var buf [256]byte
-		if n, err := sys.Getxattrat(l.fd, ".", name, buf[:]); err == nil && n > 0 {
-			l.override = name
-			break
-		}
-	}
-	return nil
-}
+func Open(path string) (*Layer, error) { return new(Opener).Open(path) }
 
 // FD is the layer's root directory. It belongs to the layer.
 func (l *Layer) FD() int { return l.fd }

@@ -18,7 +18,12 @@ type RawDirent struct {
 	Type uint8
 }
 
-const listBuf = 32 << 10
+const (
+	// smallList is what a first call may return: most directories of a layer hold few names, and a mount lists the same one in many
+	// layers. It fits the stack. listBuf is for those with more.
+	smallList = 4 << 10
+	listBuf   = 32 << 10
+)
 
 // List calls fn for every entry of the directory behind dirfd but "." and "..". It opens the directory anew, so that any
 // number of goroutines may list through one descriptor. fn must not keep the buffer: Name is a fresh string.
@@ -31,8 +36,8 @@ func List(dirfd int, fn func(RawDirent) error) error {
 		return err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, listBuf)
-	for {
+	var room [smallList]byte
+	for buf := room[:]; ; {
 		n, err := unix.Getdents(fd, buf)
 		if err == unix.EINTR {
 			continue
@@ -45,6 +50,9 @@ func List(dirfd int, fn func(RawDirent) error) error {
 		}
 		if err := parseDirents(buf[:n], fn); err != nil {
 			return err
+		}
+		if n > smallList/2 && len(buf) == smallList {
+			buf = make([]byte, listBuf)
 		}
 	}
 }

@@ -84,14 +84,27 @@ func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string
 
 // serve starts a server and waits until it serves.
 func (m *mounter) serve(ctx context.Context, k overlaystore.Stack, opts, target string) error {
-	s, err := m.pool.start(ctx, []string{Name, "mount", "-o", opts, Name, target})
+	p, err := m.pool.start(ctx, []string{Name, "mount", "-o", opts, Name, target})
 	if err != nil {
 		return err
 	}
-	if err := m.servers.add(k.ID, s); err != nil {
-		return errors.Join(err, s.kill())
+	s := &service{process: p, over: make(chan struct{})}
+	err = m.servers.add(k.ID, s)
+	go m.watch(k.ID, s)
+	if err != nil {
+		err = errors.Join(err, s.kill())
 	}
-	return nil
+	return err
+}
+
+// watch waits for the end of a mount, and lets its server serve another one.
+func (m *mounter) watch(id string, s *service) {
+	defer close(s.over)
+	again := s.waitForEnd()
+	m.servers.ended(id, s)
+	if again {
+		m.pool.keep(s.process)
+	}
 }
 
 // runProgram runs another mount program, as containers/storage does: its success says that the mount serves.

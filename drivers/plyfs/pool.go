@@ -4,17 +4,24 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 )
 
-// pool starts servers. In a process that mounts again and again, as a daemon does, it keeps one started in advance: the
-// start of a program takes longer than a mount, and whoever starts a container waits for both. A process that mounts once,
-// as a command does, starts none that nobody would use.
+// replenishAfter is how long a pool waits for a server to come back before it has another one started: who mounts and unmounts in
+// turn needs no second one.
+const replenishAfter = 100 * time.Millisecond
+
+// pool starts servers. In a process that mounts again and again, as a daemon does, it keeps one that waits: the start of a
+// program takes longer than a mount, and whoever starts a container waits for both. That is the one that served the last mount,
+// or one started in advance. A process that mounts once, as a command does, keeps none that nobody would use.
 type pool struct {
 	program, dir string
 
 	mu sync.Mutex
 	// spare waits for a mount to serve; nil for none. Guarded by mu.
 	spare *process
+	// timer is for the start of a spare; nil while none is wanted. Guarded by mu.
+	timer *time.Timer
 	// mounts counts those that were served; closed says that there will be none. Guarded by mu.
 	mounts int
 	closed bool
@@ -54,42 +61,63 @@ func (o *pool) served(p *process, err error) (*process, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.mounts++
-	if o.mounts > 1 && o.spare == nil && !o.closed {
-		o.starting.Go(o.replenish)
+	if o.mounts > 1 && o.spare == nil && !o.closed && o.timer == nil {
+		o.timer = time.AfterFunc(replenishAfter, o.replenishLater)
 	}
 	return p, nil
 }
 
-// replenish starts a spare. That it fails is no harm: the next mount starts its own, and says why it cannot.
-func (o *pool) replenish() {
-	p, err := launch(o.program, o.dir)
-	if err != nil {
-		return
-	}
+// replenishLater is the action of the timer.
+func (o *pool) replenishLater() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.spare != nil || o.closed {
-		p.dismiss()
-		return
+	if o.timer == nil {
+		return // called off
 	}
-	o.spare = p
+	o.timer = nil
+	if o.spare == nil && !o.closed {
+		o.starting.Go(o.replenish)
+	}
+}
+
+// replenish starts a spare. That it fails is no harm: the next mount starts its own, and says why it cannot.
+func (o *pool) replenish() {
+	if p, err := launch(o.program, o.dir); err == nil {
+		o.keep(p)
+	}
+}
+
+// keep takes a process that waits. It is dismissed if there is one already, or none is wanted.
+func (o *pool) keep(p *process) {
+	o.mu.Lock()
+	wanted := o.spare == nil && !o.closed && o.mounts > 1
+	if wanted {
+		o.spare = p
+		o.stopLocked()
+	}
+	o.mu.Unlock()
+	if !wanted {
+		p.dismiss()
+	}
+}
+
+// stopLocked calls off the start of a spare. Precondition: o.mu is held.
+func (o *pool) stopLocked() {
+	if o.timer != nil {
+		o.timer.Stop()
+		o.timer = nil
+	}
 }
 
 // close ends the spare, and waits for its end.
 func (o *pool) close() error {
 	o.mu.Lock()
 	o.closed = true
+	o.stopLocked()
 	o.mu.Unlock()
 	o.starting.Wait()
 	if p := o.take(); p != nil {
 		p.dismiss()
-		<-p.ended
 	}
 	return nil
-}
-
-// dismiss makes a waiting process end.
-func (p *process) dismiss() {
-	_ = p.orders.Close() // it has nothing to flush
-	p.orders = nil
 }

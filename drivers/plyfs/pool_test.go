@@ -30,8 +30,8 @@ func waitForSpare(t *testing.T, o *pool) serverRecord {
 	}
 }
 
-// TestStandby: who mounts twice has a server started in advance, which serves the next mount; one that dies while it
-// stands by is no loss, and none outlives the driver.
+// TestStandby: who mounts twice has a server that stands by, which serves the next mount, and after that stands by again; one
+// that dies meanwhile is no loss, and none outlives the driver.
 func TestStandby(t *testing.T) {
 	base := testenv.Scratch(t)
 	d, err := Open(t.Context(), drivers.Options{
@@ -67,6 +67,16 @@ func TestStandby(t *testing.T) {
 		must(t, d.Put(t.Context(), id))
 		if b, err := os.ReadFile(filepath.Join(base, "home", id, "diff/f")); err != nil || string(b) != id {
 			t.Errorf("the upper of %s holds %q, %v", id, b, err)
+		}
+	}
+	spare = waitForSpare(t, d.pool)
+	for i := range 3 { // relative paths, and files, are as at first
+		if got := mounted("a"); got != spare {
+			t.Errorf("mount %d: process %d serves, and %d stood by", i, got.PID, spare.PID)
+		}
+		must(t, d.Put(t.Context(), "a"))
+		if again := waitForSpare(t, d.pool); again != spare {
+			t.Errorf("mount %d: process %d stands by, and not %d again", i, again.PID, spare.PID)
 		}
 	}
 	must(t, d.Close())

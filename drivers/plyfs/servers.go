@@ -24,7 +24,7 @@ type servers struct {
 	dir string
 
 	mu  sync.Mutex
-	own map[string]*process // guarded by mu
+	own map[string]*service // guarded by mu
 }
 
 // serverRecord is the content of a file.
@@ -38,15 +38,15 @@ func openServers(run string) (*servers, error) {
 		return nil, fmt.Errorf("directory %q is not absolute: %w", run, drivers.ErrInvalid)
 	}
 	dir := filepath.Join(run, "servers")
-	return &servers{dir: dir, own: make(map[string]*process)}, os.MkdirAll(dir, 0o700)
+	return &servers{dir: dir, own: make(map[string]*service)}, os.MkdirAll(dir, 0o700)
 }
 
 // add remembers the server of a layer.
-func (s *servers) add(id string, p *process) error {
+func (s *servers) add(id string, v *service) error {
 	s.mu.Lock()
-	s.own[id] = p
+	s.own[id] = v
 	s.mu.Unlock()
-	b, err := json.Marshal(serverRecord{PID: p.pid, Started: p.started})
+	b, err := json.Marshal(serverRecord{PID: v.pid, Started: v.started})
 	if err != nil {
 		return err
 	}
@@ -62,15 +62,15 @@ func (s *servers) add(id string, p *process) error {
 // its process is known to none, and its mount is gone.
 func (s *servers) wait(ctx context.Context, id string) error {
 	s.mu.Lock()
-	p := s.own[id]
+	v := s.own[id]
 	delete(s.own, id)
 	s.mu.Unlock()
 	path := filepath.Join(s.dir, id)
-	if p != nil {
+	if v != nil {
 		select {
-		case <-p.ended:
+		case <-v.over:
 		case <-ctx.Done():
-			return fmt.Errorf("process %d: %w", p.pid, ctx.Err())
+			return fmt.Errorf("process %d: %w", v.pid, ctx.Err())
 		}
 		return removeFile(path)
 	}
@@ -82,11 +82,21 @@ func (s *servers) wait(ctx context.Context, id string) error {
 	case err != nil:
 		return err
 	default:
-		if err := waitForEnd(ctx, rec); err != nil {
+		if err := s.waitForOther(ctx, id, rec); err != nil {
 			return fmt.Errorf("process %d: %w", rec.PID, err)
 		}
 	}
 	return removeFile(path)
+}
+
+// ended takes note that a mount has ended without this process having unmounted it: who did, and is another, waits for the file to
+// go, since the server may serve something else now.
+func (s *servers) ended(id string, v *service) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.own[id] == v {
+		_ = removeFile(filepath.Join(s.dir, id)) // if it stays, the end of the process is waited for
+	}
 }
 
 // errBadRecord says that a file is not what add wrote.
@@ -112,8 +122,8 @@ func removeFile(path string) error {
 	return err
 }
 
-// waitForEnd waits until a process that may be nobody's child has ended.
-func waitForEnd(ctx context.Context, rec serverRecord) error {
+// waitForOther waits until a process that may be nobody's child has ended, or its mount has by what the one says that started it.
+func (s *servers) waitForOther(ctx context.Context, id string, rec serverRecord) error {
 	fd, err := unix.PidfdOpen(rec.PID, 0)
 	if err != nil {
 		return ignoreGone(err)
@@ -123,7 +133,7 @@ func waitForEnd(ctx context.Context, rec serverRecord) error {
 	if started, err := startTime(rec.PID); err != nil || started != rec.Started {
 		return nil
 	}
-	const slice = 100 * time.Millisecond
+	const slice = 20 * time.Millisecond
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -133,6 +143,9 @@ func waitForEnd(ctx context.Context, rec serverRecord) error {
 			return err
 		}
 		if n > 0 {
+			return nil
+		}
+		if now, err := s.read(id); errors.Is(err, fs.ErrNotExist) || err == nil && now != rec {
 			return nil
 		}
 	}

@@ -6,7 +6,9 @@ package mountopt
 const VerdictEnv = "_PLYFS_VERDICT_FD"
 
 // StandbyEnv is the environment variable that holds the number of a descriptor of a socket, over which plyfs, started in
-// advance, gets its command line: its length as four bytes, the first the least significant, and a JSON array that begins
-// with the name that it is called by. The verdict goes back over the same socket. A process that stands by ends when the
-// socket is closed before a command line came.
+// advance, gets command lines to serve, one after the other. All that goes over it is preceded by its length as four bytes, the
+// first the least significant. A command line is a JSON array that begins with the name that plyfs is called by; relative paths
+// mean the directory that the process was started in. The verdict comes back, as with VerdictEnv. Behind a good one follows, once the mount is gone and
+// nothing of it is left in the process, a single zero byte: the process stands by again. One that ends instead closes the
+// socket. It ends when a mount failed, when it has grown too much, and when it stands by and the socket is closed.
 const StandbyEnv = "_PLYFS_STANDBY_FD"
