@@ -55,7 +55,7 @@ func Rows() []Row {
 			rows = append(rows, Row{Series: series, Max: 1.0, PeerLow: 0.7, PeerHigh: 1.0})
 		}
 	}
-	rows = append(append(rows, indexRows()...), storeRows()...)
+	rows = slices.Concat(rows, indexRows(), storeRows(), engineRows())
 	rows = append(rows,
 		Row{Series: "absent-warm-32", Max: 1.0, PeerLow: 0.7, PeerHigh: 1.0},
 		Row{Series: "walk-first-stat-32", Place: tmpfs, Max: 1.5, PeerLow: 3.6, PeerHigh: 3.6},

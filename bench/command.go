@@ -43,6 +43,7 @@ func Command() *cli.Command {
 			},
 			serveCommand(),
 			storeCommand(),
+			enginesCommand(),
 		},
 	}
 }
@@ -78,7 +79,7 @@ func run(c *cli.Context) error {
 		return list(c.App.Writer)
 	}
 	if os.Getenv(namespaceVariable) == "" && os.Geteuid() == 0 {
-		return runInNamespace()
+		return runInNamespace(0)
 	}
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
@@ -242,10 +243,10 @@ func words(s string) []string {
 	return out
 }
 
-// runInNamespace runs this command again in a mount namespace of its own, so that no mount outlives it, whatever
+// runInNamespace runs this command again in a mount namespace of its own, and the others of flags, so that no mount outlives it, whatever
 // happens, and none of its mounts is seen by the rest of the machine. Signals are passed on; this process waits for
 // the inner one to clean up.
-func runInNamespace() error {
+func runInNamespace(flags uintptr) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer signal.Stop(signals)
@@ -254,7 +255,7 @@ func runInNamespace() error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), namespaceVariable+"=1")
 	// An own group, and each signal passed on once: it must not come twice from a terminal.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Setpgid: true, Pdeathsig: unix.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Unshareflags: unix.CLONE_NEWNS, Setpgid: true, Pdeathsig: unix.SIGTERM}
 	runtime.LockOSThread() // the parent-death signal is bound to the thread
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {

@@ -46,7 +46,7 @@ func runStore(c *cli.Context) error {
 		return listStore(c.App.Writer)
 	}
 	if os.Getenv(namespaceVariable) == "" && os.Geteuid() == 0 {
-		return runInNamespace()
+		return runInNamespace(0)
 	}
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()

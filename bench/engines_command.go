@@ -1,0 +1,106 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+)
+
+// enginesCommand is plyfs bench engines.
+func enginesCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "engines",
+		Usage: "measure containers of podman and containerd, beside the kernel's overlayfs and fuse-overlayfs",
+		Description: "Engines are set up with roots and sockets of their own, in namespaces of their own, below /var/tmp. Needs root,\n" +
+			"podman, crun, containerd, runc, fuse-overlayfs, uidmap and busybox-static, and plyfsd beside plyfs. Exit status 1 says that\n" +
+			"a sample failed or a demand is not met.",
+		Flags:  keepFlags("list", "workloads", "plyfs", "samples", "check", "json", "plot", "timeout", "verbose"),
+		Action: runEngines,
+	}
+}
+
+func runEngines(c *cli.Context) error {
+	if c.NArg() > 0 {
+		return cli.Exit(fmt.Sprintf("bench engines: unexpected argument %q", c.Args().First()), 1)
+	}
+	if c.Bool("list") {
+		return listEngines(c.App.Writer)
+	}
+	if os.Geteuid() != 0 {
+		return cli.Exit("bench engines: needs root", 1)
+	}
+	if os.Getenv(namespaceVariable) == "" {
+		return runInNamespace(unix.CLONE_NEWPID)
+	}
+	ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	if err := enginesReport(ctx, c); err != nil {
+		return cli.Exit("bench engines: "+err.Error(), 1)
+	}
+	return nil
+}
+
+func enginesReport(ctx context.Context, c *cli.Context) error {
+	workloads, err := selectEngines(AllEngines(), words(c.String("workloads")))
+	if err != nil {
+		return err
+	}
+	cfg := Config{Samples: c.Int("samples"), Scale: 1, Timeout: c.Duration("timeout"), Logger: newLogger(c)}
+	if cfg.Samples < 1 {
+		return fmt.Errorf("--samples %d: at least 1 is needed", cfg.Samples)
+	}
+	program := c.String("plyfs")
+	if program == "" {
+		if program, err = os.Executable(); err != nil {
+			return err
+		}
+	}
+	text := c.App.Writer
+	if c.String("json") == "-" {
+		text = os.Stderr
+	}
+	cfg.OnResult = func(r Result) { NewTable(text, systemsOf(r)).Add(r) }
+	report, err := RunEngines(ctx, cfg, program, workloads)
+	return errors.Join(err, finish(c, report, text))
+}
+
+// listEngines prints the workloads.
+func listEngines(w io.Writer) error {
+	for _, x := range AllEngines() {
+		if _, err := fmt.Fprintf(w, "%-22s %s\n", x.Name, x.Doc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// selectEngines returns the workloads whose name matches one of the patterns, all of them for no pattern.
+func selectEngines(all []EngineWorkload, patterns []string) ([]EngineWorkload, error) {
+	if len(patterns) == 0 {
+		return all, nil
+	}
+	var out []EngineWorkload
+	for _, w := range all {
+		for _, p := range patterns {
+			ok, err := path.Match(p, w.Name)
+			if err != nil {
+				return nil, fmt.Errorf("workload pattern %q: %w", p, err)
+			}
+			if ok && !slices.ContainsFunc(out, func(o EngineWorkload) bool { return o.Name == w.Name }) {
+				out = append(out, w)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("no workload matches %q; --list shows them", patterns)
+	}
+	return out, nil
+}
