@@ -10,7 +10,7 @@ import (
 )
 
 // TestBuildah builds images with buildah, step by step and from a Dockerfile.
-func TestBuildah(t *testing.T) { asEach(t, buildah) }
+func TestBuildah(t *testing.T) { asEachInstalled(t, buildah) }
 
 func buildah(t *testing.T, e *engine) {
 	im := engineImage(t)

@@ -1,180 +1,266 @@
-//go:build engines && docker
+//go:build engines
 
 package e2e
 
 import (
-	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"plyfs/internal/e2e/listing"
+	"plyfs/internal/testenv"
 )
 
-// TestDocker runs a dockerd whose graph driver fuse-overlayfs finds plyfs under that name on PATH.
-func TestDocker(t *testing.T) {
-	e := newEngine(t, 0)
-	e.clean = nil
-	startDocker(t, e)
-	im := engineImage(t)
-	im.writeDocker(t, e.path("docker.tar"), imageName)
-	d := &dockerTest{engine: e, want: listing.Lines(im.entries("data")), dump: e.treedump(t) + ":/treedump:ro"}
+// dockerClient is the client of the package docker.io: what else goes by its name may be of a version that the daemon does not
+// understand.
+const dockerClient = "/usr/bin/docker"
 
-	expect(t, "the graph driver", e.run(t, "docker", "info", "--format", "{{.Driver}}"), "fuse-overlayfs\n")
-	e.run(t, "docker", "load", "-q", "-i", e.path("docker.tar"))
-	checkLines(t, "the image", d.want, d.list(t, imageName))
-	t.Run("container", d.container)
-	t.Run("commit with an open file", d.commitOpen)
-	t.Run("build", d.build)
-	t.Run("save", d.save)
-	e.run(t, "docker", "rmi", "-f", imageName)
+// dockerTest is a dockerd with a storage of its own, without networks.
+type dockerTest struct {
+	*engine
+	// top is the test, whose end ends what runs in the background.
+	top *testing.T
+	// program is dockerd, and data its directory; driver is the storage driver.
+	program, data, driver string
+	flags                 []string
+	// client is the command that talks to it.
+	client string
+	want   []string
+	dump   string
+	// capless says that containers are in a user namespace that is not the engine's, and see no file capabilities.
+	capless bool
+	// daemon runs, and so does plugin, which is nil without one; its flags follow.
+	daemon, plugin *background
+	pluginFlags    []string
 }
 
-// startDocker starts dockerd without networks and waits until it answers. It is ended with the test.
-func startDocker(t *testing.T, e *engine) {
+// background is a program that a test keeps running. Its output is in a file.
+type background struct {
+	name string
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{} // closed when it has ended
+}
+
+// newDocker prepares dockerd 20.10 with a storage driver; prepare, if not nil, is called before it is started.
+func newDocker(t *testing.T, driver string, prepare func(*dockerTest)) *dockerTest {
 	t.Helper()
+	e := newEngine(t, 0)
+	e.clean = nil
+	d := &dockerTest{engine: e, top: t, program: "dockerd", data: e.path("docker"), driver: driver, client: dockerClient, flags: []string{
+		"--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false", "--ip-masq=false", "--userland-proxy=false",
+	}}
+	d.flags = append(d.flags, "--oom-score-adjust=0", "--experimental")
+	if err := os.WriteFile(e.path("empty.toml"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(e.path("daemon.json"), []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	e.env = append(e.env, "PATH="+e.path("bin")+":"+os.Getenv("PATH"), "DOCKER_HOST=unix://"+e.path("docker.sock"),
 		"DOCKER_BUILDKIT=0")
-	cmd := e.command(context.Background(), "dockerd", "--config-file", e.path("daemon.json"), "--data-root", e.path("docker"),
-		"--exec-root", e.path("docker-run"), "--pidfile", e.path("docker.pid"), "-H", "unix://"+e.path("docker.sock"),
-		"--storage-driver", "fuse-overlayfs", "--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false",
-		"--ip-masq=false", "--userland-proxy=false", "--oom-score-adjust=0")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("dockerd (package docker.io): %v", err)
+	im := engineImage(t)
+	im.writeDocker(t, e.path("docker.tar"), imageName)
+	d.want, d.dump = listing.Lines(im.entries("data")), e.treedump(t)+":/treedump:ro"
+	t.Cleanup(func() { d.checkEmpty(t) })
+	if prepare != nil {
+		prepare(d)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	if d.plugin == nil && d.pluginFlags != nil {
+		d.startPlugin(t)
+	}
+	d.startDaemon(t)
+	expect(t, "the storage driver", d.docker(t, "info", "--format", "{{.Driver}}"), driver+"\n")
+	return d
+}
+
+// withPlugin has dockerd find a plugin with a driver, as the storage driver plyfs.
+func withPlugin(driver string, flags ...string) func(*dockerTest) {
+	return func(d *dockerTest) {
+		d.pluginFlags = append([]string{"--driver", driver}, flags...)
+	}
+}
+
+// launch starts a program in the background, which is ended with the test.
+func (e *engine) launch(t *testing.T, name string, args ...string) *background {
+	t.Helper()
+	b := &background{name: name, done: make(chan struct{}), cmd: e.command(context.Background(), args...)}
+	out, err := os.CreateTemp(e.dir, name+"-*.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	b.log, b.cmd.Stdout, b.cmd.Stderr = out.Name(), out, out
+	if err := b.cmd.Start(); err != nil {
+		t.Fatalf("%s: %v", strings.Join(args, " "), err)
+	}
+	go func() {
+		defer close(b.done)
+		_ = b.cmd.Wait() // the log tells how it ended
+	}()
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-done:
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			t.Errorf("dockerd does not end: %s", tail(log.String(), 20))
-		}
+		b.end(t, unix.SIGTERM)
 		if t.Failed() {
-			t.Logf("dockerd's log ends:\n%s", tail(log.String(), 30))
+			t.Logf("the log of %s ends:\n%s", name, b.tail(30))
 		}
 	})
-	deadline := time.Now().Add(30 * time.Second)
+	return b
+}
+
+func (b *background) tail(n int) string {
+	text, err := os.ReadFile(b.log)
+	if err != nil {
+		return err.Error()
+	}
+	return tail(string(text), n)
+}
+
+// end sends a signal, and waits for the program to end.
+func (b *background) end(t *testing.T, sig unix.Signal) {
+	t.Helper()
+	_ = b.cmd.Process.Signal(sig)
+	select {
+	case <-b.done:
+	case <-time.After(60 * time.Second):
+		_ = b.cmd.Process.Kill()
+		t.Errorf("%s does not end at %v; its log ends:\n%s", b.name, sig, b.tail(20))
+	}
+}
+
+// wait waits until the program is ready, which it is not allowed to end before.
+func (b *background) wait(t *testing.T, ready func() error) {
+	t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
 	for {
-		_, err := e.try("docker", "version")
+		err := ready()
 		if err == nil {
 			return
 		}
 		select {
-		case err := <-done:
-			done <- err
-			t.Fatalf("dockerd ended: %v\n%s", err, tail(log.String(), 20))
-		case <-time.After(100 * time.Millisecond):
+		case <-b.done:
+			t.Fatalf("%s ended: %v\n%s", b.name, b.cmd.ProcessState, b.tail(20))
+		case <-time.After(50 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("dockerd does not answer: %v", err)
+			t.Fatalf("%s does not answer: %v\n%s", b.name, err, b.tail(20))
 		}
 	}
 }
 
-type dockerTest struct {
-	*engine
-	want []string
-	dump string
-}
-
-// start runs a container in the background.
-func (d *dockerTest) start(t *testing.T, image string, command ...string) {
+// startDaemon starts dockerd and waits until it answers.
+func (d *dockerTest) startDaemon(t *testing.T) {
 	t.Helper()
-	args := []string{"docker", "run", "-d", "--network", "none", "--name", "box", "-v", d.dump, image}
-	d.run(t, append(args, command...)...)
+	args := append([]string{
+		d.program, "--config-file", d.path("daemon.json"), "--data-root", d.data, "--exec-root", d.path("docker-run"),
+		"--pidfile", d.path("docker.pid"), "-H", "unix://" + d.path("docker.sock"), "--storage-driver", d.driver,
+	}, d.flags...)
+	d.daemon = d.launch(d.top, "dockerd", args...)
+	d.daemon.wait(t, func() error {
+		_, err := d.try(d.client, "version")
+		return err
+	})
 }
 
-func (d *dockerTest) list(t *testing.T, image string) []string {
+// killDaemon ends dockerd at once, and waits for its containerd, which ends after it, and whose place the next one takes.
+func (d *dockerTest) killDaemon(t *testing.T) {
 	t.Helper()
-	out := d.run(t, "docker", "run", "--rm", "--network", "none", "-v", d.dump, image, "/treedump", "/", "data")
-	return strings.Split(strings.TrimSuffix(out, "\n"), "\n")
-}
-
-// container is run, exec, diff, cp, commit, stop, start and rm.
-func (d *dockerTest) container(t *testing.T) {
-	d.start(t, imageName, "sleep", "1000")
-	d.run(t, "docker", "exec", "box", "sh", "-ec", work)
-	diff := d.run(t, "docker", "diff", "box")
-	for _, want := range []string{"A /data/made\n", "D /data/f40\n", "C /data/top\n", "D /data/op/after33\n", "A /data/op/again\n"} {
-		if !strings.Contains(diff, want) {
-			t.Errorf("docker diff does not show %q: %s", want, diff)
-		}
-	}
-	content := strings.Repeat("copied in\n", 30000)
-	if err := os.WriteFile(d.path("in"), []byte(content), 0o644); err != nil {
+	text, err := os.ReadFile(d.path("docker-run/containerd/containerd.pid"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	d.run(t, "docker", "cp", d.path("in"), "box:/data/shared/in")
-	d.run(t, "docker", "cp", "box:/data/shared/in", d.path("out"))
-	if text, err := os.ReadFile(d.path("out")); err != nil || string(text) != content {
-		t.Errorf("docker cp in and out again: %d bytes, %v", len(text), err)
-	}
-	live := strings.Split(strings.TrimSuffix(d.run(t, "docker", "exec", "box", "/treedump", "/", "data"), "\n"), "\n")
-	d.run(t, "docker", "commit", "box", "committed")
-	checkLines(t, "the committed image", live, d.list(t, "committed"))
-	d.run(t, "docker", "stop", "-t", "0", "box")
-	d.run(t, "docker", "start", "box")
-	checkLines(t, "the container, started again,", live,
-		strings.Split(strings.TrimSuffix(d.run(t, "docker", "exec", "box", "/treedump", "/", "data"), "\n"), "\n"))
-	d.run(t, "docker", "rm", "-f", "box")
-	d.run(t, "docker", "rmi", "-f", "committed")
-}
-
-// commitOpen commits a running container that has a file open for writing.
-func (d *dockerTest) commitOpen(t *testing.T) {
-	d.start(t, imageName, "sh", "-c",
-		"exec 3>/data/dirty; dd if=/dev/zero bs=65536 count=10 >&3 2>/dev/null; echo ready; sleep 1000")
-	for i := 0; !strings.Contains(d.run(t, "docker", "logs", "box"), "ready"); i++ {
-		if i > 100 {
-			t.Fatal("the container does not start")
-		}
-	}
-	d.run(t, "docker", "commit", "box", "dirty")
-	expect(t, "size of a dirty file in the commit",
-		d.run(t, "docker", "run", "--rm", "--network", "none", "dirty", "stat", "-c", "%s", "/data/dirty"), "655360\n")
-	d.run(t, "docker", "rm", "-f", "box")
-	d.run(t, "docker", "rmi", "-f", "dirty")
-}
-
-// build runs a Dockerfile with the classic builder.
-func (d *dockerTest) build(t *testing.T) {
-	context := d.path("context")
-	if err := os.Mkdir(context, 0o755); err != nil {
+	d.daemon.end(t, unix.SIGKILL)
+	var pid int
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
 		t.Fatal(err)
 	}
-	dockerfile := "FROM " + imageName + `
-RUN rm -r /data/shared && mkdir /data/shared && echo one >/data/shared/one
-RUN mv /data/deep /data/deeper && echo x >>/data/top
-COPY file /data/copied
-RUN rm /data/copied /data/f40
-`
-	for name, text := range map[string]string{"Dockerfile": dockerfile, "file": "copied\n"} {
-		if err := os.WriteFile(context+"/"+name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.run(t, "docker", "build", "--network", "none", "-q", "-t", "built", context)
-	got := d.run(t, "docker", "run", "--rm", "--network", "none", "built", "sh", "-c",
-		"ls /data/shared; cat /data/top; ls /data/deeper/a/b; ls /data/copied /data/f40 /data/deep 2>&1 | wc -l")
-	expect(t, "the built image", got, "one\n40\nx\nstays\n3\n")
-	d.run(t, "docker", "rmi", "-f", "built")
+	waitUntil(t, "dockerd's containerd ends", func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) })
 }
 
-// save takes the image out and in again.
-func (d *dockerTest) save(t *testing.T) {
-	d.run(t, "docker", "save", "-o", d.path("saved.tar"), imageName)
-	d.run(t, "docker", "rmi", "-f", imageName)
-	d.run(t, "docker", "load", "-q", "-i", d.path("saved.tar"))
-	checkLines(t, "the image after save and load", d.want, d.list(t, imageName))
+// pluginSocket is where dockerd looks for the plugin; /run is the test's own.
+const pluginSocket = "/run/docker/plugins/plyfs.sock"
+
+// startPlugin starts the plugin and waits until it listens.
+func (d *dockerTest) startPlugin(t *testing.T) {
+	t.Helper()
+	d.plugin = d.launch(d.top, "graphplugin", append([]string{
+		testenv.Binary(t), "graphplugin", "--config", d.path("empty.toml"), "--address", pluginSocket, "--state-dir", d.path("state"),
+		"--log-level", "debug",
+	}, d.pluginFlags...)...)
+	d.plugin.wait(t, func() error {
+		_, err := os.Stat(pluginSocket)
+		return err
+	})
+}
+
+// waitUntil waits for something that another process does.
+func waitUntil(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it takes too long until %s", what)
+		}
+	}
+}
+
+// docker runs the client.
+func (d *dockerTest) docker(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := d.try(append([]string{d.client}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// checkEmpty checks that no server of a mount, and no mount, is left when all has ended.
+func (d *dockerTest) checkEmpty(t *testing.T) {
+	t.Helper()
+	// dockerd binds its directory over itself, and one that is killed leaves that.
+	_ = unix.Unmount(d.data, unix.MNT_DETACH)
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], d.dir+"/") {
+			t.Errorf("left mounted: %s", f[4])
+			_ = unix.Unmount(f[4], unix.MNT_DETACH)
+		}
+	}
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err == nil && strings.HasPrefix(string(text), "plyfs\x00mount\x00") && strings.Contains(string(text), d.dir) {
+			t.Errorf("a server is left: %s", strings.ReplaceAll(string(text), "\x00", " "))
+		}
+	}
+}
+
+// TestDockerDropIn runs a dockerd whose graph driver fuse-overlayfs finds plyfs under that name on PATH.
+func TestDockerDropIn(t *testing.T) {
+	d := newDocker(t, "fuse-overlayfs", nil)
+	d.load(t)
+	t.Run("container", d.container)
+	t.Run("commit with an open file", d.commitOpen)
+	d.clean(t)
+}
+
+// TestDockerPlugin runs a dockerd with plyfs graphplugin, which is restarted and killed, as dockerd is.
+func TestDockerPlugin(t *testing.T) {
+	d := newDocker(t, "plyfs", withPlugin("plyfs"))
+	d.load(t)
+	t.Run("container", d.container)
+	t.Run("commit with an open file", d.commitOpen)
+	t.Run("build", d.build)
+	t.Run("plugin killed", d.pluginKilled)
+	t.Run("dockerd killed", d.dockerdKilled)
+	d.clean(t)
 }

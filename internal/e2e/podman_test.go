@@ -14,7 +14,7 @@ import (
 const imageName = "localhost/layers:latest"
 
 // TestPodman runs podman's life of an image and its containers.
-func TestPodman(t *testing.T) { asEach(t, podman) }
+func TestPodman(t *testing.T) { asEachInstalled(t, podman) }
 
 func podman(t *testing.T, e *engine) {
 	im := engineImage(t)

@@ -1,0 +1,69 @@
+//go:build engines && long
+
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"plyfs/internal/testenv"
+)
+
+// TestNestedContainerfile builds the image of docs/nested.md by its Containerfile, and has it run what the image of this
+// machine's own engines runs elsewhere.
+func TestNestedContainerfile(t *testing.T) {
+	n := newNested(t, newEngine(t, 0), "podman")
+	n.engine.run(t, "podman", "rmi", enginesImage)
+	n.importDebian(t)
+	context := n.path("engines")
+	if err := os.Mkdir(context, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range docBlocks(t, nestedPage, "file") {
+		if err := os.WriteFile(filepath.Join(context, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := os.ReadFile(testenv.Binary(t))
+	if err := errors.Join(err, os.WriteFile(filepath.Join(context, "plyfs"), program, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"podman", "build", "--isolation", "chroot", "--network", "host", "-q", "-t", enginesImage}
+	for _, p := range proxies(t) {
+		args = append(args, "--env", p)
+	}
+	n.engine.run(t, append(args, context)...)
+	n.run(t, "docker-on-plyfs", "podman-as-user-in-podman")
+}
+
+// importDebian gives the outer engine the image that the Containerfile begins with, a Debian of this machine's release. It
+// is made once, and kept as a tar file in the cache directory.
+func (n *nested) importDebian(t *testing.T) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache = filepath.Join(cache, "plyfs-engines")
+	path := filepath.Join(cache, "debian.tar")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		// In memory, where the many syncs of dpkg cost nothing.
+		root := filepath.Join(testenv.Scratch(t), "debian")
+		bootstrap(t, root)
+		if err := os.MkdirAll(cache, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		made := path + ".new"
+		if out, err := newCommand("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", made, ".").CombinedOutput(); err != nil {
+			t.Fatalf("tar: %v: %s", err, out)
+		}
+		if err := errors.Join(os.Rename(made, path), os.RemoveAll(root)); err != nil {
+			t.Fatal(err)
+		}
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	n.engine.run(t, "podman", "import", "-c", "CMD sh", path, "docker.io/library/debian:12")
+}
