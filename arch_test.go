@@ -20,8 +20,10 @@ func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/plyfs": {
 			"layerdb/...", "drivers/...", "fs/fusefs", "fs/fsck", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench",
-			"internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys",
+			"internal/cmdtable", "internal/control", "internal/daemon", "internal/doctor", "internal/latency", "internal/launch", "internal/sys",
 		},
+		"cmd/plyfs-launch":    {"fs/mountopt", "internal/launch"},
+		"internal/launch":     {"fs/mountopt"},
 		"cmd/plyfsd":          {"drivers/...", "layerdb/...", "cow/tarlayer", "fs/mountopt", "internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys"},
 		"internal/daemon":     {"internal/sys"},
 		"layerdb":             {"drivers", "cow/...", "metadata/kv", "internal/sys"},
@@ -48,13 +50,13 @@ func arrows() map[string][]string {
 		"internal/control":           {"internal/latency", "internal/sys"},
 		"internal/invariant":         {},
 		// It asks the kernel's FUSE what it can do.
-		"internal/doctor":            {"fs/fusefs", "internal/sys"},
-		"internal/fingerprint":       {},
-		"internal/testenv":           {"internal/sys"},
-		"internal/ci":                {},
-		"internal/demo/...":          {"internal/fingerprint"},
-		"internal/e2e/...":           {"internal/..."},
-		"internal/vm":                {"internal/vm/guest"},
+		"internal/doctor":      {"fs/fusefs", "internal/sys"},
+		"internal/fingerprint": {},
+		"internal/testenv":     {"internal/sys"},
+		"internal/ci":          {},
+		"internal/demo/...":    {"internal/fingerprint"},
+		"internal/e2e/...":     {"internal/..."},
+		"internal/vm":          {"internal/vm/guest"},
 		// Tests in a virtual machine, and the programs that they run there.
 		"internal/vm/...": {"..."},
 		// The suites are test code that happens not to live in _test files.

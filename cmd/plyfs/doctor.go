@@ -20,19 +20,23 @@ const doctorUsage = "plyfs doctor [--json] [--all] [--root DIR]"
 // doctorCommand is plyfs doctor.
 func doctorCommand() *cli.Command {
 	return &cli.Command{
-		Name: "doctor", Usage: "say what works for this user on this machine, what does not, and what to do about it", UsageText: doctorUsage,
-		Description: "Tries what plyfs and container engines need, in namespaces of its own, and changes nothing. Run it as the user\n" +
-			"who runs the containers. Exit code 1 if there are problems.",
+		Name: "doctor", Usage: "say what works for this user on this machine, what does not, and what to do about it",
+		UsageText: doctorUsage,
+		Description: "Tries what plyfs and container engines need, in namespaces of its own, and changes nothing.\n" +
+			"Run it as the user who runs the containers. Exit code 1 if there are problems.",
 		Flags: []cli.Flag{
 			jsonFlag(),
-			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "print what works in full, and what can be done about notes"},
+			&cli.BoolFlag{
+				Name: "all", Aliases: []string{"a"},
+				Usage: "print what works in full, and what can be done about notes",
+			},
 			&cli.StringFlag{Name: "root", EnvVars: []string{"PLYFS_ROOT"}, Usage: "`DIR` of the layer store"},
 		},
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return faultf(storeUsage, "%v; usage: %s", err, doctorUsage)
 		},
 		HideHelpCommand: true, Subcommands: []*cli.Command{doctorTryCommand()},
-		Action:      runDoctor,
+		Action: runDoctor,
 	}
 }
 

@@ -25,9 +25,9 @@ type Kernel struct {
 	OverIOUring bool `json:"over_io_uring"`
 }
 
-// ProbeKernel mounts on target, which must be a directory, answers the kernel's first request and unmounts. backing is a
-// regular file that is offered for passthrough. It is for a process that may mount directly, and wants a mount namespace of its
-// own, so that nothing stays if the process is killed. The error is that of Mount, or of the exchange.
+// ProbeKernel mounts on target, which must be a directory, answers the kernel's first request and unmounts. backing is
+// a regular file that is offered for passthrough. It is for a process that may mount directly, and wants a mount
+// namespace of its own, so that nothing stays if the process is killed. The error is that of Mount, or of the exchange.
 func ProbeKernel(target string, backing int) (k Kernel, err error) {
 	d, err := Mount(MountConfig{Target: target, FSName: "plyfs", Subtype: "plyfs"})
 	if err != nil {
@@ -63,7 +63,7 @@ func (k *Kernel) readInit(fd int) (offered uint64, err error) {
 	buf := make([]byte, bufferSize)
 	var n int
 	for {
-		if n, err = unix.Read(fd, buf); err != unix.EINTR { //nolint:errorlint // a bare errno
+		if n, err = unix.Read(fd, buf); err != unix.EINTR {
 			break
 		}
 	}

@@ -80,9 +80,11 @@ func checkDocker(ctx context.Context, m *machine) []Finding {
 	}
 	have := m.dockerState(c)
 	if c.Driver == "" && len(have) > 1 {
-		return one(found(Problem, "no storage-driver is configured, and there are layers of several (%s): dockerd does not start; %s",
+		return one(found(Problem,
+			"no storage-driver is configured, and there are layers of several (%s): dockerd does not start; %s",
 			strings.Join(have, ", "), where).
-			with(say(`name the one that is wanted in %s: {"storage-driver": "%s"}`, cmp.Or(c.file, "/etc/docker/daemon.json"), have[0])))
+			with(say(`name the one that is wanted in %s: {"storage-driver": "%s"}`, cmp.Or(c.file, "/etc/docker/daemon.json"),
+				have[0])))
 	}
 	driver := cmp.Or(c.Driver, strings.Join(have, ", "), "what dockerd chooses")
 	return one(found(Note, "the driver is %s; %s", driver, where).with(m.installDocker()))
@@ -114,11 +116,13 @@ func (m *machine) dockerFuse(ctx context.Context, c dockerConf, where string) Fi
 		path, err = m.LookPath("fuse-overlayfs", "")
 	}
 	if err != nil {
-		return found(Problem, "the driver is fuse-overlayfs, of which there is no program on the PATH of services; %s", where).with(m.installLink())
+		return found(Problem, "the driver is fuse-overlayfs, of which there is no program on the PATH of services; %s",
+			where).with(m.installLink())
 	}
 	p, err := m.ask(ctx, path)
 	if err != nil {
-		return found(Problem, "the driver is fuse-overlayfs, whose program does not run: %v; %s (%s)", err, where, c.file).with(m.installLink())
+		return found(Problem, "the driver is fuse-overlayfs, whose program does not run: %v; %s (%s)", err, where, c.file).
+			with(m.installLink())
 	}
 	if !p.plyfs {
 		return found(Note, "the driver is fuse-overlayfs, by %s; %s", p, where).with(m.installLink())
@@ -126,7 +130,8 @@ func (m *machine) dockerFuse(ctx context.Context, c dockerConf, where string) Fi
 	return found(OK, "the driver is fuse-overlayfs, by %s; %s", p, where)
 }
 
-// dockerPlugin is the finding for a driver that dockerd does not have: a graph-driver plugin, or a snapshotter of containerd's.
+// dockerPlugin is the finding for a driver that dockerd does not have: a graph-driver plugin, or a snapshotter of
+// containerd's.
 func dockerPlugin(c dockerConf, version, where string) Finding {
 	snapshotter := found(OK, "the storage driver is %s, a snapshotter of containerd; %s", c.Driver, where)
 	if is, ok := atLeast(version, 28, 0); !ok || is {
@@ -137,13 +142,15 @@ func dockerPlugin(c dockerConf, version, where string) Finding {
 	}
 	f := found(OK, "the driver is the plugin %s; %s", c.Driver, where)
 	if is, _ := atLeast(version, 27, 0); is {
-		f = found(Warning, "the driver is the plugin %s, which docker %s wants to be told of; %s", c.Driver, version, where).with(
-			say("in the unit: Environment=DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1"),
-			say(`or use a snapshotter: {"features": {"containerd-snapshotter": true}} and plyfs snapshotter`))
+		f = found(Warning, "the driver is the plugin %s, which docker %s wants to be told of; %s", c.Driver, version, where).
+			with(
+				say("in the unit: Environment=DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1"),
+				say(`or use a snapshotter: {"features": {"containerd-snapshotter": true}} and plyfs snapshotter`))
 	}
 	if !c.Experimental {
 		f.Status = Problem
-		f.Detail = fmt.Sprintf("the driver is the plugin %s, which dockerd takes in experimental mode only; %s", c.Driver, where)
+		f.Detail = fmt.Sprintf("the driver is the plugin %s, which dockerd takes in experimental mode only; %s", c.Driver,
+			where)
 		f.WayOut = append([]Step{say(`add to %s: "experimental": true`, c.file)}, f.WayOut...)
 	}
 	return f
@@ -175,7 +182,8 @@ func checkContainerd(m *machine) []Finding {
 		return one(found(Warning, "%v", err))
 	}
 	if err := toml.Unmarshal(text, &conf); err != nil {
-		return one(found(Problem, "%s: %s%v", file, position(err), err).with(say("correct the file; containerd does not start with it")))
+		return one(found(Problem, "%s: %s%v", file, position(err), err).
+			with(say("correct the file; containerd does not start with it")))
 	}
 	var all []Finding
 	for _, name := range sortedKeys(conf.Proxies) {
@@ -218,7 +226,8 @@ func (m *machine) snapshotter(name, socket string) []Finding {
 	}
 	for _, program := range []string{"plyfs", "mount.fuse3"} {
 		if _, err := m.LookPath(program, servicePath); err != nil {
-			return one(found(Problem, "the snapshotter %s has a socket, and %s, by which containerd mounts, is not on the PATH of services", name, program).
+			return one(found(Problem,
+				"the snapshotter %s has a socket, and %s, by which containerd mounts, is not on the PATH of services", name, program).
 				of(name).with(say("install plyfs in /usr/local/bin or /usr/bin, and the package fuse3")))
 		}
 	}
@@ -242,7 +251,8 @@ func checkNerdctl(m *machine) []Finding {
 		return one(found(Warning, "%v", err))
 	}
 	if err := toml.Unmarshal(text, &conf); err != nil {
-		return one(found(Problem, "%s: %s%v", file, position(err), err).with(say("correct the file; nerdctl does not run with it")))
+		return one(found(Problem, "%s: %s%v", file, position(err), err).
+			with(say("correct the file; nerdctl does not run with it")))
 	}
 	name := cmp.Or(m.Getenv("CONTAINERD_SNAPSHOTTER"), conf.Snapshotter, "overlayfs")
 	if name == "plyfs" {

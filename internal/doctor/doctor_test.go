@@ -23,7 +23,8 @@ type broken struct {
 }
 
 func allBroken() []broken {
-	return slices.Concat(brokenFUSE(), brokenNamespaces(), brokenSecurity(), brokenKernel(), brokenStorage(), brokenEngines(), brokenLeft())
+	return slices.Concat(brokenFUSE(), brokenNamespaces(), brokenSecurity(), brokenKernel(), brokenStorage(),
+		brokenEngines(), brokenLeft())
 }
 
 func (f *fake) contain(runtime string) {
@@ -42,7 +43,8 @@ func (f *fake) contain(runtime string) {
 
 // remount adds a mount.
 func (f *fake) remount(target, fstype string, options ...string) {
-	f.files["/proc/self/mountinfo"] += fmt.Sprintf("90 22 0:99 / %s %s - %s x rw\n", target, strings.Join(append([]string{"relatime"}, options...), ","), fstype)
+	f.files["/proc/self/mountinfo"] += fmt.Sprintf("90 22 0:99 / %s %s - %s x rw\n", target,
+		strings.Join(append([]string{"relatime"}, options...), ","), fstype)
 }
 
 func TestBrokenMachines(t *testing.T) {
@@ -160,7 +162,8 @@ func TestJSON(t *testing.T) {
 	if err := d.Decode(&back); err != nil {
 		t.Fatal(err)
 	}
-	if back.Subject["uid"] != 1000.0 || back.Count["warning"] != 1 || back.Count["problem"] != 0 || len(back.Findings) != len(r.Findings) {
+	if back.Subject["uid"] != 1000.0 || back.Count["warning"] != 1 || back.Count["problem"] != 0 ||
+		len(back.Findings) != len(r.Findings) {
 		t.Errorf("%+v", back)
 	}
 }
@@ -170,19 +173,24 @@ func TestText(t *testing.T) {
 	f.denied[fuseDevice] = syscall.EACCES
 	r := Run(t.Context(), f, optionsOf(f))
 	short, all, narrow, colour := new(bytes.Buffer), new(bytes.Buffer), new(bytes.Buffer), new(bytes.Buffer)
-	for w, s := range map[*bytes.Buffer]Style{short: {}, all: {All: true}, narrow: {Width: 60, All: true}, colour: {Colour: true}} {
+	for w, s := range map[*bytes.Buffer]Style{
+		short: {}, all: {All: true}, narrow: {Width: 60, All: true},
+		colour: {Colour: true},
+	} {
 		if err := r.WriteText(w, s); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if !strings.Contains(short.String(), "# chmod 0666 /dev/fuse") || !strings.Contains(short.String(), "1 problem, 0 warnings, 0 notes") {
+	if !strings.Contains(short.String(), "# chmod 0666 /dev/fuse") ||
+		!strings.Contains(short.String(), "1 problem, 0 warnings, 0 notes") {
 		t.Errorf("short:\n%s", short)
 	}
 	if strings.Contains(short.String(), "7.45") || !strings.Contains(all.String(), "7.45") {
 		t.Errorf("what is well is in full only with All:\n%s\n%s", short, all)
 	}
 	for line := range strings.Lines(narrow.String()) {
-		if len([]rune(line)) > 61 && !strings.Contains(line, "# ") && !strings.Contains(line, "$ ") && strings.Contains(strings.TrimSpace(line), " ") {
+		if len([]rune(line)) > 61 && !strings.Contains(line, "# ") && !strings.Contains(line, "$ ") &&
+			strings.Contains(strings.TrimSpace(line), " ") {
 			t.Errorf("longer than 60: %q", line)
 		}
 	}

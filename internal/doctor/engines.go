@@ -17,16 +17,13 @@ import (
 const servicePath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func engineChecks() []check {
-	bare := func(f func(*machine) []Finding) func(context.Context, *machine) []Finding {
-		return func(_ context.Context, m *machine) []Finding { return f(m) }
-	}
 	return []check{
 		{"engines.found", groupEngines, "programs", checkPrograms},
 		{"engines.fuse_overlayfs", groupEngines, "who serves as fuse-overlayfs", checkFuseOverlayfs},
 		{"engines.podman", groupEngines, "podman and buildah", checkPodman},
 		{"engines.docker", groupEngines, "docker", checkDocker},
-		{"engines.containerd", groupEngines, "containerd", bare(checkContainerd)},
-		{"engines.nerdctl", groupEngines, "nerdctl", bare(checkNerdctl)},
+		{"engines.containerd", groupEngines, "containerd", several(checkContainerd)},
+		{"engines.nerdctl", groupEngines, "nerdctl", several(checkNerdctl)},
 	}
 }
 
@@ -61,7 +58,8 @@ func checkPrograms(ctx context.Context, m *machine) []Finding {
 	wg.Wait()
 	lines = slices.DeleteFunc(lines, func(s string) bool { return s == "" })
 	if len(lines) == 0 {
-		return one(found(Note, "neither podman, buildah, docker, containerd nor a runtime is installed: plyfs works without, by plyfs container"))
+		return one(found(Note,
+			"neither podman, buildah, docker, containerd nor a runtime is installed: plyfs works without, by plyfs container"))
 	}
 	return one(found(OK, "%s", strings.Join(lines, ", ")))
 }

@@ -9,7 +9,8 @@ func brokenEngines() []broken {
 	const conf = "/home/alice/.config/containers/storage.conf"
 	storage := func(text string) func(*fake) { return func(f *fake) { f.files[conf] = text } }
 	genuine := func(f *fake) {
-		f.outputs["/usr/bin/fuse-overlayfs --version"] = "fusermount3 version: 3.14.0\nfuse-overlayfs: version 1.10\nFUSE library version 3.14.0\n"
+		f.outputs["/usr/bin/fuse-overlayfs --version"] = "fusermount3 version: 3.14.0\nfuse-overlayfs: version 1.10\nFUSE " +
+			"library version 3.14.0\n"
 	}
 	docker := func(version, json string, more ...func(*fake)) func(*fake) {
 		return func(f *fake) {
@@ -133,7 +134,8 @@ func brokenEngines() []broken {
 		{
 			"a user's place by the system's file", false, func(f *fake) {
 				delete(f.files, conf)
-				f.files["/etc/containers/storage.conf"] = "[storage]\ngraphroot = \"/var/x\"\nrootless_storage_path = \"$HOME/here\"\n"
+				f.files["/etc/containers/storage.conf"] = "[storage]\ngraphroot = \"/var/x\"\nrootless_storage_path = " +
+					"\"$HOME/here\"\n"
 			},
 			"engines.podman", Note, "storage in /home/alice/here", "plyfs install",
 		},

@@ -39,11 +39,12 @@ type trialOutcome struct {
 }
 
 const (
-	procStatus   = "Name:\tplyfs\nCapEff:\t%s\nSeccomp:\t0\n"
-	allCaps      = "000001ffffffffff"
-	noCaps       = "0000000000000000"
-	wholeUIDMap  = "         0          0 4294967295\n"
-	healthyInfo  = "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n23 22 0:21 / /proc rw - proc proc rw\n24 22 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+	procStatus  = "Name:\tplyfs\nCapEff:\t%s\nSeccomp:\t0\n"
+	allCaps     = "000001ffffffffff"
+	noCaps      = "0000000000000000"
+	wholeUIDMap = "         0          0 4294967295\n"
+	healthyInfo = "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n23 22 0:21 / /proc rw - proc none rw\n24 22 0:22 / " +
+		"/sys/fs/cgroup rw - cgroup2 none rw\n"
 	probeOutput  = `[{"driver":"plyfs","usable":true,"why":"it mounts","chosen":true},{"driver":"zfs","usable":false,"why":"no zfs","todo":"x"}]`
 	kernelOutput = `{"major":7,"minor":45,"passthrough":true,"idmapped":true,"over_io_uring":false}`
 )
@@ -69,28 +70,41 @@ func healthyUser() *fake {
 			fuseDevice:             {Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666, Major: fuseMajor, Minor: fuseMinor},
 			"/usr/bin/fusermount3": {Mode: 0o755 | fs.ModeSetuid}, "/usr/bin/newuidmap": {Mode: 0o755 | fs.ModeSetuid},
 			"/usr/bin/newgidmap": {Mode: 0o755 | fs.ModeSetuid}, "/run/user/1000": {Mode: fs.ModeDir | 0o700, UID: 1000},
-			"/home/alice/.local/share/plyfs": {Mode: fs.ModeDir | 0o700, UID: 1000}, "/home/alice/.cache/plyfs/index": {Mode: fs.ModeDir | 0o700, UID: 1000},
+			"/home/alice/.local/share/plyfs": {
+				Mode: fs.ModeDir | 0o700,
+				UID:  1000,
+			}, "/home/alice/.cache/plyfs/index": {Mode: fs.ModeDir | 0o700, UID: 1000},
 		},
-		links:  map[string]string{"/proc/self/ns/pid": "pid:[4026531836]", "/proc/self/ns/uts": "uts:[4026531838]", "/proc/self/ns/ipc": "ipc:[4026531839]"},
+		links: map[string]string{
+			"/proc/self/ns/pid": "pid:[4026531836]", "/proc/self/ns/uts": "uts:[4026531838]",
+			"/proc/self/ns/ipc": "ipc:[4026531839]",
+		},
 		xattrs: map[string]string{}, denied: map[string]error{}, readOnly: map[string]bool{},
 		space: Space{Free: 100 << 30, Size: 200 << 30, FreeInodes: 1 << 20, Inodes: 2 << 20}, limit: 1 << 20,
 		programs: map[string]string{
 			"fusermount3": "/usr/bin/fusermount3", "newuidmap": "/usr/bin/newuidmap", "newgidmap": "/usr/bin/newgidmap", "podman": "/usr/bin/podman",
 			"fuse-overlayfs": "/usr/bin/fuse-overlayfs",
 		},
-		services: map[string]string{"fuse-overlayfs": "/usr/bin/fuse-overlayfs", "plyfs": "/usr/bin/plyfs", "mount.fuse3": "/sbin/mount.fuse3"},
+		services: map[string]string{
+			"fuse-overlayfs": "/usr/bin/fuse-overlayfs", "plyfs": "/usr/bin/plyfs",
+			"mount.fuse3": "/sbin/mount.fuse3",
+		},
 		outputs: map[string]string{
-			"/usr/bin/fusermount3 --version":                                  "fusermount3 version: 3.14.0\n",
-			"/usr/bin/podman --version":                                       "podman version 4.3.1\n",
-			"/usr/bin/fuse-overlayfs --version":                               "fuse-overlayfs: version 1.17\nplyfs: version v1.0 commit abc go1.26 linux/amd64\n",
-			"plyfs unshare cat /proc/self/uid_map":                            "         0       1000          1\n         1     100000      65536\n",
+			"/usr/bin/fusermount3 --version": "fusermount3 version: 3.14.0\n",
+			"/usr/bin/podman --version":      "podman version 4.3.1\n",
+			"/usr/bin/fuse-overlayfs --version": "fuse-overlayfs: version 1.17\nplyfs: version " +
+				"v1.0 commit abc go1.26 linux/amd64\n",
+			"plyfs unshare cat /proc/self/uid_map": "         0       1000          1\n         1 " +
+				"    100000      65536\n",
 			"plyfs driver probe --json --root /home/alice/.local/share/plyfs": probeOutput,
 		},
 		failures: map[string]error{},
 		trials: map[string]trialOutcome{
 			trialNamespace: ok("tmpfs"), trialOverlay: ok("tmpfs", "layers", "mount", "delete", "unmount"),
-			trialMount: ok("tmpfs", "layers", "mount", "use", "unmount", "upper=30ms"), trialFusermount: ok("layers", "mount", "use", "unmount", "upper=40ms"),
-			trialKernel: ok("tmpfs", "init="+kernelOutput), trialDrivers: ok("private", "proc", "probe="+probeOutput), trialFiles: ok("files", "user", "trusted", "reflink", "types"),
+			trialMount: ok("tmpfs", "layers", "mount", "use", "unmount", "upper=30ms"), trialFusermount: ok("layers", "mount",
+				"use", "unmount", "upper=40ms"),
+			trialKernel: ok("tmpfs", "init="+kernelOutput), trialDrivers: ok("private", "proc",
+				"probe="+probeOutput), trialFiles: ok("files", "user", "trusted", "reflink", "types"),
 		},
 	}
 	return f
@@ -149,7 +163,8 @@ func (f *fake) ReadFile(path string) ([]byte, error) {
 
 // names are all paths that there are.
 func (f *fake) names() []string {
-	return slices.Concat(slices.Collect(maps.Keys(f.files)), slices.Collect(maps.Keys(f.stats)), slices.Collect(maps.Keys(f.links)))
+	return slices.Concat(slices.Collect(maps.Keys(f.files)), slices.Collect(maps.Keys(f.stats)),
+		slices.Collect(maps.Keys(f.links)))
 }
 
 func (f *fake) ReadDir(path string) ([]string, error) {

@@ -20,10 +20,10 @@ const (
 
 func fuseChecks() []check {
 	return []check{
-		{"fuse.device", groupFUSE, fuseDevice, func(_ context.Context, m *machine) []Finding { return one(checkDevice(m)) }},
-		{"fuse.mount", groupFUSE, "mounting with plyfs", func(_ context.Context, m *machine) []Finding { return one(checkMount(m)) }},
+		{"fuse.device", groupFUSE, fuseDevice, single(checkDevice)},
+		{"fuse.mount", groupFUSE, "mounting with plyfs", single(checkMount)},
 		{"fuse.fusermount", groupFUSE, "fusermount3", checkFusermount},
-		{"fuse.allow_other", groupFUSE, "user_allow_other", func(_ context.Context, m *machine) []Finding { return checkAllowOther(m) }},
+		{"fuse.allow_other", groupFUSE, "user_allow_other", several(checkAllowOther)},
 	}
 }
 
@@ -33,7 +33,8 @@ func checkDevice(m *machine) Finding {
 		return noDevice(m, err)
 	}
 	if st.Mode&fs.ModeCharDevice == 0 || st.Major != fuseMajor || st.Minor != fuseMinor {
-		return found(Problem, "%s is not the device %d:%d (it is %s %d:%d)", fuseDevice, fuseMajor, fuseMinor, st.Mode, st.Major, st.Minor).
+		return found(Problem, "%s is not the device %d:%d (it is %s %d:%d)", fuseDevice, fuseMajor, fuseMinor, st.Mode,
+			st.Major, st.Minor).
 			with(asRoot("rm -f %s && mknod -m 0666 %s c %d %d", fuseDevice, fuseDevice, fuseMajor, fuseMinor))
 	}
 	err = m.OpenDevice(fuseDevice)
@@ -45,7 +46,8 @@ func checkDevice(m *machine) Finding {
 			asRoot("chmod 0666 %s", fuseDevice).because("until the next boot"),
 			asRoot(`echo 'KERNEL=="fuse", MODE="0666"' >/etc/udev/rules.d/99-fuse.rules`).because("for good, where udev runs"))
 	case errors.Is(err, syscall.EPERM):
-		return found(Problem, "%s is there, and the cgroup of this process does not allow it: %v", fuseDevice, err).with(passDevice(m)...).
+		return found(Problem, "%s is there, and the cgroup of this process does not allow it: %v", fuseDevice, err).
+			with(passDevice(m)...).
 			with(say("in a systemd unit: DeviceAllow=%s rw", fuseDevice))
 	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
 		return found(Problem, "%s is there, and the kernel has no FUSE: %v", fuseDevice, err).with(asRoot("modprobe fuse"))
@@ -79,9 +81,11 @@ func noDevice(m *machine, err error) Finding {
 func passDevice(m *machine) []Step {
 	switch m.container.runtime {
 	case "kubernetes", "kubepods":
-		return []Step{say("give the pod the device %s, by a device plugin or by a hostPath volume in a privileged container", fuseDevice)}
+		return []Step{say("give the pod the device %s, by a device plugin or by a hostPath volume in a privileged container",
+			fuseDevice)}
 	case "lxc":
-		return []Step{say("add to the container's configuration: lxc.mount.entry = %s dev/fuse none bind,create=file", fuseDevice)}
+		return []Step{say("add to the container's configuration: lxc.mount.entry = %s dev/fuse none bind,create=file",
+			fuseDevice)}
 	}
 	return []Step{say("start the container with the device: %s run --device %s ...", m.containerEngine(), fuseDevice)}
 }
@@ -172,8 +176,8 @@ func lastWord(text string) string {
 	return line[strings.LastIndex(line, " ")+1:]
 }
 
-// privileged says whether a program that users run gets its privileges: by the set-user-id bit or by file capabilities, on a
-// file system that honours them. If not, the finding says so.
+// privileged says whether a program that users run gets its privileges: by the set-user-id bit or by file capabilities,
+// on a file system that honours them. If not, the finding says so.
 func privileged(m *machine, path, capability string) (Finding, bool) {
 	path = m.nearest(path)
 	st, err := m.Stat(path)
@@ -191,7 +195,8 @@ func privileged(m *machine, path, capability string) (Finding, bool) {
 	if m.nested {
 		return found(Note, "%s is neither set-user-id root nor has it file capabilities, in this user namespace", path), false
 	}
-	return found(Warning, "%s has mode %s and belongs to uid %d: it is neither set-user-id root nor has it file capabilities", path,
+	return found(Warning,
+		"%s has mode %s and belongs to uid %d: it is neither set-user-id root nor has it file capabilities", path,
 		fmt.Sprintf("%04o", st.Mode.Perm()), st.UID).
 		with(asRoot("chown root %s && chmod u+s %s", path, path), asRoot("setcap %s %s", capability, path).because("or")), false
 }
@@ -212,6 +217,7 @@ func checkAllowOther(m *machine) []Finding {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		detail = err.Error()
 	}
-	return one(found(Note, "%s: what this user mounts by fusermount3 nobody else can look into, not even root; mounts in user "+
-		"namespaces don't need it", detail).with(asRoot("echo user_allow_other >>%s", conf)))
+	return one(found(Note,
+		"%s: what this user mounts by fusermount3 nobody else can look into, not even root; mounts in user "+
+			"namespaces don't need it", detail).with(asRoot("echo user_allow_other >>%s", conf)))
 }

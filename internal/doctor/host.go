@@ -215,7 +215,7 @@ func end(pid int, done <-chan error) {
 		// One that has ended meanwhile needs no signal.
 		_ = unix.Kill(-pid, sig)
 		select {
-		case <-done:
+		case <-done: //nolint:errcheck // the end that was asked for
 			return
 		case <-time.After(giveUp):
 		}

@@ -13,15 +13,15 @@ import (
 
 func kernelChecks() []check {
 	return []check{
-		{"kernel.version", groupKernel, "version", func(_ context.Context, m *machine) []Finding { return one(checkVersion(m)) }},
+		{"kernel.version", groupKernel, "version", single(checkVersion)},
 		{"kernel.fuse", groupKernel, "FUSE features", checkKernelFUSE},
 		{"kernel.overlay", groupKernel, "the kernel's overlayfs", checkOverlay},
-		{"kernel.io_uring", groupKernel, "io_uring", func(_ context.Context, m *machine) []Finding { return one(checkIOUring(m)) }},
-		{"kernel.files", groupKernel, "open files", func(_ context.Context, m *machine) []Finding { return one(checkFiles(m)) }},
-		{"kernel.inotify", groupKernel, "inotify", func(_ context.Context, m *machine) []Finding { return one(checkInotify(m)) }},
-		{"kernel.mounts", groupKernel, "mounts of a namespace", func(_ context.Context, m *machine) []Finding { return one(checkMountMax(m)) }},
-		{"kernel.memory", groupKernel, "memory", func(_ context.Context, m *machine) []Finding { return one(checkMemory(m)) }},
-		{"kernel.cgroup", groupKernel, "cgroups", func(_ context.Context, m *machine) []Finding { return one(checkCgroup(m)) }},
+		{"kernel.io_uring", groupKernel, "io_uring", single(checkIOUring)},
+		{"kernel.files", groupKernel, "open files", single(checkFiles)},
+		{"kernel.inotify", groupKernel, "inotify", single(checkInotify)},
+		{"kernel.mounts", groupKernel, "mounts of a namespace", single(checkMountMax)},
+		{"kernel.memory", groupKernel, "memory", single(checkMemory)},
+		{"kernel.cgroup", groupKernel, "cgroups", single(checkCgroup)},
 	}
 }
 
@@ -39,7 +39,8 @@ func checkVersion(m *machine) Finding {
 	if is, ok := atLeast(release, 4, 18); !ok || is {
 		return found(OK, "Linux %s", release)
 	}
-	return found(Problem, "Linux %s has no FUSE in user namespaces, which came with 4.18", release).with(say("use a newer kernel"))
+	return found(Problem, "Linux %s has no FUSE in user namespaces, which came with 4.18", release).
+		with(say("use a newer kernel"))
 }
 
 // checkKernelFUSE asks the kernel's FUSE what it offers, and tries passthrough.
@@ -79,9 +80,11 @@ func passthrough(m *machine, k fusefs.Kernel) Finding {
 	case k.Refused == "":
 		f.Status, f.Detail = OK, "a file of the store was taken; data=passthrough works"
 	case m.plain() || m.nested || !m.has(capSysAdmin):
-		f.Detail = fmt.Sprintf("the kernel has it, for root of the machine only (%s); data=passthrough falls back to data=noopen", k.Refused)
+		f.Detail = fmt.Sprintf("the kernel has it, for root of the machine only (%s); data=passthrough falls back to "+
+			"data=noopen", k.Refused)
 	default:
-		f.Detail = fmt.Sprintf("the kernel has it, but not for files on the file system of the store (%s); data=passthrough falls back to "+
+		f.Detail = fmt.Sprintf("the kernel has it, but not for files on the file system of the store (%s); "+
+			"data=passthrough falls back to "+
 			"data=noopen", k.Refused)
 		f.WayOut = []Step{say("for passthrough put the store on a file system that is not stacked on another (--root)")}
 	}
@@ -97,7 +100,8 @@ func checkOverlay(ctx context.Context, m *machine) []Finding {
 	}
 	all, err := m.Try(ctx, t)
 	if r, bad := failed(all); bad {
-		f := found(Note, "the trial failed at the step %s: %s; the driver overlay2, and podman without a mount program, don't work here",
+		f := found(Note, "the trial failed at the step %s: %s; the driver overlay2, and podman without a mount program, "+
+			"don't work here",
 			r.Step, r.Error)
 		switch syscall.Errno(r.Errno) {
 		case syscall.ENODEV:
@@ -141,7 +145,8 @@ func checkFiles(m *machine) Finding {
 	if hard >= fewFiles {
 		return found(OK, "at most %d", hard)
 	}
-	return found(Warning, "at most %d: mounts keep fewer layers' files open, and are slower; containers may run out of them", hard).with(
+	return found(Warning,
+		"at most %d: mounts keep fewer layers' files open, and are slower; containers may run out of them", hard).with(
 		asRoot("echo '%s hard nofile 1048576' >/etc/security/limits.d/90-plyfs.conf", m.name()).because("for logins"),
 		say("for services: LimitNOFILE=1048576 in the unit"))
 }
@@ -165,14 +170,15 @@ func checkMountMax(m *machine) Finding {
 	if !ok || int64(have) < limit/10*9 {
 		return found(OK, "%d of at most %d", have, limit)
 	}
-	return found(Warning, "%d of at most %d: soon nothing more can be mounted", have, limit).with(setSysctl("fs.mount-max", fmt.Sprint(2*limit))...)
+	return found(Warning, "%d of at most %d: soon nothing more can be mounted", have, limit).
+		with(setSysctl("fs.mount-max", fmt.Sprint(2*limit))...)
 }
 
 // littleMemory is below what a container and the server of its mount want, in KiB.
 const littleMemory = 256 << 10
 
-// checkMemory looks whether memory is short: what the kernel can give (proc(5), meminfo), and how long tasks waited for it
-// (Documentation/accounting/psi.rst).
+// checkMemory looks whether memory is short: what the kernel can give (proc(5), meminfo), and how long tasks waited for
+// it (Documentation/accounting/psi.rst).
 func checkMemory(m *machine) Finding {
 	free := say("end something, or add memory or swap; plyfs needs about 20 MiB for each mount")
 	var available int64 = -1
@@ -200,12 +206,14 @@ func checkMemory(m *machine) Finding {
 func checkCgroup(m *machine) Finding {
 	if m.mountOf("/sys/fs/cgroup").fstype != "cgroup2" {
 		if m.mountOf("/sys/fs/cgroup/unified").fstype == "cgroup2" {
-			return found(Note, "hybrid (version 1, and a part of version 2): some runtimes refuse it, and users can't limit containers").
+			return found(Note, "hybrid (version 1, and a part of version 2): some runtimes refuse it, and users can't limit "+
+				"containers").
 				with(say("boot with systemd.unified_cgroup_hierarchy=1"),
 					say(`without that, for podman with crun, in containers.conf: [containers] cgroups = "disabled"`))
 		}
 		if m.mountOf("/sys/fs/cgroup").target == "/sys/fs/cgroup" {
-			return found(Note, "version 1: users can't limit their containers").with(say("boot with systemd.unified_cgroup_hierarchy=1"))
+			return found(Note, "version 1: users can't limit their containers").
+				with(say("boot with systemd.unified_cgroup_hierarchy=1"))
 		}
 		return found(Note, "none is mounted on /sys/fs/cgroup: containers run without limits").
 			with(say(`for podman, in containers.conf: [containers] cgroups = "disabled"`))
@@ -221,9 +229,10 @@ func checkCgroup(m *machine) Finding {
 	}
 	for _, want := range []string{"memory", "pids"} {
 		if !strings.Contains(" "+strings.Join(controllers, " ")+" ", " "+want+" ") {
-			return found(Note, "version 2; the controller %s is not delegated to this user (there are %s)", want, strings.Join(controllers, ", ")).
-				with(asRoot("mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' " +
-					">/etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload"))
+			return found(Note, "version 2; the controller %s is not delegated to this user (there are %s)", want,
+				strings.Join(controllers, ", ")).
+				with(asRoot("mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\n" +
+					"Delegate=cpu cpuset io memory pids\\n' >/etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload"))
 		}
 	}
 	return found(OK, "version 2; delegated to this user: %s", strings.Join(controllers, ", "))

@@ -8,10 +8,11 @@ import (
 func brokenKernel() []broken {
 	cgroups := func(lines string) func(*fake) {
 		return func(f *fake) {
-			f.files["/proc/self/mountinfo"] = strings.Replace(healthyInfo, "24 22 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", lines, 1)
+			f.files["/proc/self/mountinfo"] = strings.Replace(healthyInfo, "24 22 0:22 / /sys/fs/cgroup rw - cgroup2 none rw\n",
+				lines, 1)
 		}
 	}
-	const v1 = "24 22 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"
+	const v1 = "24 22 0:22 / /sys/fs/cgroup rw - tmpfs none rw\n"
 	return []broken{
 		{
 			"old kernel", false, func(f *fake) { f.files["/proc/sys/kernel/osrelease"] = "4.15.0\n" },
@@ -31,7 +32,8 @@ func brokenKernel() []broken {
 		},
 		{
 			"passthrough for a user", false, func(f *fake) {
-				f.trials[trialKernel] = ok("tmpfs", `init={"major":7,"minor":45,"passthrough":true,"refused":"operation not permitted"}`)
+				f.trials[trialKernel] = ok("tmpfs",
+					`init={"major":7,"minor":45,"passthrough":true,"refused":"operation not permitted"}`)
 			},
 			"kernel.passthrough", Note, "root of the machine only", "",
 		},
@@ -75,7 +77,10 @@ func brokenKernel() []broken {
 			"kernel.memory", Warning, "100 MiB", "swap",
 		},
 		{
-			"memory pressure", false, func(f *fake) { f.files["/proc/pressure/memory"] = "some avg10=42.50 avg60=1 avg300=0 total=1\n" },
+			"memory pressure", false, func(f *fake) {
+				f.files["/proc/pressure/memory"] = "some avg10=42.50 avg60=1 avg300=0 " +
+					"total=1\n"
+			},
 			"kernel.memory", Warning, "42%", "swap",
 		},
 		{
@@ -84,7 +89,7 @@ func brokenKernel() []broken {
 		},
 		{"cgroups of version 1", false, cgroups(v1), "kernel.cgroup", Note, "version 1", "unified_cgroup_hierarchy"},
 		{
-			"hybrid cgroups", false, cgroups(v1 + "25 24 0:23 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"),
+			"hybrid cgroups", false, cgroups(v1 + "25 24 0:23 / /sys/fs/cgroup/unified rw - cgroup2 none rw\n"),
 			"kernel.cgroup", Note, "hybrid", "disabled",
 		},
 		{"no cgroups", false, cgroups(""), "kernel.cgroup", Note, "none is mounted", "disabled"},

@@ -14,15 +14,16 @@ import (
 func leftChecks() []check {
 	return []check{
 		{"left.mounts", groupLeft, "mounts", checkMounts},
-		{"left.servers", groupLeft, "servers of mounts", func(_ context.Context, m *machine) []Finding { return checkServers(m) }},
-		{"left.marks", groupLeft, "marks in work directories", func(_ context.Context, m *machine) []Finding { return checkMarks(m) }},
+		{"left.servers", groupLeft, "servers of mounts", several(checkServers)},
+		{"left.marks", groupLeft, "marks in work directories", several(checkMarks)},
 	}
 }
 
 // answerLimit is how long a mount's server may take to answer.
 const answerLimit = 1500 * time.Millisecond
 
-// checkMounts asks each mount of plyfs or fuse-overlayfs whether its server is there. The child that asks is left behind if one hangs.
+// checkMounts asks each mount of plyfs or fuse-overlayfs whether its server is there. The child that asks is left
+// behind if one hangs.
 func checkMounts(ctx context.Context, m *machine) []Finding {
 	var targets []string
 	servers := make(map[string]mount)
@@ -120,8 +121,8 @@ func (m *machine) processes() []process {
 	return all
 }
 
-// checkServers looks for servers whose mounts nobody can reach: in a mount namespace that only servers are in. A server with a
-// detached mount ends with the last file that is open in it, and is none of them.
+// checkServers looks for servers whose mounts nobody can reach: in a mount namespace that only servers are in. A server
+// with a detached mount ends with the last file that is open in it, and is none of them.
 func checkServers(m *machine) []Finding {
 	all := m.processes()
 	held := make(map[string]bool)
@@ -148,7 +149,8 @@ func checkServers(m *machine) []Finding {
 		if !held[p.space] && !hidden {
 			step := asUser("kill %d", p.pid)
 			step.Root = p.uid != m.user.UID
-			bad = append(bad, found(Warning, "process %d (%s) serves a mount in a namespace that no other process is in", p.pid, shorten(p.args)).
+			bad = append(bad, found(Warning, "process %d (%s) serves a mount in a namespace that no other process is in", p.pid,
+				shorten(p.args)).
 				of(fmt.Sprint(p.pid)).with(step.because("nobody can use the mount any more")))
 		}
 	}
@@ -184,8 +186,8 @@ func shorten(args []string) string {
 // maxLayers bounds how many layers of a store are looked at.
 const maxLayers = 2000
 
-// checkMarks looks for work directories that a volatile mount marked, and for those whose files were not synced when the machine went
-// down. Those of mounts in use have them too.
+// checkMarks looks for work directories that a volatile mount marked, and for those whose files were not synced when
+// the machine went down. Those of mounts in use have them too.
 func checkMarks(m *machine) []Finding {
 	boot := m.line("/proc/sys/kernel/random/boot_id")
 	volatile, unsynced := make(map[string][]string), make(map[string]int)
@@ -214,14 +216,17 @@ func checkMarks(m *machine) []Finding {
 	var all []Finding
 	for _, whose := range sortedKeys(volatile) {
 		marks := volatile[whose]
-		all = append(all, found(Note, "%s of %s are not mounted here and marked by volatile mounts: nothing mounts their uppers until the marks are "+
-			"removed (a container that runs in another namespace has it too)", fmt.Sprintf("%d work directories", len(marks)), whose).of(whose).
+		all = append(all, found(Note,
+			"%s of %s are not mounted here and marked by volatile mounts: nothing mounts their uppers until the marks are "+
+				"removed (a container that runs in another namespace has it too)", fmt.Sprintf("%d work directories",
+				len(marks)), whose).of(whose).
 			with(say("remove the container: what was not synced may be lost"),
 				asUser("rm -r %s", quote(filepath.Dir(marks[0]))).because("or keep it, if the machine did not go down since")))
 	}
 	for _, whose := range sortedKeys(unsynced) {
-		all = append(all, found(Note, "%s of %s had files that were not on disk when the machine went down: at the next mount those show what the "+
-			"image has", count(unsynced[whose], "upper"), whose).of(whose))
+		all = append(all, found(Note,
+			"%s of %s had files that were not on disk when the machine went down: at the next mount those show what the "+
+				"image has", count(unsynced[whose], "upper"), whose).of(whose))
 	}
 	if all == nil {
 		return one(found(OK, "none that would keep an upper from being mounted"))

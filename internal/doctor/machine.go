@@ -122,8 +122,8 @@ func (c container) name() string { return c.runtime }
 
 func (c container) is() bool { return c.runtime != "" }
 
-// inContainer looks for the marks that runtimes leave. They are not believed in the machine's own namespaces, where a root file
-// system was made of an image.
+// inContainer looks for the marks that runtimes leave. They are not believed in the machine's own namespaces, where a
+// root file system was made of an image.
 func inContainer(s System) container {
 	if machineNamespaces(s) {
 		return container{}
@@ -155,10 +155,13 @@ func inContainer(s System) container {
 	return container{}
 }
 
-// machineNamespaces says that the process is in the first PID, UTS and IPC namespaces; their numbers are constant (cf. linux/proc_ns.h,
-// PROC_PID_INIT_INO and its like).
+// machineNamespaces says that the process is in the first PID, UTS and IPC namespaces; their numbers are constant (cf.
+// linux/proc_ns.h, PROC_PID_INIT_INO and its like).
 func machineNamespaces(s System) bool {
-	for name, first := range map[string]string{"pid": "pid:[4026531836]", "uts": "uts:[4026531838]", "ipc": "ipc:[4026531839]"} {
+	for name, first := range map[string]string{
+		"pid": "pid:[4026531836]", "uts": "uts:[4026531838]",
+		"ipc": "ipc:[4026531839]",
+	} {
 		if is, err := s.Readlink("/proc/self/ns/" + name); err != nil || is != first {
 			return false
 		}

@@ -12,11 +12,11 @@ import (
 
 func namespaceChecks() []check {
 	return []check{
-		{"userns.create", groupNamespace, "new user namespaces", func(_ context.Context, m *machine) []Finding { return one(checkUserns(m)) }},
-		{"userns.newuidmap", groupNamespace, "newuidmap and newgidmap", func(_ context.Context, m *machine) []Finding { return checkMappers(m) }},
-		{"userns.subids", groupNamespace, "subordinate ids", func(_ context.Context, m *machine) []Finding { return checkSubordinates(m) }},
+		{"userns.create", groupNamespace, "new user namespaces", single(checkUserns)},
+		{"userns.newuidmap", groupNamespace, "newuidmap and newgidmap", several(checkMappers)},
+		{"userns.subids", groupNamespace, "subordinate ids", several(checkSubordinates)},
 		{"userns.mapped", groupNamespace, "a namespace with all ids", checkMapped},
-		{"userns.runtime_dir", groupNamespace, "XDG_RUNTIME_DIR", func(_ context.Context, m *machine) []Finding { return checkRuntimeDir(m) }},
+		{"userns.runtime_dir", groupNamespace, "XDG_RUNTIME_DIR", several(checkRuntimeDir)},
 	}
 }
 
@@ -89,7 +89,8 @@ func confinedWays(m *machine) []Step {
 		}
 		return []Step{say("run outside of a chroot, and look what confines this process (SELinux, AppArmor: dmesg)")}
 	}
-	return []Step{say("start the container with what it lacks: %s run %s ...", m.containerEngine(), strings.Join(m.lackingFlags(), " "))}
+	return []Step{say("start the container with what it lacks: %s run %s ...", m.containerEngine(),
+		strings.Join(m.lackingFlags(), " "))}
 }
 
 // containerEngine is the command that starts containers like the one that this is.
@@ -100,8 +101,8 @@ func (m *machine) containerEngine() string {
 	return "podman"
 }
 
-// lackingFlags are those by which a container gets what this one lacks for mounting. The filters of docker and podman let root with
-// CAP_SYS_ADMIN mount.
+// lackingFlags are those by which a container gets what this one lacks for mounting. The filters of docker and podman
+// let root with CAP_SYS_ADMIN mount.
 func (m *machine) lackingFlags() []string {
 	var flags []string
 	if checkDevice(m).Status == Problem {
@@ -131,7 +132,8 @@ func checkMappers(m *machine) []Finding {
 	for program, capability := range map[string]string{"newuidmap": "cap_setuid+ep", "newgidmap": "cap_setgid+ep"} {
 		path, err := m.LookPath(program, "")
 		if err != nil {
-			return one(found(Problem, "there is no %s: files of a container can have one owner only, and most images can't be unpacked", program).
+			return one(found(Problem,
+				"there is no %s: files of a container can have one owner only, and most images can't be unpacked", program).
 				with(asRoot("apt-get install uidmap").because("Fedora: dnf install shadow-utils")))
 		}
 		if f, ok := privileged(m, path, capability); !ok {
@@ -154,7 +156,8 @@ func checkMapped(ctx context.Context, m *machine) []Finding {
 	out, err := m.Self(ctx, "unshare", "cat", "/proc/self/uid_map")
 	if err != nil {
 		return one(found(Problem, "plyfs unshare fails: %v", err).
-			with(say("see to the other findings about user namespaces first"), asUser("plyfs unshare true").because("then try again")))
+			with(say("see to the other findings about user namespaces first"),
+				asUser("plyfs unshare true").because("then try again")))
 	}
 	ids := countIDs(out)
 	if ids <= 1 {
@@ -181,7 +184,8 @@ func (m *machine) mappedHere() Finding {
 	if ids >= wantIDs {
 		return found(OK, "%d ids are mapped in this namespace", ids)
 	}
-	return found(Warning, "only %d of the ids of an image are mapped in this namespace: files with other owners can't be unpacked", ids).
+	return found(Warning,
+		"only %d of the ids of an image are mapped in this namespace: files with other owners can't be unpacked", ids).
 		with(asUser("plyfs unshare").because("outside of it, for one with the subordinate ids of the user"))
 }
 
@@ -191,9 +195,11 @@ func checkRuntimeDir(m *machine) []Finding {
 		return nil
 	}
 	dir := m.Getenv("XDG_RUNTIME_DIR")
-	linger := asRoot("loginctl enable-linger %s", m.name()).because("log in by PAM (ssh, machinectl shell), not by su; for services")
+	linger := asRoot("loginctl enable-linger %s",
+		m.name()).because("log in by PAM (ssh, machinectl shell), not by su; for services")
 	if dir == "" {
-		return one(found(Note, "not set: rootless engines take a directory in /tmp, and say that systemd is missing").with(linger))
+		return one(found(Note, "not set: rootless engines take a directory in /tmp, and say that systemd is missing").
+			with(linger))
 	}
 	st, err := m.Stat(dir)
 	switch {
@@ -202,7 +208,8 @@ func checkRuntimeDir(m *machine) []Finding {
 	case st.UID != m.user.UID:
 		return one(found(Warning, "%s belongs to uid %d, as after su", dir, st.UID).with(linger))
 	case st.Mode.Perm()&0o077 != 0:
-		return one(found(Warning, "%s has mode %04o: others can reach the sockets in it", dir, st.Mode.Perm()).with(asUser("chmod 0700 %s", dir)))
+		return one(found(Warning, "%s has mode %04o: others can reach the sockets in it", dir, st.Mode.Perm()).
+			with(asUser("chmod 0700 %s", dir)))
 	}
 	return one(found(OK, "%s is this user's alone", dir))
 }

@@ -91,7 +91,8 @@ func (c *storageConf) read(m *machine, text []byte) {
 	system := strings.HasPrefix(c.file, "/etc/") || strings.HasPrefix(c.file, "/usr/")
 	switch {
 	case m.plain() && system && s.RootlessPath != "":
-		c.GraphRoot = strings.NewReplacer("$HOME", m.user.Home, "$USER", m.user.Name, "$UID", fmt.Sprint(m.user.UID)).Replace(s.RootlessPath)
+		c.GraphRoot = strings.NewReplacer("$HOME", m.user.Home, "$USER", m.user.Name, "$UID",
+			fmt.Sprint(m.user.UID)).Replace(s.RootlessPath)
 	case m.plain() && system:
 	case s.GraphRoot != "":
 		c.GraphRoot = s.GraphRoot
@@ -121,7 +122,8 @@ func checkPodman(ctx context.Context, m *machine) []Finding {
 		where = "by " + c.file
 	}
 	if c.err != nil {
-		return one(found(Problem, "%s: %v", c.file, c.err).with(say("correct the file; podman and buildah don't start with it")))
+		return one(found(Problem, "%s: %v", c.file, c.err).
+			with(say("correct the file; podman and buildah don't start with it")))
 	}
 	storage := fmt.Sprintf("storage in %s, %s", c.GraphRoot, where)
 	if c.Driver != "" && c.Driver != "overlay" && c.Driver != "overlay2" {
@@ -137,7 +139,8 @@ func checkPodman(ctx context.Context, m *machine) []Finding {
 	p, err := m.ask(ctx, c.mountProgram)
 	switch {
 	case err != nil:
-		return one(found(Problem, "the mount program %s of %s does not run, and no container will: %v", c.mountProgram, c.file, err).
+		return one(found(Problem, "the mount program %s of %s does not run, and no container will: %v", c.mountProgram,
+			c.file, err).
 			with(m.installPodman()...))
 	case !p.plyfs:
 		return one(found(Note, "the mount program is %s; %s", p, storage).with(m.installPodman()...))
@@ -154,11 +157,12 @@ func (m *machine) installPodman() []Step {
 	return []Step{step.because("name plyfs in storage.conf")}
 }
 
-// nativePodman is the finding where no mount program is configured: podman takes the kernel's overlay or, where that does not
-// work, the fuse-overlayfs on PATH.
+// nativePodman is the finding where no mount program is configured: podman takes the kernel's overlay or, where that
+// does not work, the fuse-overlayfs on PATH.
 func (m *machine) nativePodman(ctx context.Context, c storageConf, storage string) Finding {
 	if m.exists(filepath.Join(c.GraphRoot, "overlay/.has-mount-program")) {
-		return found(Note, "no mount program is configured, and the storage was made with one: podman takes the fuse-overlayfs on PATH; %s",
+		return found(Note, "no mount program is configured, and the storage was made with one: podman takes the "+
+			"fuse-overlayfs on PATH; %s",
 			storage).with(m.installPodman()...)
 	}
 	others := m.otherDrivers(c)
@@ -183,7 +187,8 @@ func (m *machine) nativePodman(ctx context.Context, c storageConf, storage strin
 func (m *machine) otherDrivers(c storageConf) []string {
 	var others []string
 	for _, d := range []string{"vfs", "btrfs", "zfs", "devicemapper"} {
-		if names, err := m.ReadDir(filepath.Join(c.GraphRoot, d+"-layers")); err == nil && slices.Contains(names, "layers.json") {
+		if names, err := m.ReadDir(filepath.Join(c.GraphRoot, d+"-layers")); err == nil &&
+			slices.Contains(names, "layers.json") {
 			others = append(others, d)
 		}
 	}

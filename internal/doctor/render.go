@@ -84,7 +84,8 @@ func (p *printer) subject(s Subject) {
 	if s.Container != "" {
 		where = "a container of " + s.Container + ", " + where
 	}
-	for _, line := range wrap(fmt.Sprintf("%s, in %s, Linux %s", who, where, cmp.Or(s.Kernel, "of unknown version")), p.Width) {
+	for _, line := range wrap(fmt.Sprintf("%s, in %s, Linux %s", who, where, cmp.Or(s.Kernel, "of unknown version")),
+		p.Width) {
 		p.line(line)
 	}
 }

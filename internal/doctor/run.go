@@ -40,14 +40,15 @@ type check struct {
 
 // checks is the table of all checks, in the order in which their findings are shown.
 func checks() []check {
-	return slices.Concat(fuseChecks(), namespaceChecks(), securityChecks(), kernelChecks(), storeChecks(), engineChecks(), leftChecks())
+	return slices.Concat(fuseChecks(), namespaceChecks(), securityChecks(), kernelChecks(), storeChecks(), engineChecks(),
+		leftChecks())
 }
 
 // checkLimit is how long one check may take.
 const checkLimit = 5 * time.Second
 
-// Run runs all checks of a system side by side and returns what they found, in the order of groups and checks. It returns when the
-// last one has finished, after some seconds at most.
+// Run runs all checks of a system side by side and returns what they found, in the order of groups and checks. It
+// returns when the last one has finished, after some seconds at most.
 func Run(ctx context.Context, s System, o Options) *Report {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
@@ -96,6 +97,16 @@ func (r *Report) add(c check, all []Finding) {
 		r.Count[f.Status]++
 		r.Findings = append(r.Findings, f)
 	}
+}
+
+// single makes a check of a function that does not wait and finds one thing; several one of a function that finds any
+// number.
+func single(f func(*machine) Finding) func(context.Context, *machine) []Finding {
+	return func(_ context.Context, m *machine) []Finding { return one(f(m)) }
+}
+
+func several(f func(*machine) []Finding) func(context.Context, *machine) []Finding {
+	return func(_ context.Context, m *machine) []Finding { return f(m) }
 }
 
 // one makes the list of a single finding.

@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"context"
 	"strings"
 )
 
@@ -12,15 +11,12 @@ const (
 )
 
 func securityChecks() []check {
-	bare := func(f func(*machine) []Finding) func(context.Context, *machine) []Finding {
-		return func(_ context.Context, m *machine) []Finding { return f(m) }
-	}
 	return []check{
-		{"security.container", groupSecurity, "container", bare(checkContainer)},
-		{"security.capabilities", groupSecurity, "capabilities", bare(checkCapabilities)},
-		{"security.seccomp", groupSecurity, "seccomp", bare(checkSeccomp)},
-		{"security.apparmor", groupSecurity, "AppArmor", bare(checkAppArmor)},
-		{"security.selinux", groupSecurity, "SELinux", bare(checkSELinux)},
+		{"security.container", groupSecurity, "container", several(checkContainer)},
+		{"security.capabilities", groupSecurity, "capabilities", several(checkCapabilities)},
+		{"security.seccomp", groupSecurity, "seccomp", several(checkSeccomp)},
+		{"security.apparmor", groupSecurity, "AppArmor", several(checkAppArmor)},
+		{"security.selinux", groupSecurity, "SELinux", several(checkSELinux)},
 	}
 }
 
@@ -76,13 +72,15 @@ func checkCapabilities(m *machine) []Finding {
 		all = append(all, found(Note, "root without CAP_SYS_ADMIN: it can mount in a new user namespace only").
 			with(say("start the container with --cap-add SYS_ADMIN")))
 	case len(lacking) > 0:
-		all = append(all, found(Warning, "root without CAP_%s: not every layer can be unpacked", strings.Join(lacking, ", CAP_")).
+		all = append(all, found(Warning, "root without CAP_%s: not every layer can be unpacked",
+			strings.Join(lacking, ", CAP_")).
 			with(say("start the container with --cap-add %s", strings.Join(lacking, " --cap-add "))))
 	default:
 		all = append(all, found(OK, "all that layers need"))
 	}
 	if !m.has(capSysResource) && !m.nested {
-		all = append(all, found(Note, "root without CAP_SYS_RESOURCE: runtimes can't raise limits (setrlimit RLIMIT_NOFILE: operation not permitted)").
+		all = append(all, found(Note,
+			"root without CAP_SYS_RESOURCE: runtimes can't raise limits (setrlimit RLIMIT_NOFILE: operation not permitted)").
 			of("CAP_SYS_RESOURCE").
 			with(say(`have podman ask for less, in containers.conf: [containers] default_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]`)))
 	}
@@ -101,7 +99,8 @@ func checkSeccomp(m *machine) []Finding {
 		}
 	}
 	if m.container.is() {
-		return one(f.with(say("if mounting fails: --security-opt seccomp=unconfined, or a profile that allows mount, umount2, unshare and clone")))
+		return one(f.with(say("if mounting fails: --security-opt seccomp=unconfined, or a profile that allows mount, " +
+			"umount2, unshare and clone")))
 	}
 	return one(f.with(say("if mounting fails: look at the unit's SystemCallFilter= and RestrictNamespaces=")))
 }
@@ -127,10 +126,12 @@ func checkAppArmor(m *machine) []Finding {
 		return one(found(OK, "not confined"))
 	}
 	f := found(Note, "confined by the profile %s", profile)
-	if strings.HasPrefix(profile, "docker-default") || strings.HasPrefix(profile, "containers-default") || strings.HasPrefix(profile, "cri-containerd") {
+	if strings.HasPrefix(profile, "docker-default") || strings.HasPrefix(profile, "containers-default") ||
+		strings.HasPrefix(profile, "cri-containerd") {
 		f = found(Warning, "confined by the profile %s, which forbids mounting", profile)
 	}
-	return one(f.with(say("start the container with --security-opt apparmor=unconfined, or with a profile that allows mount, umount and userns")))
+	return one(f.with(say("start the container with --security-opt apparmor=unconfined, or with a profile that allows " +
+		"mount, umount and userns")))
 }
 
 func checkSELinux(m *machine) []Finding {

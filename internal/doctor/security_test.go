@@ -36,7 +36,8 @@ func brokenSecurity() []broken {
 				delete(f.stats, fuseDevice)
 				f.trials[trialMount] = fails(syscall.EPERM, "tmpfs")
 			},
-			"security.container", Note, "lacks --device /dev/fuse --cap-add SYS_ADMIN", "docker run --device /dev/fuse --cap-add SYS_ADMIN",
+			"security.container", Note, "lacks --device /dev/fuse --cap-add SYS_ADMIN", "docker run --device /dev/fuse " +
+				"--cap-add SYS_ADMIN",
 		},
 		{
 			"root without SYS_ADMIN", true, caps("00000000a80425fb"),

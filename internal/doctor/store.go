@@ -12,9 +12,9 @@ import (
 func storeChecks() []check {
 	return []check{
 		{"storage.files", groupStore, "file system", checkStorage},
-		{"storage.store", groupStore, "the layer store", func(_ context.Context, m *machine) []Finding { return one(checkStore(m)) }},
+		{"storage.store", groupStore, "the layer store", single(checkStore)},
 		{"storage.drivers", groupStore, "graph drivers", checkDrivers},
-		{"storage.index", groupStore, "indexes", func(_ context.Context, m *machine) []Finding { return one(checkIndexDir(m)) }},
+		{"storage.index", groupStore, "indexes", single(checkIndexDir)},
 	}
 }
 
@@ -53,7 +53,8 @@ func checkStorage(ctx context.Context, m *machine) []Finding {
 func (m *machine) checkPlace(ctx context.Context, p place) []Finding {
 	dir := m.nearest(p.dir)
 	at := m.mountOf(dir)
-	move := say("give the store another place (plyfs: --root or PLYFS_ROOT; podman: graphroot; docker: data-root; containerd: root)")
+	move := say("give the store another place (plyfs: --root or PLYFS_ROOT; podman: graphroot; docker: data-root; " +
+		"containerd: root)")
 	start := func(s Status, format string, args ...any) Finding {
 		f := found(s, format, args...).of(p.whose)
 		f.Title = "file system of " + p.dir
@@ -68,14 +69,17 @@ func (m *machine) checkPlace(ctx context.Context, p place) []Finding {
 	facts, all := []string{at.fstype + " on " + at.target}, []Finding{}
 	switch {
 	case remote(at.fstype):
-		all = append(all, start(Warning, "%s is %s: on a remote or shared file system owners, attributes and locks are not what layers need",
+		all = append(all, start(Warning,
+			"%s is %s: on a remote or shared file system owners, attributes and locks are not what layers need",
 			at.target, at.fstype).with(move))
 	case at.fstype == "tmpfs":
-		all = append(all, start(Note, "%s is a tmpfs: images are gone after a reboot, and take up memory", at.target).with(move))
+		all = append(all, start(Note, "%s is a tmpfs: images are gone after a reboot, and take up memory", at.target).
+			with(move))
 	}
 	for _, option := range []string{"noexec", "nosuid", "nodev"} {
 		if at.has(option) {
-			all = append(all, start(Note, "%s is mounted %s: layers of the drivers vfs and btrfs are shown as they are there", at.target, option).
+			all = append(all, start(Note, "%s is mounted %s: layers of the drivers vfs and btrfs are shown as they are there",
+				at.target, option).
 				with(asRoot("mount -o remount,%s %s", strings.TrimPrefix(option, "no"), quote(at.target))))
 		}
 	}
@@ -113,13 +117,16 @@ func (m *machine) checkSpace(p place, dir string, start func(Status, string, ...
 	case s.Free < little:
 		return one(start(Warning, "%d MiB of %d MiB are free", s.Free>>20, s.Size>>20).with(free))
 	case s.Inodes > 0 && s.FreeInodes < s.Inodes/20:
-		return one(start(Warning, "%d of %d inodes are free; an image takes tens of thousands", s.FreeInodes, s.Inodes).with(free))
+		return one(start(Warning, "%d of %d inodes are free; an image takes tens of thousands", s.FreeInodes, s.Inodes).
+			with(free))
 	}
 	return nil
 }
 
 // abilities tries what the file system can do.
-func (m *machine) abilities(ctx context.Context, dir string, start func(Status, string, ...any) Finding) (facts []string, all []Finding) {
+func (m *machine) abilities(ctx context.Context, dir string,
+	start func(Status, string, ...any) Finding,
+) (facts []string, all []Finding) {
 	results, err := m.Try(ctx, Trial{Name: trialFiles, In: Here, Args: []string{dir}})
 	move := say("put the store on ext4, xfs, btrfs or another local file system with extended attributes")
 	if r, ok := result(results, "files"); !ok || r.Error != "" {
@@ -153,7 +160,8 @@ func (m *machine) abilities(ctx context.Context, dir string, start func(Status, 
 func checkStore(m *machine) Finding {
 	root := m.options.Root
 	if root == "" {
-		return found(Problem, "this user has no home directory for a store").with(say("set HOME, or name a directory with --root or PLYFS_ROOT"))
+		return found(Problem, "this user has no home directory for a store").
+			with(say("set HOME, or name a directory with --root or PLYFS_ROOT"))
 	}
 	st, err := m.Stat(root)
 	if err != nil {
@@ -165,7 +173,8 @@ func checkStore(m *machine) Finding {
 	case st.UID != m.user.UID:
 		return found(Problem, "%s belongs to uid %d", root, st.UID).with(asRoot("chown %d %s", m.user.UID, quote(root)))
 	case st.Mode.Perm()&0o077 != 0:
-		return found(Warning, "%s has mode %04o: others can reach set-user-id programs and files of containers in it", root, st.Mode.Perm()).
+		return found(Warning, "%s has mode %04o: others can reach set-user-id programs and files of containers in it", root,
+			st.Mode.Perm()).
 			with(asUser("chmod 0700 %s", quote(root)))
 	}
 	driver := m.line(filepath.Join(root, "driver"))
@@ -189,8 +198,8 @@ type driverReport struct {
 // probeCommand is how plyfs is asked to try its drivers.
 func probeCommand() []string { return []string{"driver", "probe", "--json"} }
 
-// probeDrivers returns what plyfs driver probe prints. For root it runs in namespaces of its own, with which mounts and servers end
-// should it get stuck; for a plain user it makes them itself.
+// probeDrivers returns what plyfs driver probe prints. For root it runs in namespaces of its own, with which mounts and
+// servers end should it get stuck; for a plain user it makes them itself.
 func (m *machine) probeDrivers(ctx context.Context) (string, error) {
 	var args []string
 	if m.options.Root != "" {
@@ -246,14 +255,16 @@ func checkDrivers(ctx context.Context, m *machine) []Finding {
 	if len(usable) == 0 {
 		return all
 	}
-	return append(all, found(OK, "usable: %s; not: %s (plyfs driver probe says why)", strings.Join(usable, ", "), strings.Join(not, ", ")))
+	return append(all, found(OK, "usable: %s; not: %s (plyfs driver probe says why)", strings.Join(usable, ", "),
+		strings.Join(not, ", ")))
 }
 
 // checkIndexDir looks at the directory of indexes: who can change them decides what mounts show.
 func checkIndexDir(m *machine) Finding {
 	dir := m.options.IndexDir
 	if dir == "" {
-		return found(Note, "there is no directory for indexes: mounts work without").with(say("set HOME, XDG_CACHE_HOME or PLYFS_INDEX_DIR"))
+		return found(Note, "there is no directory for indexes: mounts work without").
+			with(say("set HOME, XDG_CACHE_HOME or PLYFS_INDEX_DIR"))
 	}
 	st, err := m.Stat(dir)
 	switch {
@@ -262,7 +273,8 @@ func checkIndexDir(m *machine) Finding {
 	case !st.Mode.IsDir():
 		return found(Warning, "%s is no directory: mounts have no index", dir).with(asUser("rm %s", quote(dir)))
 	case st.UID != m.user.UID:
-		return found(Warning, "%s belongs to uid %d: plyfs does not use it", dir, st.UID).with(asRoot("chown -R %d %s", m.user.UID, quote(dir)))
+		return found(Warning, "%s belongs to uid %d: plyfs does not use it", dir, st.UID).
+			with(asRoot("chown -R %d %s", m.user.UID, quote(dir)))
 	case st.Mode.Perm()&0o077 != 0:
 		return found(Warning, "%s has mode %04o: plyfs wants it to be this user's alone", dir, st.Mode.Perm()).
 			with(asUser("chmod 0700 %s", quote(dir)))

@@ -76,7 +76,10 @@ func brokenStorage() []broken {
 			"storage.drivers", Problem, "could not be tried", "plyfs driver probe",
 		},
 		{
-			"probe fails for root", true, func(f *fake) { f.trials[trialDrivers] = fails(syscall.EIO, "private", "proc", "probe") },
+			"probe fails for root", true, func(f *fake) {
+				f.trials[trialDrivers] = fails(syscall.EIO, "private", "proc",
+					"probe")
+			},
 			"storage.drivers", Problem, "input/output error", "plyfs driver probe",
 		},
 		{

@@ -100,12 +100,15 @@ func (m *machine) checkRanges(path, flag, text string) Finding {
 	migrate := asUser("podman system migrate").because("where podman is used")
 	switch {
 	case len(overlaps) > 0:
-		return found(Warning, "%s gives the same ids twice: %s; whoever has them can get at the other's containers", path, overlaps[0]).of(path).
+		return found(Warning, "%s gives the same ids twice: %s; whoever has them can get at the other's containers", path,
+			overlaps[0]).of(path).
 			with(say("let one of them have other ids, such as %d-%d, before there are files of theirs", first, first+wantIDs-1))
 	case total == 0:
-		return found(Problem, "%s has no ids for %s: files of a container can have one owner only", path, m.name()).of(path).with(add, migrate)
+		return found(Problem, "%s has no ids for %s: files of a container can have one owner only", path, m.name()).of(path).
+			with(add, migrate)
 	case total < wantIDs:
-		return found(Warning, "%s has %d ids for %s; images with owners above that can't be unpacked", path, total, m.name()).of(path).
+		return found(Warning, "%s has %d ids for %s; images with owners above that can't be unpacked", path, total, m.name()).
+			of(path).
 			with(add, migrate)
 	case len(wrong) > 0:
 		return found(Warning, "%s: line %d is not OWNER:FIRST:COUNT, and is ignored", path, wrong[0]).of(path).

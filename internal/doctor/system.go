@@ -6,8 +6,8 @@ import (
 	"io/fs"
 )
 
-// System is a machine as the checks see it, for one user. Paths are absolute. Errors wrap syscall.Errno, and fs.ErrNotExist
-// and fs.ErrPermission where they say that. Methods with a context block until it ends at most.
+// System is a machine as the checks see it, for one user. Paths are absolute. Errors wrap syscall.Errno, and
+// fs.ErrNotExist and fs.ErrPermission where they say that. Methods with a context block until it ends at most.
 type System interface {
 	User() User
 	// Getenv returns "" for a variable that is not set.
@@ -68,11 +68,11 @@ type Space struct {
 type Namespace string
 
 const (
-	// Here: in the namespaces of this process.
+	// Here is in the namespaces of this process.
 	Here Namespace = "here"
-	// NewMounts: in a new mount and PID namespace, for which CAP_SYS_ADMIN is needed.
+	// NewMounts is in a new mount and PID namespace, for which CAP_SYS_ADMIN is needed.
 	NewMounts Namespace = "mounts"
-	// NewUser: in a new user, mount and PID namespace, in which the user is root and there are no other users.
+	// NewUser is in a new user, mount and PID namespace, in which the user is root and there are no other users.
 	NewUser Namespace = "user"
 )
 

@@ -48,9 +48,9 @@ func trials() map[string]func(*steps, string, []string) {
 // ErrTrial is a command line that names no trial.
 var ErrTrial = errors.New("no such trial")
 
-// RunTrial is the child's side of Host.Try: args are the name of a trial, its scratch directory and its arguments. The outcome goes
-// to w, a JSON object for each step. The error is about the command line only: a trial that fails says so in its
-// results. If it takes too long, it ends the process.
+// RunTrial is the child's side of Host.Try: args are the name of a trial, its scratch directory and its arguments. The
+// outcome goes to w, a JSON object for each step. The error is about the command line only: a trial that fails says so
+// in its results. If it takes too long, it ends the process.
 func RunTrial(args []string, w io.Writer) error {
 	if len(args) < 2 {
 		return fmt.Errorf("plyfs doctor %s is for plyfs doctor itself: %w", TryCommand, ErrTrial)

@@ -35,8 +35,8 @@ func (s *steps) files(dir string) {
 	s.note("types", "", typesInListings(dir))
 }
 
-// typesInListings says whether a listing of dir has the types of what is in it (d_type), without which the kernel's overlayfs
-// refuses an upper.
+// typesInListings says whether a listing of dir has the types of what is in it (d_type), without which the kernel's
+// overlayfs refuses an upper.
 func typesInListings(dir string) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

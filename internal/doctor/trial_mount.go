@@ -28,8 +28,8 @@ func private(scratch string) error {
 	return nil
 }
 
-// ownProc mounts the /proc of a new PID namespace. In a container whose /proc has hidden parts that is not allowed to a new user
-// namespace, and the old one does for most.
+// ownProc mounts the /proc of a new PID namespace. In a container whose /proc has hidden parts that is not allowed to a
+// new user namespace, and the old one does for most.
 func ownProc() {
 	_ = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
@@ -55,8 +55,8 @@ func tryNamespace(s *steps, scratch string, _ []string) {
 	s.must("tmpfs", func() error { return private(scratch) })
 }
 
-// tryKernel asks the kernel what its FUSE can do. The argument is a directory for a file that is offered for passthrough; that of a
-// tmpfs is taken where none can be made.
+// tryKernel asks the kernel what its FUSE can do. The argument is a directory for a file that is offered for
+// passthrough; that of a tmpfs is taken where none can be made.
 func tryKernel(s *steps, scratch string, args []string) {
 	var backing *os.File
 	if len(args) > 0 {

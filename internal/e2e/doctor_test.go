@@ -217,7 +217,8 @@ func TestDoctorAsRoot(t *testing.T) {
 	if !strings.Contains(text, "\nFUSE\n") || strings.Contains(text, "\x1b") {
 		t.Errorf("plyfs doctor prints:\n%s", text)
 	}
-	if _, stderr, code := p.run(t, 0, p.bin, "doctor", "now"); code != 16 || !strings.Contains(stderr, "unexpected argument now") {
+	if _, stderr, code := p.run(t, 0, p.bin, "doctor", "now"); code != 16 ||
+		!strings.Contains(stderr, "unexpected argument now") {
 		t.Errorf("plyfs doctor now: exit code %d, %s", code, stderr)
 	}
 }
@@ -229,7 +230,10 @@ func TestDoctorAsUser(t *testing.T) {
 	p := newPatient(t, userID)
 	// A system's user gets no subordinate ids.
 	id := fmt.Sprint(userID)
-	for _, args := range [][]string{{"groupadd", "-g", id, name}, {"useradd", "-r", "-u", id, "-g", id, "-d", p.home, name}} {
+	for _, args := range [][]string{
+		{"groupadd", "-g", id, name},
+		{"useradd", "-r", "-u", id, "-g", id, "-d", p.home, name},
+	} {
 		if _, stderr, code := p.run(t, 0, args...); code != 0 {
 			t.Fatalf("%s (package passwd): %s", args[0], stderr)
 		}
@@ -254,7 +258,10 @@ func TestDoctorAsUser(t *testing.T) {
 	if d.Count["problem"] != 0 {
 		t.Errorf("problems stay:\n%s", d.bad())
 	}
-	for _, id := range []string{"fuse.device", "fuse.mount", "fuse.fusermount", "fuse.allow_other", "userns.subids", "userns.mapped", "storage.drivers"} {
+	for _, id := range []string{
+		"fuse.device", "fuse.mount", "fuse.fusermount", "fuse.allow_other", "userns.subids",
+		"userns.mapped", "storage.drivers",
+	} {
 		d.want(t, id, "ok")
 	}
 }
@@ -369,7 +376,7 @@ func signal(t *testing.T, pid int, sig unix.Signal) {
 
 // In a container without the device the doctor names the flags that it lacks; with them all is well.
 func TestDoctorInContainer(t *testing.T) {
-	asEach(t, func(t *testing.T, e *engine) {
+	test := func(t *testing.T, e *engine) {
 		writeBareImage(t, e.path("bare.tar"))
 		e.run(t, "podman", "import", "-q", e.path("bare.tar"), imageName)
 		copyProgram(t, testenv.Binary(t), e.path("plyfs"))
@@ -404,7 +411,12 @@ func TestDoctorInContainer(t *testing.T) {
 			d = ask(strings.Fields(flags[1])...)
 		}
 		d.want(t, "fuse.mount", "ok")
-	})
+	}
+	if testing.Short() {
+		test(t, newEngine(t, userID))
+		return
+	}
+	asEach(t, test)
 }
 
 // writeBareImage writes a root file system in which a static program runs.
