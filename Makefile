@@ -37,7 +37,8 @@ DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs btrfs-progs 
 DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd \
 	debootstrap debian-archive-keyring
 
-DEPS_PACKAGES := groff-base man-db systemd bash debootstrap debian-archive-keyring rpm mandoc lintian zsh fish
+# What the tests of packages call besides.
+DEPS_PACKAGES := busybox-static dpkg rpm lintian groff-base man-db mandoc systemd zsh fish
 
 # Packages with what they and their tests import; those whose tests mount import testenv.
 PACKAGES   := $(GO) list -f '{{.ImportPath}} {{.Imports}} {{.TestImports}} {{.XTestImports}}' ./...
@@ -56,12 +57,13 @@ VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut $(wildcard ./drivers/d
 .PHONY: all build man completions install uninstall deb rpm fmt lint test test-unit test-root test-exercise test-crash test-conformance \
 	test-engines test-packages test-vm vm-run vm-shell fuzz bench demo deps deps-engines deps-packages clean help
 
-all: build ## Build (the default)
+all: build man completions ## Build everything that install installs (the default)
 
 build: ## Build ./plyfs and ./plyfsd, static, without cgo
 	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/plyfs ./cmd/plyfsd
 
-# PREBUILT=1 installs, or packages, the programs that lie in BIN already.
+# `make && sudo make install PREBUILT=1` installs what is built already, and so needs no Go as root. Of man and completions it
+# says that the programs in BIN are to be asked as they are.
 BIN   ?= .
 BUILT := $(if $(PREBUILT),,build)
 
@@ -79,7 +81,7 @@ USER_UNITS := plyfs-snapshotter.service plyfs-graphplugin.service plyfs-metrics.
 
 # To serve callers of fuse-overlayfs too, `plyfs install --as fuse-overlayfs`, or here LINK_FUSE_OVERLAYFS=1 for a link of
 # that name in BINDIR.
-install: $(BUILT) man completions ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)
+install: $(if $(PREBUILT),,build man completions) ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)
 	$(INSTALL) -D -m 0755 '$(BIN)/plyfs' '$(DESTDIR)$(BINDIR)/plyfs'
 	$(INSTALL) -m 0755 '$(BIN)/plyfsd' '$(DESTDIR)$(BINDIR)/plyfsd'
 	$(INSTALL) -d -m 0755 '$(DESTDIR)$(SBINDIR)'
@@ -110,7 +112,7 @@ uninstall: ## Remove what install installed, and nothing else
 # $(call package,FORMAT,VARIABLE=VALUE...) stages an installation and makes a package of it.
 define package
 	rm -rf '$(DIST)/stage-$(1)'
-	$(MAKE) --no-print-directory install DESTDIR='$(abspath $(DIST))/stage-$(1)' PREFIX=/usr SBINDIR=/usr/sbin $(2)
+	$(MAKE) --no-print-directory man completions install DESTDIR='$(abspath $(DIST))/stage-$(1)' PREFIX=/usr SBINDIR=/usr/sbin $(2)
 	$(if $(filter deb,$(1)),cd '$(DIST)/stage-deb/usr/share/doc/plyfs' && rm LICENSE && $(INSTALL) -m 0644 '$(CURDIR)/internal/packaging/copyright' .)
 	find '$(DIST)/stage-$(1)/usr/share/man' -type f -exec gzip -9n {} +
 	rm -f '$(DIST)'/plyfs*.$(1)
@@ -134,8 +136,8 @@ lint: ## gofumpt, go vet, staticcheck, golangci-lint, shellcheck; all of them, t
 	out=$$($(TOOL) gofumpt -l .) || bad=" gofumpt"; \
 	if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; bad=" gofumpt"; fi; \
 	name=vet run $(GO) vet ./...; \
-	name=vet run $(GO) vet -tags engines,long,invariants,vm ./...; \
-	name=staticcheck run $(TOOL) staticcheck -tags engines,long,invariants,vm ./...; \
+	name=vet run $(GO) vet -tags engines,long,invariants,packages,vm ./...; \
+	name=staticcheck run $(TOOL) staticcheck -tags engines,long,invariants,packages,vm ./...; \
 	name=golangci-lint run $(TOOL) golangci-lint run --allow-parallel-runners ./...; \
 	name=shellcheck run shellcheck $(SCRIPTS); \
 	if [ -n "$$bad" ]; then echo "lint failed:$$bad"; exit 1; fi

@@ -162,6 +162,12 @@ func valueKind(f Flag, current string) (Kind, []Candidate) {
 		return matching(words("oci-archive", "docker-archive", "oci"), current)
 	case "compression":
 		return matching(words("none", "gzip", "zstd"), current)
+	case "as":
+		return matching(words("fuse-overlayfs"), current)
+	case "engine":
+		return matching(words("podman", "docker", "containerd"), current)
+	case "sync":
+		return matching(words("record", "content"), current)
 	case "output", "config":
 		return KindFile, nil
 	}
@@ -208,7 +214,7 @@ func argumentKind(c Command, current string) (Kind, []Candidate) {
 		return KindIndex, nil
 	case strings.Contains(last, "FILE"), strings.Contains(last, "COMMAND"):
 		return KindFile, nil
-	case strings.Contains(last, "DIR"), strings.Contains(last, "MOUNTPOINT"), last == "LOWER":
+	case strings.Contains(last, "DIR"), strings.Contains(last, "MOUNTPOINT"), last == "LOWER", last == "TARGET":
 		return KindDir, nil
 	}
 	return KindNone, nil

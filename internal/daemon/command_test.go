@@ -152,7 +152,7 @@ func TestConfigPlaces(t *testing.T) {
 
 func TestConfigRefusals(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
-		{"unknown key", "[first]\n\naddres = 1\n", ":3: [first] has no key addres; did you mean address?"},
+		{"unknown key", "[first]\n\naddrss = 1\n", ":3: [first] has no key addrss; did you mean address?"},
 		{"underscore", "[first]\ndriver_opt = []\n", ":2: [first] has no key driver_opt; did you mean driver-opt?"},
 		{"other case", "[first]\nLimit = 1\n", ":2: [first] has no key Limit; did you mean limit?"},
 		{"nothing like it", "[first]\nfrobnicate = 1\n", ":2: [first] has no key frobnicate; there are address, wait,"},

@@ -41,7 +41,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	dir := testenv.Scratch(t)
 	stage, prefix := filepath.Join(dir, "stage"), "/opt/plyfs"
 	vars := append(prebuilt(t, filepath.Join(dir, "dist")), "DESTDIR="+stage, "PREFIX="+prefix)
-	makeTarget(t, append(vars, "install")...)
+	makeTarget(t, append(vars, "man", "completions", "install")...)
 	got := tree(t, stage)
 	for _, w := range wantInstalled(t) {
 		if !slices.Contains(got, prefix+w) {
@@ -96,7 +96,7 @@ func TestInstalledProgramRuns(t *testing.T) {
 	dir := testenv.Scratch(t)
 	prefix := filepath.Join(dir, "usr")
 	vars := append(prebuilt(t, filepath.Join(dir, "dist")), "PREFIX="+prefix, "SBINDIR="+prefix+"/sbin", "LINK_FUSE_OVERLAYFS=1")
-	makeTarget(t, append(vars, "install")...)
+	makeTarget(t, append(vars, "man", "completions", "install")...)
 	for _, name := range []string{"plyfs", "fuse-overlayfs"} {
 		if out := run(t, filepath.Join(prefix, "bin", name), "--version"); !strings.Contains(out, "plyfs") {
 			t.Errorf("%s --version: %s", name, out)
