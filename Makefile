@@ -34,7 +34,7 @@ HELPERS := mount.plyfs mount.fuse.plyfs mount.fuse3.plyfs
 
 # What the tests call besides Go, gcc, make and git; what the tests with container engines call besides.
 DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs btrfs-progs shellcheck
-DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd \
+DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd docker.io containerd rootlesskit \
 	debootstrap debian-archive-keyring
 
 # What the tests of packages call besides.
