@@ -35,7 +35,7 @@ HELPERS := mount.plyfs mount.fuse.plyfs mount.fuse3.plyfs
 # What the tests call besides Go, gcc, make and git; what the tests with container engines call besides.
 DEPS         := fuse3 acl attr uidmap util-linux e2fsprogs xfsprogs btrfs-progs shellcheck
 DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busybox-static passwd docker.io containerd rootlesskit \
-	debootstrap debian-archive-keyring
+	iproute2 dpkg debootstrap debian-archive-keyring
 
 # What the tests of packages call besides.
 DEPS_PACKAGES := busybox-static dpkg rpm lintian groff-base man-db mandoc systemd zsh fish
@@ -160,7 +160,7 @@ test-crash: deps ## A failure, and a kill, at every system call that changes a l
 	@$(CI) -- -tags invariants -count=1 -timeout 60m -run 'EveryCall|Killed|PowerCut|FailedSync' ./fs/union
 
 test-engines: deps deps-engines ## podman and buildah, as root and rootless, in full
-	@$(CI) -- -tags engines,long -timeout 60m ./internal/e2e
+	@$(CI) -- -tags engines,long -timeout 90m ./internal/e2e
 
 test-packages: deps deps-packages ## Installation, packages, manual pages, completions and units, in full
 	@$(CI) -- -tags packages -timeout 30m ./internal/packaging

@@ -10,17 +10,19 @@ import (
 )
 
 const (
-	installUsage   = "plyfs install [--as fuse-overlayfs] [--storage-conf | --engine ENGINE [--write]] [--user] [--bindir DIR] [--dry-run] [--json]"
+	installUsage = "plyfs install [--as fuse-overlayfs] [--storage-conf | --engine ENGINE [--write]] [--user] [--bindir DIR] " +
+		"[--dry-run] [--json]"
 	uninstallUsage = "plyfs uninstall [--user] [--leave-changed] [--dry-run] [--json]"
 )
 
 // installCommand is plyfs install.
 func installCommand() *cli.Command {
 	return &cli.Command{
-		Name: "install", Usage: "put plyfs in place of fuse-overlayfs, and tell container engines of it", UsageText: installUsage,
-		Description: "Links fuse-overlayfs in /usr/local/bin to this program (with --user: in ~/.local/bin) and, as root, the helpers of\n" +
-			"mount(8) in /sbin; writes an engine's configuration where asked to, keeping what is in it; shows what it\n" +
-			"changes, and records it. plyfs uninstall takes all of it back.\n\n" +
+		Name: "install", Usage: "put plyfs in place of fuse-overlayfs, and tell container engines of it",
+		UsageText: installUsage,
+		Description: "Links fuse-overlayfs in /usr/local/bin to this program (with --user: in ~/.local/bin) and, as root,\n" +
+			"the helpers of mount(8) in /sbin; writes an engine's configuration where asked to, keeping what is in it;\n" +
+			"shows what it changes, and records it. plyfs uninstall takes all of it back.\n\n" +
 			"Engines: podman (also buildah and CRI-O: storage.conf), docker (daemon.json), containerd (proxy_plugins of\n" +
 			"config.toml, which is only shown without --write).",
 		Flags: append([]cli.Flag{
@@ -192,7 +194,8 @@ func runUninstall(c *cli.Context) error {
 	}
 	j := in.journal()
 	if _, err := os.Lstat(j.path); errors.Is(err, fs.ErrNotExist) {
-		return faultf(storeNotFound, "plyfs install has changed nothing that could be taken back: there is no %s%s", j.path, in.otherScope())
+		return faultf(storeNotFound, "plyfs install has changed nothing that could be taken back: there is no %s%s",
+			j.path, in.otherScope())
 	}
 	if _, err := trustedPath(j.path, in.uid); err != nil {
 		return err
@@ -249,7 +252,9 @@ func runShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s := installState{Record: in.journal().path, Program: r.Program, Interrupted: len(r.Pending) > 0, Found: in.lookPath(nameFuseOverlayfs)}
+	s := installState{
+		Record: in.journal().path, Program: r.Program, Interrupted: len(r.Pending) > 0, Found: in.lookPath(nameFuseOverlayfs),
+	}
 	for _, change := range r.Done {
 		state := installedState{installChange: change, State: "as installed"}
 		if err := change.intact(); err != nil {

@@ -164,6 +164,9 @@ func (c installChange) intact() error {
 		return err
 	case changeFile:
 		now, err := sumOf(c.Path)
+		if another := errors.Is(err, syscall.ELOOP) || errors.Is(err, errInstallConflict); another {
+			return fmt.Errorf("%s is %w%s: it is no file of its own", c.Path, errInstallChanged, c.formerly())
+		}
 		if err != nil || c.Before == "" && now == "" {
 			return err
 		}
@@ -198,8 +201,12 @@ func (c installChange) undo() error {
 		}
 		return err
 	case changeLink:
-		if target, err := os.Readlink(c.Path); err != nil || target != c.Target {
-			return nil // not made
+		target, err := os.Readlink(c.Path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL), err == nil && target != c.Target:
+			return nil // not made, or another's
+		case err != nil:
+			return err
 		}
 		return os.Remove(c.Path)
 	}

@@ -60,7 +60,8 @@ func (t *tomlText) withSnapshotter(address string) (string, error) {
 		case set && is == kv.value:
 			continue
 		case set:
-			return "", fmt.Errorf("%s: proxy_plugins.%s has %s = %q and was %w: remove it, and install again", t.name, namePlyfs, kv.key, is, errInstallConflict)
+			return "", fmt.Errorf("%s: proxy_plugins.%s has %s = %q and was %w: remove it, and install again",
+				t.name, namePlyfs, kv.key, is, errInstallConflict)
 		}
 		if err := t.set(kv.value, path...); err != nil {
 			return "", err

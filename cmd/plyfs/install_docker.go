@@ -56,8 +56,8 @@ func (in *installer) planDocker(p *installPlan, r installRecord) error {
 	}
 	for _, other := range []string{"overlay2", "vfs", "btrfs", "zfs", "devicemapper"} {
 		if nonEmpty(filepath.Join(data, other)) {
-			p.warn("%s has images and containers of the driver %s, which are not seen with another; they are there again after plyfs uninstall",
-				data, other)
+			p.warn("%s has images and containers of the driver %s, which are not seen with another; they are there again after "+
+				"plyfs uninstall", data, other)
 		}
 	}
 	service := "systemctl restart docker"

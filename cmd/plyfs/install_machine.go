@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"plyfs/drivers"
 )
@@ -31,7 +30,8 @@ func newInstaller(user bool, bindir string) (*installer, error) {
 	in := &installer{user: user, uid: os.Geteuid(), getenv: os.Getenv, bindir: bindir}
 	switch {
 	case in.uid != 0 && !user:
-		return nil, faultf(storeUsage, "only root can install for everybody: run it as root, or add --user to install for yourself alone")
+		return nil, faultf(storeUsage, "only root can install for everybody: run it as root, or add --user to install for "+
+			"yourself alone")
 	case in.uid == 0 && user && in.getenv("SUDO_UID") != "":
 		return nil, faultf(storeUsage, "--user would install for root: run it without sudo")
 	case in.uid == 0 && user:
@@ -182,12 +182,4 @@ func (in *installer) dirMode() fs.FileMode {
 func nonEmpty(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	return err == nil && len(entries) > 0
-}
-
-// shellWord quotes s for a shell if it has to be.
-func shellWord(s string) string {
-	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:,@%") == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

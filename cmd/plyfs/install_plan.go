@@ -104,9 +104,11 @@ func (in *installer) addDirectories(p *installPlan, dir string) {
 	}
 }
 
-// planFile adds the change of an engine's configuration. edit is given what the file holds, nil if there is none, and returns
-// what it has to hold.
-func (in *installer) planFile(p *installPlan, r installRecord, engine, path string, edit func(name string, old []byte) ([]byte, error)) error {
+// configEdit is given the name of a file and what it holds, nil if there is none, and returns what it has to hold.
+type configEdit func(name string, old []byte) ([]byte, error)
+
+// planFile adds the change of an engine's configuration.
+func (in *installer) planFile(p *installPlan, r installRecord, engine, path string, edit configEdit) error {
 	resolved, err := trustedPath(path, in.uid)
 	if err != nil {
 		return err
@@ -129,7 +131,8 @@ func (in *installer) planFile(p *installPlan, r installRecord, engine, path stri
 	}
 	if c.Backup != "" {
 		if was, err := sumOf(c.Backup); err != nil || was != "" {
-			return errors.Join(err, fmt.Errorf("%s is there already, where %s would be kept, and was %w: move it away", c.Backup, path, errInstallConflict))
+			return errors.Join(err, fmt.Errorf("%s is there already, where %s would be kept, and was %w: move it away",
+				c.Backup, path, errInstallConflict))
 		}
 	}
 	in.addDirectories(p, filepath.Dir(resolved))
@@ -143,8 +146,8 @@ func (in *installer) warnPath(p *installPlan, q installRequest) {
 	first := in.lookPath(nameFuseOverlayfs)
 	switch {
 	case !in.onPath(in.bindir):
-		p.warn("%s is not on PATH, so that callers by name do not find %s there: put it first (in ~/.profile, and for services of systemd in "+
-			"%s)", in.bindir, nameFuseOverlayfs, in.pathForServices())
+		p.warn("%s is not on PATH, so that callers by name do not find %s there: put it first (in ~/.profile, and for services "+
+			"of systemd in %s)", in.bindir, nameFuseOverlayfs, in.pathForServices())
 	case first != "" && !in.leadsHere(first) && first != ours && in.before(filepath.Dir(first), in.bindir):
 		p.warn("%s comes first on PATH and is another program: put %s before it", first, in.bindir)
 	case in.user && slices.Contains(q.engines, engineDocker):

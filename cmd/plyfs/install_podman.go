@@ -59,8 +59,9 @@ func (in *installer) editStorageConf(name string, old []byte) ([]byte, error) {
 		return nil, err
 	}
 	if driver != "" && driver != "overlay" {
-		return nil, fmt.Errorf("%s: driver = %q uses no mount program, and was %w: what that driver keeps is not seen with another; "+
-			"to change over, save the images, run podman system reset, remove the line, and install again", name, driver, errInstallConflict)
+		return nil, fmt.Errorf("%s: driver = %q uses no mount program, and was %w: what that driver keeps is not seen with "+
+			"another; to change over, save the images, run podman system reset, remove the line, and install again",
+			name, driver, errInstallConflict)
 	}
 	composefs, _, err := t.get(storageKey("options", "overlay", "use_composefs")...)
 	if err != nil {
@@ -201,7 +202,8 @@ func (in *installer) warnNative(p *installPlan) {
 	switch program, set, err := t.get(mountProgramKey()...); {
 	case err != nil:
 	case !set:
-		p.warn("podman and buildah use the kernel's overlayfs where they can, since %s names no mount_program: add --storage-conf", t.name)
+		p.warn("podman and buildah use the kernel's overlayfs where they can, since %s names no mount_program: add --storage-conf",
+			t.name)
 	case program != filepath.Join(in.bindir, nameFuseOverlayfs):
 		p.warn("podman and buildah use %s, which %s names: add --storage-conf", program, t.name)
 	}

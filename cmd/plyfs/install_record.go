@@ -63,7 +63,8 @@ func (j journal) load() (installRecord, error) {
 		return r, fmt.Errorf("%s is no record of plyfs install: %w; move it away, and take back by hand what it names", j.path, err)
 	}
 	if r.Version != installVersion {
-		return r, fmt.Errorf("%s has version %d, and this plyfs reads %d: use the plyfs that wrote it", j.path, r.Version, installVersion)
+		return r, fmt.Errorf("%s has version %d, and this plyfs reads %d: use the plyfs that wrote it",
+			j.path, r.Version, installVersion)
 	}
 	return r, nil
 }

@@ -160,6 +160,33 @@ func TestInstallIsUndoneExactly(t *testing.T) {
 	}
 }
 
+// Engines may be added one by one; one undo takes all back.
+func TestInstallGoesOn(t *testing.T) {
+	in := testInstaller(t, false)
+	before := snapshot(t, in.root)
+	for _, q := range []installRequest{
+		{as: true},
+		{as: true, engines: []string{enginePodman}},
+		{as: true, engines: []string{engineDocker}},
+		{engines: []string{engineContainerd}, write: true},
+	} {
+		if _, err := in.install(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A link in the place of a file is a change, too, which may be left.
+	if err := errors.Join(os.Remove(in.daemonJSON()), os.Symlink("/dev/null", in.daemonJSON())); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.testUndo(t, false); !errors.Is(err, errInstallChanged) {
+		t.Errorf("a link in the place of a file: %v", err)
+	}
+	if err := errors.Join(in.testUndo(t, true), os.Remove(in.daemonJSON()), os.Remove(filepath.Dir(in.daemonJSON()))); err != nil {
+		t.Fatal(err)
+	}
+	sameTree(t, "undone", before, snapshot(t, in.root))
+}
+
 // What an administrator changed after plyfs did stays, whatever uninstall is told.
 func TestUninstallOfWhatWasChanged(t *testing.T) {
 	in := testInstaller(t, false)

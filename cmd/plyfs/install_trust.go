@@ -99,14 +99,16 @@ func trusted(path string, uid int) error {
 		return &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	if st.Uid != 0 && int(st.Uid) != uid {
-		return fmt.Errorf("%s belongs to user %d and is %w: give it to %s (chown), or use another place", path, st.Uid, errInstallUntrusted, userWord(uid))
+		return fmt.Errorf("%s belongs to user %d and is %w: give it to %s (chown), or use another place",
+			path, st.Uid, errInstallUntrusted, userWord(uid))
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK || st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 {
 		return nil
 	}
 	open := st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && st.Gid != 0 && (uid == 0 || int(st.Gid) != os.Getegid())
 	if open {
-		return fmt.Errorf("%s may be written by others (mode %04o, group %d) and is %w: chmod go-w %s", path, st.Mode&0o7777, st.Gid, errInstallUntrusted, path)
+		return fmt.Errorf("%s may be written by others (mode %04o, group %d) and is %w: chmod go-w %s",
+			path, st.Mode&0o7777, st.Gid, errInstallUntrusted, path)
 	}
 	return nil
 }

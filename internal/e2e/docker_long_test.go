@@ -191,7 +191,7 @@ func TestDockerRootless(t *testing.T) {
 
 // rootlessScript is the dockerd that Debian's dockerd-rootless.sh finds on PATH.
 const rootlessScript = `#!/bin/sh
-%s/plyfs graphplugin --driver %s --log-level debug &
+setpriv --pdeathsig TERM %s/plyfs graphplugin --driver %s --log-level debug &
 exec /usr/sbin/dockerd "$@"
 `
 

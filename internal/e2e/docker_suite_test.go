@@ -110,6 +110,9 @@ func (d *dockerTest) buildKit(t *testing.T) {
 
 func (d *dockerTest) buildWith(t *testing.T) {
 	context, err := os.MkdirTemp(d.dir, "context-")
+	if err == nil {
+		err = os.Chmod(context, 0o755)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

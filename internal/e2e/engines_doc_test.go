@@ -127,12 +127,19 @@ func dropOtherDocker(t *testing.T) {
 
 func prepareDocRootlessDocker(t *testing.T, h *docHost) {
 	socket := fmt.Sprintf("/run/user/%d/docker.sock", userID)
+	// dockerd makes its bridge in a network namespace of its own, without slirp4netns, which needs /dev/net/tun.
+	makeDirectory(t, h.path("wrap"), 0)
+	wrapper := "#!/bin/sh\nexec unshare --net -- sh -c 'ip link set lo up && exec /usr/sbin/dockerd \"$@\"' sh \"$@\"\n"
+	if err := os.WriteFile(h.path("wrap/dockerd"), []byte(wrapper), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	h.load = []string{"docker", "-H", "unix://" + socket, "load", "-q", "-i", "image.tar"}
 	h.units = map[string]unit{"docker": {
 		args: append([]string{"/usr/share/docker.io/contrib/dockerd-rootless.sh"}, quietDockerd()...),
 		env: []string{
-			"DOCKERD_ROOTLESS_ROOTLESSKIT_NET=none", "DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER=none",
+			"DOCKERD_ROOTLESS_ROOTLESSKIT_NET=host", "DOCKERD_ROOTLESS_ROOTLESSKIT_PORT_DRIVER=none",
 			"DOCKERD_ROOTLESS_ROOTLESSKIT_FLAGS=--state-dir=" + h.path("rootlesskit"),
+			"PATH=" + h.path("wrap") + ":" + userHome + "/.local/bin:/usr/sbin:/usr/bin",
 		},
 		socket: socket,
 	}}

@@ -120,9 +120,9 @@ func (e *engine) plyfs(t *testing.T, args ...string) string {
 }
 
 // install installs the drop-in for the engine's user and for podman and buildah.
-func (e *engine) install(t *testing.T) string {
+func (e *engine) install(t *testing.T, flags ...string) string {
 	t.Helper()
-	args := []string{"install", "--as", "fuse-overlayfs", "--storage-conf"}
+	args := append([]string{"install", "--as", "fuse-overlayfs", "--storage-conf"}, flags...)
 	if e.uid != 0 {
 		args = append(args, "--user")
 	}
@@ -209,6 +209,12 @@ func TestInstall(t *testing.T) {
 	for name, uid := range map[string]int{"root": 0, "rootless": userID} {
 		t.Run(name, func(t *testing.T) {
 			e := newHost(t, uid)
+			if would := e.install(t, "--dry-run"); !strings.Contains(would, "+++ "+e.storageConf()) {
+				t.Errorf("plyfs install --dry-run says:\n%s", would)
+			}
+			if _, err := os.Lstat(e.link()); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("plyfs install --dry-run made %s (%v)", e.link(), err)
+			}
 			said := e.install(t)
 			for _, want := range []string{e.link() + " -> ", "+++ " + e.storageConf(), "+mount_program = \"" + e.link() + "\""} {
 				if !strings.Contains(said, want) {
@@ -217,6 +223,9 @@ func TestInstall(t *testing.T) {
 			}
 			if again := e.install(t); strings.Contains(again, "+++") || !strings.Contains(again, "already    "+e.link()) {
 				t.Errorf("a second time it says:\n%s", again)
+			}
+			if state := e.install(t, "--show"); strings.Count(state, ": as installed\n") < 2 || !strings.Contains(state, "on PATH is "+e.link()) {
+				t.Errorf("plyfs install --show says:\n%s", state)
 			}
 			e.checkUsed(t)
 			e.removeAll(t)

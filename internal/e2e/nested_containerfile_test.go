@@ -30,12 +30,18 @@ func TestNestedContainerfile(t *testing.T) {
 	if err := errors.Join(err, os.WriteFile(filepath.Join(context, "plyfs"), program, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"podman", "build", "--isolation", "chroot", "--network", "host", "-q", "-t", enginesImage}
-	for _, p := range proxies(t) {
-		args = append(args, "--env", p)
-	}
-	n.engine.run(t, append(args, context)...)
+	n.buildEngines(t, context)
 	n.run(t, "docker-on-plyfs", "podman-as-user-in-podman")
+}
+
+// buildEngines builds the image. Its installation of packages takes longer than what else is run here.
+func (n *nested) buildEngines(t *testing.T, context string) {
+	t.Helper()
+	out, err := n.command(t.Context(), "podman", "build", "--isolation", "chroot", "--network", "host", "--layers=false", "-q",
+		"-t", enginesImage, context).CombinedOutput()
+	if err != nil {
+		t.Fatalf("podman build of the Containerfile of docs/%s: %v\n%s", nestedPage, err, tail(string(out), 30))
+	}
 }
 
 // importDebian gives the outer engine the image that the Containerfile begins with, a Debian of this machine's release. It

@@ -116,7 +116,8 @@ func (e *enginesTree) program(t *testing.T, name string) {
 	found, err := exec.LookPath("/usr/bin/" + name)
 	if err != nil {
 		if found, err = exec.LookPath("/usr/sbin/" + name); err != nil {
-			t.Fatalf("%s is needed (packages docker.io, containerd, runc, podman, crun, fuse-overlayfs, fuse3, uidmap, rootlesskit): %v", name, err)
+			t.Fatalf("%s is needed (packages docker.io, containerd, runc, podman, crun, fuse-overlayfs, fuse3, uidmap, "+
+				"rootlesskit): %v", name, err)
 		}
 	}
 	real, err := filepath.EvalSymlinks(found)
@@ -192,7 +193,8 @@ func (e *enginesTree) addPlyfs(t *testing.T, settings map[string]string) {
 	for name, bit := range map[string]byte{"newuidmap": 1 << 7, "newgidmap": 1 << 6} {
 		h := e.members["usr/bin/"+name]
 		h.Mode = 0o755
-		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02" + string([]byte{bit}) + strings.Repeat("\x00", 15)}
+		attr := "\x01\x00\x00\x02" + string([]byte{bit}) + strings.Repeat("\x00", 15)
+		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": attr}
 	}
 }
 

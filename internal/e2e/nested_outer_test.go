@@ -50,7 +50,8 @@ func TestNestedOnOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := newNested(t, e, "podman")
-	n.run(t, "docker-on-plyfs", "docker-on-fuse-overlayfs", "docker-on-vfs", "podman-in-podman", "podman-as-user-in-podman", "store-in-podman")
+	n.run(t, "docker-on-plyfs", "docker-on-fuse-overlayfs", "docker-on-vfs", "podman-in-podman", "podman-as-user-in-podman",
+		"store-in-podman")
 }
 
 // TestNestedDocker is TestNested with Docker outside.
@@ -100,7 +101,8 @@ func (in *nestedEngine) killInner(t *testing.T) {
 		t.Errorf("a container whose server was killed still reads: %q", out)
 	}
 	in.script(t, "$E stop -t 0 box other; $E start box other")
-	expect(t, "the container, started again,", in.script(t, "$E exec box cat /data/made /data/top; $E exec other cat /data/top"), "made\n40\n40\n")
+	out := in.script(t, "$E exec box cat /data/made /data/top; $E exec other cat /data/top")
+	expect(t, "the containers, started again,", out, "made\n40\n40\n")
 	in.script(t, "$E rm -f other")
 }
 
@@ -109,7 +111,8 @@ func (in *nestedEngine) killInner(t *testing.T) {
 func (in *nestedEngine) killOuter(t *testing.T) {
 	built := make(chan error, 1)
 	go func() {
-		_, err := in.exec(`mkdir -p /tmp/killed; cd /tmp/killed; printf 'FROM ` + imageName + `\nRUN while cp -r /data/shared /data/copy && rm -r /data/copy; do :; done; false\n' >Dockerfile
+		_, err := in.exec(`mkdir -p /tmp/killed; cd /tmp/killed; echo 'FROM ` + imageName + `' >Dockerfile
+			echo 'RUN while cp -r /data/shared /data/copy && rm -r /data/copy; do :; done; false' >>Dockerfile
 			echo begun >/tmp/killed/begun; $E build $B .`)
 		built <- err
 	}()
@@ -127,7 +130,8 @@ func (in *nestedEngine) killOuter(t *testing.T) {
 	in.engine.run(t, "podman", "stop", "-t", "0", "outer")
 	in.engine.run(t, "podman", "start", "outer")
 	in.script(t, "timeout 60 sh -c 'until docker version; do sleep 0.2; done' >/dev/null 2>&1; $E start box")
-	expect(t, "the inner container after the outer server was killed", in.script(t, "$E exec box cat /data/made /data/top; $E rm -f box >/dev/null"), "made\n40\n")
+	out := in.script(t, "$E exec box cat /data/made /data/top; $E rm -f box >/dev/null")
+	expect(t, "the inner container after the outer server was killed", out, "made\n40\n")
 	in.image(t)
 }
 

@@ -122,7 +122,11 @@ func (in *nestedEngine) parallel(t *testing.T) {
 	out := in.script(t, `mkdir -p /tmp/parallel; cd /tmp/parallel
 		for i in 1 2 3 4; do
 			mkdir -p $i
-			printf 'FROM `+imageName+`\nRUN rm -r /data/shared && mv /data/deep /data/d%d && echo %d >/data/top\nRUN echo %d >>/data/top\n' $i $i $i >$i/Dockerfile
+			cat >$i/Dockerfile <<-EOF
+				FROM `+imageName+`
+				RUN rm -r /data/shared && mv /data/deep /data/d$i && echo $i >/data/top
+				RUN echo $i >>/data/top
+			EOF
 			$E build $B -t localhost/p$i $i >$i/log 2>&1 || { cat $i/log >&2; touch failed; } &
 		done
 		wait
@@ -138,14 +142,14 @@ func (in *nestedEngine) parallel(t *testing.T) {
 	expect(t, "images built in parallel", out, want.String())
 }
 
-// store is the life of a container of plyfs itself, which the page's commands have mounted.
+// store is the life of a container of plyfs itself, which the page's commands have mounted once.
 func (in *nestedEngine) store(t *testing.T) {
 	t.Helper()
-	out := in.script(t, `m=$(plyfs container mount box); /images/treedump $m data`)
+	out := in.script(t, `m=$(plyfs container mount box); /images/treedump $m data; plyfs container umount box`)
 	checkLines(t, "the container within", in.want, printed(out))
 	out = in.script(t, `m=$(plyfs container mount box)
 		rm -r $m/data/op; mkdir $m/data/op; echo again >$m/data/op/again; mv $m/data/deep $m/data/moved; rm $m/data/f40
-		plyfs container umount box; plyfs container changes box
+		plyfs container umount box; plyfs container umount box; plyfs container changes box
 		plyfs container commit box localhost/committed; plyfs container rm box
 		plyfs container create localhost/committed two; m=$(plyfs container mount two)
 		cat $m/data/op/*; ls $m/data/moved/a/b; ls $m/data/f40 $m/data/deep 2>&1 | wc -l
