@@ -105,7 +105,7 @@ func (c *containerd) start(ctx context.Context, socket string, args ...string) e
 		}
 		select {
 		case <-d.ended:
-			return fmt.Errorf("%s ended: %v: %s", args[0], d.cmd.ProcessState, lastWords(d.output.String()))
+			return fmt.Errorf("%s ended: %v: %s", args[0], d.cmd.ProcessState, lastLines(d.output.String(), 20))
 		case <-ctx.Done():
 			return fmt.Errorf("%s does not listen at %s: %w", args[0], socket, ctx.Err())
 		case <-time.After(10 * pollInterval):
@@ -128,12 +128,6 @@ func (c *containerd) ready(ctx context.Context) error {
 		case <-time.After(10 * pollInterval):
 		}
 	}
-}
-
-// lastWords is the end of a log.
-func lastWords(log string) string {
-	const most = 2000
-	return strings.TrimSpace(log[max(0, len(log)-most):])
 }
 
 func (c *containerd) ctr(ctx context.Context, args ...string) (string, error) {

@@ -67,8 +67,10 @@ func TestSnapshotRefusals(t *testing.T) {
 		{"no name", create("", top, SnapshotOptions{}), drivers.ErrInvalid},
 		{"a name with a zero", create("a\x00b", top, SnapshotOptions{}), drivers.ErrInvalid},
 		{"a new one that is committed", create("x", top, SnapshotOptions{Kind: SnapshotCommitted}), drivers.ErrInvalid},
-		{"labels beyond measure", create("x", top, SnapshotOptions{Labels: map[string]string{"a": string(make([]byte, MaxData))}}),
-			drivers.ErrInvalid},
+		{
+			"labels beyond measure", create("x", top, SnapshotOptions{Labels: map[string]string{"a": string(make([]byte, MaxData))}}),
+			drivers.ErrInvalid,
+		},
 		{"commit to a name that is taken", commit(top, "box"), drivers.ErrExists},
 		{"commit of what is committed", commit("x", top), drivers.ErrInUse},
 		{"commit of nothing", commit("x", "none"), drivers.ErrNotFound},

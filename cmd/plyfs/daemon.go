@@ -3,16 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
 	"strconv"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
-	"plyfs/internal/sys"
+	"plyfs/internal/launch"
 )
 
 // A daemon is this program started again with the same arguments; these variables tell it so and are removed from its
@@ -21,81 +18,33 @@ const (
 	// verdictEnv holds the descriptor for the verdict.
 	verdictEnv = mountopt.VerdictEnv
 	// targetEnv holds the descriptor that /dev/fd/N, the mount point, became in the daemon.
-	targetEnv = "_PLYFS_TARGET_FD"
+	targetEnv = launch.TargetEnv
 )
 
-// startDaemon starts the program again in a session of its own and waits until that serves the mount or failed to. It
-// returns nil only if the mount serves. The daemon keeps the environment, the working directory until its layers are open,
-// and stderr until then too, for what a crash might say; no other descriptor of the caller's, so that whoever waits for
-// the end of a pipe is not kept waiting.
-//
-// Every container waits for this. It goes without os/exec, which starts a process to learn about pidfds and two threads that
-// have nothing to do here.
+// startDaemon starts the program again in a session of its own and waits until that serves the mount or failed to; see
+// launch.Start. It returns nil only if the mount serves.
 func startDaemon(r request) error {
-	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		return faultf(exitSystem, "pipe: %v", err)
-	}
-	verdict, report := pipe[0], pipe[1]
-	defer unix.Close(verdict)
-	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
-		return faultf(exitSystem, "close_range: %v", err)
-	}
-	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return faultf(exitSystem, "%s: %s", os.DevNull, reason(err))
-	}
-	defer unix.Close(null)
-	attr := &syscall.ProcAttr{
-		Env:   append(os.Environ(), verdictEnv+"=3"),
-		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(report)},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	}
+	server := launch.Server{Program: selfPath(), Args: os.Args, Target: -1}
 	if fd, ok := descriptor(r.target); ok {
-		attr.Files = append(attr.Files, uintptr(fd))
-		attr.Env = append(attr.Env, targetEnv+"=4")
+		server.Target = fd
 	}
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt)
-	pid, err := syscall.ForkExec(selfPath(), os.Args, attr)
-	_ = unix.Close(report)
-	if err != nil {
-		return faultf(exitSystem, "can't start the server: %v", err)
-	}
-	answer := make(chan error, 1)
-	go func() { answer <- awaitVerdict(verdict, pid) }()
-	select {
-	case err := <-answer:
-		return err
-	case <-interrupted:
-		// The daemon finds the pipe closed and gives up.
-		return faultf(exitInterrupted, "interrupted")
-	}
+	return launchFault(launch.Start(server))
 }
 
-// awaitVerdict reads a daemon's verdict, and returns it as startDaemon's result.
-func awaitVerdict(verdict, pid int) error {
-	b, err := io.ReadAll(fdReader(verdict))
-	if err != nil {
-		return faultf(exitInternal, "the server's verdict can't be read: %v", err)
-	}
-	return readVerdict(b, func() error { return waitForChild(pid) })
-}
-
-// waitForChild waits for the end of a child that should have gone on, and says how it ended.
-func waitForChild(pid int) error {
-	var status unix.WaitStatus
-	err := sys.Retry(func() error {
-		_, err := unix.Wait4(pid, &status, 0, nil)
-		return err
-	})
+// launchFault classifies an error of launch.Start.
+func launchFault(err error) error {
+	var failure *launch.Failure
 	switch {
-	case err != nil:
-		return err
-	case status.Signaled():
-		return fmt.Errorf("signal: %v", status.Signal())
+	case err == nil:
+		return nil
+	case errors.As(err, &failure):
+		return &fault{code: failure.Code, text: failure.Text}
+	case errors.Is(err, launch.ErrInterrupted):
+		return faultf(exitInterrupted, "%v", err)
+	case errors.Is(err, launch.ErrEnded):
+		return faultf(exitInternal, "%v", err)
 	}
-	return fmt.Errorf("exit status %d", status.ExitStatus())
+	return faultf(exitSystem, "%v", err)
 }
 
 // selfPath is the program's own file, even where it was replaced on disk.
@@ -109,17 +58,6 @@ func selfPath() string {
 		return self
 	}
 	return name
-}
-
-// readVerdict turns what the daemon wrote into startDaemon's result. wait waits for the end of a daemon that wrote nothing.
-func readVerdict(b []byte, wait func() error) error {
-	if len(b) == 0 {
-		return faultf(exitInternal, "the server ended before it served the mount (%v)", wait())
-	}
-	if b[0] == exitOK {
-		return nil
-	}
-	return &fault{code: int(b[0]), text: string(b[1:])}
 }
 
 // daemon is the daemon's end of startDaemon.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/launch"
 )
 
 func TestPersonalityOf(t *testing.T) {
@@ -97,14 +98,14 @@ func TestMountsWithoutCommand(t *testing.T) {
 	}
 }
 
-func TestReadVerdict(t *testing.T) {
-	if err := readVerdict([]byte{0}, nil); err != nil {
+func TestLaunchFault(t *testing.T) {
+	if err := launchFault(nil); err != nil {
 		t.Error(err)
 	}
-	if f := asFault(readVerdict([]byte("\x20two\nlines"), nil)); f.code != exitMount || f.text != "two lines" {
+	if f := asFault(launchFault(&launch.Failure{Code: exitMount, Text: "two\nlines"})); f.code != exitMount || f.text != "two lines" {
 		t.Errorf("%+v", f)
 	}
-	if f := asFault(readVerdict(nil, func() error { return nil })); f.code != exitInternal {
+	if f := asFault(launchFault(launch.ErrEnded)); f.code != exitInternal {
 		t.Errorf("%+v", f)
 	}
 }

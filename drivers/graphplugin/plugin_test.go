@@ -445,6 +445,16 @@ func TestUserNamespaceRemap(t *testing.T) {
 		d.put("c")
 		_, err = d.try("GraphDriver.Diff", args{ID: "c", Parent: "image"})
 		wantErr(t, "a difference with a file of the machine's root", err, "roots", "not mapped")
+		// Behind bytes that are out already only the end of the connection tells it.
+		dir := d.get("c")
+		must(t, testenv.RunAs(testenv.Cred{UID: host, GID: host}, func() error {
+			return os.WriteFile(filepath.Join(dir, "big"), make([]byte, 4*streamChunk), 0o600)
+		}))
+		d.put("c")
+		_, err = d.send("GraphDriver.Diff", strings.NewReader(`{"ID":"c","Parent":"image"}`))
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("a difference that breaks off: %v", err)
+		}
 		d.call("GraphDriver.Create", args{ID: "high", Parent: "image"})
 		b.Reset()
 		w = tar.NewWriter(&b)

@@ -7,7 +7,7 @@
 //	plyfs          fuse3.plyfs, which mount.fuse3 makes by running plyfs; a bind mount where there is but one layer
 //	overlay2       overlay; a bind mount where there is but one layer
 //	btrfs, vfs     a bind mount of the layer
-//	zfs            zfs
+//	zfs            a mount of the type zfs
 //	devicemapper   none: the device would have to be there whether the snapshot is mounted or not
 //
 // While containerd unpacks an image it prepares a snapshot with a key whose last part begins with "extract-", and commits it. For
