@@ -68,11 +68,22 @@ type top struct {
 // topMount is a mount that is watched.
 type topMount struct {
 	owner control.Owner
-	// last is the latest sample, before the one before it; a rate needs both.
+	// last is the latest sample, before the one that the latest frame showed; a rate needs both.
 	last, before *control.Sample
 	// shown says that last was printed.
 	shown  bool
 	cancel context.CancelFunc
+}
+
+// add takes a sample over. One before it that no frame has shown is merged into it. Precondition: top.mu is held.
+func (m *topMount) add(s *control.Sample) {
+	if m.before != nil && !m.shown {
+		s.Activity = append(s.Activity, m.last.Activity...)
+		s.Dropped += m.last.Dropped
+	} else {
+		m.before = m.last
+	}
+	m.last, m.shown = s, false
 }
 
 // run shows frames until ctx ends, or one.
@@ -159,10 +170,7 @@ func (t *top) discover(ctx context.Context) error {
 			_ = s.Watch(watched, t.interval, func(sample control.Sample) error { // it ends with the mount
 				t.mu.Lock()
 				defer t.mu.Unlock()
-				if m.last != nil && !m.shown {
-					sample.Activity = append(sample.Activity, m.last.Activity...)
-				}
-				m.before, m.last, m.shown = m.last, &sample, false
+				m.add(&sample)
 				return nil
 			})
 			t.mu.Lock()
@@ -209,10 +217,13 @@ func (t *top) settle(ctx context.Context) bool {
 	}
 }
 
-// printFrameJSON prints each mount of a frame.
+// printFrameJSON prints each mount of a frame that is new.
 func printFrameJSON(out io.Writer, f frame) error {
 	enc := json.NewEncoder(out)
 	for _, r := range f.rows {
+		if r.again {
+			continue
+		}
 		if err := enc.Encode(r); err != nil {
 			return err
 		}

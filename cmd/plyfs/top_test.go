@@ -175,7 +175,8 @@ func TestTopRow(t *testing.T) {
 		s.CPUSeconds = cpu
 		s.Operations = []control.Operation{
 			{Op: "LOOKUP", Requests: lookups, Durations: h.Snapshot()},
-			{Op: "WRITE", Requests: writes, Errors: map[string]uint64{"space": errors}}, {Op: "NEW_ONE", Requests: 2},
+			{Op: "WRITE", Requests: writes, Errors: map[string]uint64{"space": errors}},
+			{Op: "NEW_ONE", Requests: 2},
 		}
 		return s
 	}
@@ -188,6 +189,34 @@ func TestTopRow(t *testing.T) {
 	}
 	if r := rowOf(control.Owner{}, sample(10, 9, 9, 9, 9), sample(11, 1, 1, 1, 1)); r.Requests != 0 || r.CPU != 0 {
 		t.Errorf("after counters went back: %+v", r)
+	}
+}
+
+// TestTopMerges: nothing is lost or told twice when samples and frames do not alternate.
+func TestTopMerges(t *testing.T) {
+	sample := func(at int, lookups uint64, path string) *control.Sample {
+		s := &control.Sample{Time: time.Unix(int64(at), 0), Activity: []control.Activity{{Path: path}}}
+		s.Operations = []control.Operation{{Op: "LOOKUP", Requests: lookups}}
+		return s
+	}
+	m := &topMount{}
+	tp := &top{mounts: map[string]*topMount{"m": m}}
+	m.add(sample(0, 10, "/0"))
+	if f := tp.frame(); len(f.rows) != 0 {
+		t.Errorf("one sample gives %+v", f.rows)
+	}
+	m.add(sample(1, 20, "/1"))
+	m.add(sample(2, 50, "/2"))
+	r := tp.frame().rows[0]
+	if r.Seconds != 2 || r.Requests != 20 || len(r.Activity) != 2 || r.again {
+		t.Errorf("two samples give %+v", r)
+	}
+	if r := tp.frame().rows[0]; !r.again || len(r.Activity) != 0 {
+		t.Errorf("shown twice: %+v", r)
+	}
+	m.add(sample(3, 51, "/3"))
+	if r := tp.frame().rows[0]; r.Seconds != 1 || r.Requests != 1 || len(r.Activity) != 1 || r.again {
+		t.Errorf("afterwards %+v", r)
 	}
 }
 

@@ -45,6 +45,9 @@ type topRow struct {
 
 	Activity []control.Activity `json:"activity,omitempty"`
 	Dropped  uint64             `json:"dropped,omitempty"`
+
+	// again says that the frame before showed the same.
+	again bool
 }
 
 // kind of an operation, for people.
@@ -128,7 +131,7 @@ type frame struct {
 	rows []topRow
 }
 
-// frame takes the samples that were not shown yet, the busiest mount first.
+// frame takes the latest samples, the busiest mount first.
 func (t *top) frame() frame {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -139,7 +142,7 @@ func (t *top) frame() frame {
 		}
 		r := rowOf(m.owner, m.before, m.last)
 		if m.shown {
-			r.Activity, r.Dropped = nil, 0
+			r.Activity, r.Dropped, r.again = nil, 0, true
 		}
 		m.shown = true
 		f.rows = append(f.rows, r)

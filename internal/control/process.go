@@ -26,8 +26,8 @@ type Process struct {
 	Foreign bool
 }
 
-// Servers returns the servers of mounts among the processes that this user may look into: those that run the program exe, or
-// one of the names plyfs and fuse-overlayfs that is the same file, and have /dev/fuse open. Processes that end meanwhile are left out.
+// Servers returns the servers of mounts among the processes that this user may look into: those that run a program named plyfs, or
+// the caller's own program under another name, and have /dev/fuse open. Processes that end meanwhile are left out.
 func Servers(ctx context.Context) ([]Process, error) {
 	self, err := os.Stat("/proc/self/exe")
 	if err != nil {

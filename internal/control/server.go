@@ -282,8 +282,10 @@ func (s *Server) watch(c net.Conn, interval time.Duration) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		sample := Sample{Time: time.Now(), Metrics: s.src.Metrics()}
+		var sample Sample
+		// In this order the counters have all that the activities tell of.
 		sample.Activity, sample.Dropped = w.Take()
+		sample.Time, sample.Metrics = time.Now(), s.src.Metrics()
 		err := send(c, struct {
 			Header
 			Sample
