@@ -96,7 +96,7 @@ install: $(if $(PREBUILT),,build man completions) ## Install to PREFIX (/usr/loc
 		chmod 0644 "$(DESTDIR)$(UNITDIR)/$$1"; }; \
 	for u in $(UNITS); do unit "system/$$u"; done; for u in $(USER_UNITS); do unit "user/$$u"; done
 	$(INSTALL) -d -m 0755 '$(DESTDIR)$(DOCDIR)/examples'
-	$(INSTALL) -m 0644 README.md LICENSE $(wildcard docs/*.md) '$(DESTDIR)$(DOCDIR)'
+	$(INSTALL) -m 0644 README.md LICENSE $(wildcard docs/*.md docs/*.json) '$(DESTDIR)$(DOCDIR)'
 	$(INSTALL) -m 0644 internal/packaging/config.toml '$(DESTDIR)$(DOCDIR)/examples'
 
 uninstall: ## Remove what install installed, and nothing else
@@ -106,7 +106,7 @@ uninstall: ## Remove what install installed, and nothing else
 		$(foreach h,$(HELPERS),'$(DESTDIR)$(MANDIR)/man8/$(h).8')
 	rm -f '$(DESTDIR)$(BASHDIR)/plyfs' '$(DESTDIR)$(ZSHDIR)/_plyfs' '$(DESTDIR)$(FISHDIR)/plyfs.fish'
 	rm -f $(foreach u,$(UNITS),'$(DESTDIR)$(UNITDIR)/system/$(u)') $(foreach u,$(USER_UNITS),'$(DESTDIR)$(UNITDIR)/user/$(u)')
-	rm -f '$(DESTDIR)$(DOCDIR)/examples/config.toml' $(foreach d,README.md LICENSE $(notdir $(wildcard docs/*.md)),'$(DESTDIR)$(DOCDIR)/$(d)')
+	rm -f '$(DESTDIR)$(DOCDIR)/examples/config.toml' $(foreach d,README.md LICENSE $(notdir $(wildcard docs/*.md docs/*.json)),'$(DESTDIR)$(DOCDIR)/$(d)')
 	for d in '$(DESTDIR)$(DOCDIR)/examples' '$(DESTDIR)$(DOCDIR)'; do [ ! -d "$$d" ] || rmdir --ignore-fail-on-non-empty "$$d"; done
 
 # $(call package,FORMAT,VARIABLE=VALUE...) stages an installation and makes a package of it.

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	flagListen = "listen"
+	flagAddress = "address"
 	// metricsSocket is the socket's name in the runtime directory.
 	metricsSocket = "metrics.sock"
 	metricsPath   = "/metrics"
@@ -35,7 +35,7 @@ func metricsCommand() *cli.Command {
 			"asked; from then on they measure how long requests take. A unix socket is for this user and root alone; a port is open " +
 			"to all of this machine, and can be a loopback one only.",
 		Flags: []cli.Flag{&cli.StringFlag{
-			Name: flagListen, Usage: "`ADDRESS`: unix:///PATH or tcp://127.0.0.1:PORT (default: the socket " + metricsSocket +
+			Name: flagAddress, Usage: "`ADDRESS`: unix:///PATH or tcp://127.0.0.1:PORT (default: the socket " + metricsSocket +
 				" in /run/plyfs, of users other than root in $XDG_RUNTIME_DIR/plyfs)",
 		}},
 		Run: serveMetrics,
@@ -44,11 +44,11 @@ func metricsCommand() *cli.Command {
 
 // serveMetrics runs the exporter until ctx ends.
 func serveMetrics(ctx context.Context, c *cli.Context, log *slog.Logger) error {
-	address := c.String(flagListen)
+	address := c.String(flagAddress)
 	if address == "" {
 		dir, err := control.RuntimeDir()
 		if err != nil {
-			return fmt.Errorf("no address: give --%s: %w", flagListen, err)
+			return fmt.Errorf("no address: give --%s: %w", flagAddress, err)
 		}
 		address = "unix://" + filepath.Join(dir, metricsSocket)
 	}

@@ -256,7 +256,7 @@ func TestMetricsCommand(t *testing.T) {
 	ended := make(chan int, 1)
 	var stderr strings.Builder
 	go func() {
-		ended <- run(ctx, []string{"plyfs", "metrics", "--config", config, "--listen", "unix://" + path}, io.Discard, &stderr)
+		ended <- run(ctx, []string{"plyfs", "metrics", "--config", config, "--address", "unix://" + path}, io.Discard, &stderr)
 	}()
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)
@@ -290,7 +290,7 @@ func TestMetricsCommand(t *testing.T) {
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("the socket stays: %v", err)
 	}
-	if code := run(t.Context(), []string{"plyfs", "metrics", "--config", config, "--listen", "tcp://0.0.0.0:0"}, io.Discard, &stderr); code == exitOK {
+	if code := run(t.Context(), []string{"plyfs", "metrics", "--config", config, "--address", "tcp://0.0.0.0:0"}, io.Discard, &stderr); code == exitOK {
 		t.Error("it listens to all the world")
 	}
 }

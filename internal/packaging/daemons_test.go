@@ -47,7 +47,7 @@ func tables(dir string) map[string]string {
 	return map[string]string{
 		"snapshotter": "address = 'unix://" + dir + "/s'\nroot = '" + dir + "/store'\ndriver = 'vfs'\ncontainerd-address = ''\n",
 		"graphplugin": "address = '" + dir + "/s'\nstate-dir = '" + dir + "/state'\ndriver = 'vfs'\n",
-		"metrics":     "listen = '" + dir + "/s'\n",
+		"metrics":     "address = '" + dir + "/s'\n",
 	}
 }
 
