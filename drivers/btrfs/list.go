@@ -27,12 +27,15 @@ func (d *Driver) Exists(ctx context.Context, id string) (bool, error) {
 // List implements drivers.Driver.
 func (d *Driver) List(ctx context.Context, fn func(drivers.Info) error) error {
 	return d.eachLayer(ctx, func(id string) error {
-		r, err := d.wholeRecord(id)
-		// One that was removed meanwhile, or that Cleanup removes.
-		if unfilled, _ := d.unfilled(id); errors.Is(err, drivers.ErrNotFound) || unfilled {
-			return nil
+		r, err := d.readRecord(id)
+		if errors.Is(err, drivers.ErrNotFound) {
+			return nil // removed meanwhile
 		}
 		if err != nil {
+			return err
+		}
+		// Asked once: it may be filled to its end at this moment.
+		if unfilled, err := d.unfilled(id); err != nil || unfilled {
 			return err
 		}
 		return fn(drivers.Info{ID: id, Parent: r.Parent, Writable: r.Writable})
