@@ -255,6 +255,12 @@ func TestSelect(t *testing.T) {
 			seen[s.Name] = true
 		}
 	}
+	for _, w := range AllEngines() {
+		if seen[w.Name] || w.Doc == "" || len(w.Systems) < 2 || w.Sample == nil {
+			t.Errorf("engine workload %q: double or incomplete", w.Name)
+		}
+		seen[w.Name] = true
+	}
 	for _, r := range Rows() {
 		if !seen[r.Series] || r.By == OfSeries && !seen[r.Base] {
 			t.Errorf("a demand is about %q of %q, which is no workload", r.Series, r.Base)
