@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/sys"
 )
 
 // standbyEnv holds the descriptor of a socket over which this process, started in advance, gets its command lines, and over
@@ -184,7 +185,7 @@ func noEOF(err error) error {
 // fdSocket is a socket that nothing else in this process uses.
 type fdSocket int
 
-func (fd fdSocket) Read(p []byte) (int, error) { return fdReader(fd).Read(p) }
+func (fd fdSocket) Read(p []byte) (int, error) { return sys.FDReader(fd).Read(p) }
 
 func (fd fdSocket) Write(p []byte) (int, error) {
 	for done := 0; ; {
@@ -195,23 +196,5 @@ func (fd fdSocket) Write(p []byte) (int, error) {
 		case err != nil || done == len(p):
 			return done, err
 		}
-	}
-}
-
-// fdReader reads from a descriptor that it does not own, without the runtime's poller.
-type fdReader int
-
-func (fd fdReader) Read(p []byte) (int, error) {
-	for {
-		n, err := unix.Read(int(fd), p)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return 0, err
-		case n == 0 && len(p) > 0:
-			return 0, io.EOF
-		}
-		return n, nil
 	}
 }

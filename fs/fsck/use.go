@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -97,28 +96,12 @@ func (c *checker) overlayMount() string {
 	for _, m := range mounts {
 		for _, opt := range strings.Split(m.VFSOptions, ",") {
 			key, dir, _ := strings.Cut(opt, "=")
-			if (key == "upperdir" || key == "workdir") && c.isOurs(unescape(dir)) {
+			if (key == "upperdir" || key == "workdir") && c.isOurs(sys.UnescapeMount(dir)) {
 				return m.Mountpoint
 			}
 		}
 	}
 	return ""
-}
-
-// unescape undoes the octal escapes of the mount table (cf. seq_file.c string_escape_mem).
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // isOurs says whether a path of the mount table is the upper or the work directory. A relative one, relative to

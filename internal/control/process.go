@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // Process is a server that was found in /proc.
@@ -224,23 +226,7 @@ func parseMount(line string) (m Mount, ok bool) {
 	if !ok || len(f) < 6 || len(g) < 2 {
 		return m, false
 	}
-	return Mount{Target: unescape(f[4]), Device: f[2], Type: g[0], Source: unescape(g[1])}, true
-}
-
-// unescape undoes the kernel's octal escapes (cf. fs/seq_file.c mangle_path).
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+	return Mount{Target: sys.UnescapeMount(f[4]), Device: f[2], Type: g[0], Source: sys.UnescapeMount(g[1])}, true
 }
 
 // ErrNoServer says that the server of a mount ended, so that every use of it fails.

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"plyfs/internal/sys"
 )
 
 // machine is a System with what several checks want to know of it, each found out once.
@@ -205,27 +207,11 @@ func parseMounts(text string) []mount {
 			continue
 		}
 		all = append(all, mount{
-			target: unescape(b[4]), dev: b[2], fstype: a[0], source: unescape(a[1]),
+			target: sys.UnescapeMount(b[4]), dev: b[2], fstype: a[0], source: sys.UnescapeMount(a[1]),
 			options: append(strings.Split(b[5], ","), strings.Split(a[2], ",")...),
 		})
 	}
 	return all
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // mountOf returns the mount that a path is on: the last one of the longest matching mount point.

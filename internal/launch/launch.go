@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/sys"
 )
 
 // Server says which program serves, and how it is called.
@@ -93,7 +94,7 @@ func Start(s Server) error {
 
 // await reads a server's verdict.
 func await(verdict, pid int) error {
-	b, err := io.ReadAll(blocking(verdict))
+	b, err := io.ReadAll(sys.FDReader(verdict))
 	if err != nil {
 		return fmt.Errorf("the server's verdict can't be read: %w", err)
 	}
@@ -125,22 +126,4 @@ func waitFor(pid int) string {
 		return fmt.Sprintf("signal: %v", sig)
 	}
 	return fmt.Sprintf("exit status %d", status.ExitStatus())
-}
-
-// blocking reads from a descriptor that it does not own, without the runtime's poller.
-type blocking int
-
-func (fd blocking) Read(p []byte) (int, error) {
-	for {
-		n, err := unix.Read(int(fd), p)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return 0, err
-		case n == 0 && len(p) > 0:
-			return 0, io.EOF
-		}
-		return n, nil
-	}
 }
