@@ -76,7 +76,7 @@ func run(c *cli.Context) error {
 		return cli.Exit(fmt.Sprintf("bench: unexpected argument %q", c.Args().First()), 1)
 	}
 	if c.Bool("list") {
-		return list(c.App.Writer)
+		return list(c.App.Writer, All())
 	}
 	if os.Getenv(namespaceVariable) == "" && os.Geteuid() == 0 {
 		return runInNamespace(0)
@@ -150,16 +150,6 @@ func writeTo(name string, write func(io.Writer) error) error {
 	}
 	buf := bufio.NewWriter(f)
 	return errors.Join(write(buf), buf.Flush(), f.Close())
-}
-
-// list prints the workloads.
-func list(w io.Writer) error {
-	for _, x := range All() {
-		if _, err := fmt.Fprintf(w, "%-22s %s\n", x.Name, x.Doc); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // configure turns flags into a Config.

@@ -37,6 +37,8 @@ type EngineWorkload struct {
 	Sample func(ctx context.Context, e *Env, engine containerEngine) error
 }
 
+func (w EngineWorkload) entry() (name, doc string) { return w.Name, w.Doc }
+
 // containerEngine is a throwaway engine with the image of engineLayers layers.
 type containerEngine interface {
 	// run runs a container that ends at once, build builds an image, load brings an image in that was removed before.

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
-	"path"
-	"slices"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -32,7 +29,7 @@ func runEngines(c *cli.Context) error {
 		return cli.Exit(fmt.Sprintf("bench engines: unexpected argument %q", c.Args().First()), 1)
 	}
 	if c.Bool("list") {
-		return listEngines(c.App.Writer)
+		return list(c.App.Writer, AllEngines())
 	}
 	if os.Geteuid() != 0 {
 		return cli.Exit("bench engines: needs root", 1)
@@ -49,7 +46,7 @@ func runEngines(c *cli.Context) error {
 }
 
 func enginesReport(ctx context.Context, c *cli.Context) error {
-	workloads, err := selectEngines(AllEngines(), words(c.String("workloads")))
+	workloads, err := Select(AllEngines(), words(c.String("workloads")))
 	if err != nil {
 		return err
 	}
@@ -70,37 +67,4 @@ func enginesReport(ctx context.Context, c *cli.Context) error {
 	cfg.OnResult = func(r Result) { NewTable(text, systemsOf(r)).Add(r) }
 	report, err := RunEngines(ctx, cfg, program, workloads)
 	return errors.Join(err, finish(c, report, text))
-}
-
-// listEngines prints the workloads.
-func listEngines(w io.Writer) error {
-	for _, x := range AllEngines() {
-		if _, err := fmt.Fprintf(w, "%-22s %s\n", x.Name, x.Doc); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// selectEngines returns the workloads whose name matches one of the patterns, all of them for no pattern.
-func selectEngines(all []EngineWorkload, patterns []string) ([]EngineWorkload, error) {
-	if len(patterns) == 0 {
-		return all, nil
-	}
-	var out []EngineWorkload
-	for _, w := range all {
-		for _, p := range patterns {
-			ok, err := path.Match(p, w.Name)
-			if err != nil {
-				return nil, fmt.Errorf("workload pattern %q: %w", p, err)
-			}
-			if ok && !slices.ContainsFunc(out, func(o EngineWorkload) bool { return o.Name == w.Name }) {
-				out = append(out, w)
-			}
-		}
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("no workload matches %q; --list shows them", patterns)
-	}
-	return out, nil
 }

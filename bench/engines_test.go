@@ -10,15 +10,14 @@ import (
 )
 
 func TestSelectEngines(t *testing.T) {
-	got, err := selectEngines(AllEngines(), []string{"podman-run-*", podmanRunRoot})
+	got, err := Select(AllEngines(), []string{"podman-run-*", podmanRunRoot})
 	if err != nil || len(got) != 2 || got[0].Name != podmanRunRoot || got[1].Name != podmanRunUser {
 		t.Errorf("selected %v, %v", got, err)
 	}
-	if _, err := selectEngines(AllEngines(), []string{"none"}); err == nil {
-		t.Error("a pattern that matches nothing is accepted")
-	}
-	if _, err := selectEngines(AllEngines(), []string{"["}); err == nil {
-		t.Error("a malformed pattern is accepted")
+	for _, bad := range [][]string{{"none"}, {"["}, {podmanRunRoot, "none"}} {
+		if _, err := Select(AllEngines(), bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
 	}
 }
 

@@ -38,6 +38,8 @@ type StoreWorkload struct {
 	Run func(ctx context.Context, e *StoreEnv) error
 }
 
+func (w StoreWorkload) entry() (name, doc string) { return w.Name, w.Doc }
+
 // StoreEnv is what a store workload works on.
 type StoreEnv struct {
 	*Env

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
-	"path"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -43,7 +41,7 @@ func runStore(c *cli.Context) error {
 		return cli.Exit(fmt.Sprintf("bench store: unexpected argument %q", c.Args().First()), 1)
 	}
 	if c.Bool("list") {
-		return listStore(c.App.Writer)
+		return list(c.App.Writer, AllStore())
 	}
 	if os.Getenv(namespaceVariable) == "" && os.Geteuid() == 0 {
 		return runInNamespace(0)
@@ -57,7 +55,7 @@ func runStore(c *cli.Context) error {
 }
 
 func storeReport(ctx context.Context, c *cli.Context) error {
-	workloads, err := selectStore(AllStore(), words(c.String("workloads")))
+	workloads, err := Select(AllStore(), words(c.String("workloads")))
 	if err != nil {
 		return err
 	}
@@ -96,38 +94,4 @@ func systemsOf(r Result) []System {
 		out = append(out, System{Name: c.System})
 	}
 	return out
-}
-
-// listStore prints the workloads.
-func listStore(w io.Writer) error {
-	for _, x := range AllStore() {
-		if _, err := fmt.Fprintf(w, "%-22s %s\n", x.Name, x.Doc); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// selectStore returns the workloads whose name matches one of the patterns, all of them for no pattern.
-func selectStore(all []StoreWorkload, patterns []string) ([]StoreWorkload, error) {
-	if len(patterns) == 0 {
-		return all, nil
-	}
-	var out []StoreWorkload
-	for _, p := range patterns {
-		before := len(out)
-		for _, w := range all {
-			ok, err := path.Match(p, w.Name)
-			if err != nil {
-				return nil, fmt.Errorf("workload pattern %q: %w", p, err)
-			}
-			if ok && !slices.ContainsFunc(out, func(o StoreWorkload) bool { return o.Name == w.Name }) {
-				out = append(out, w)
-			}
-		}
-		if len(out) == before {
-			return nil, fmt.Errorf("no workload matches %q; --list shows them", p)
-		}
-	}
-	return out, nil
 }

@@ -75,12 +75,12 @@ func TestStoreFailures(t *testing.T) {
 
 func TestSelectStore(t *testing.T) {
 	for pattern, want := range map[string]int{"": len(AllStore()), "store-unpack": 1, "store-unpack,store-*": len(AllStore())} {
-		if got, err := selectStore(AllStore(), words(pattern)); err != nil || len(got) != want {
+		if got, err := Select(AllStore(), words(pattern)); err != nil || len(got) != want {
 			t.Errorf("%q: %d workloads, error %v; want %d", pattern, len(got), err, want)
 		}
 	}
 	for _, bad := range []string{"nothing", "[", "store-unpack,nothing"} {
-		if _, err := selectStore(AllStore(), words(bad)); err == nil {
+		if _, err := Select(AllStore(), words(bad)); err == nil {
 			t.Errorf("%q: no error", bad)
 		}
 	}

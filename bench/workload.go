@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"runtime"
@@ -253,9 +254,25 @@ func All() []Workload {
 	return all
 }
 
+// listed is what the lists of all kinds of workloads show.
+type listed interface{ entry() (name, doc string) }
+
+func (w Workload) entry() (name, doc string) { return w.Name, w.Doc }
+
+// list prints workloads, a line each.
+func list[W listed](out io.Writer, all []W) error {
+	for _, w := range all {
+		name, doc := w.entry()
+		if _, err := fmt.Fprintf(out, "%-22s %s\n", name, doc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Select returns the workloads whose name matches one of the patterns (as path.Match), all of them for no pattern. A
 // pattern that matches nothing is an error.
-func Select(all []Workload, patterns []string) ([]Workload, error) {
+func Select[W listed](all []W, patterns []string) ([]W, error) {
 	if len(patterns) == 0 {
 		return all, nil
 	}
@@ -263,7 +280,8 @@ func Select(all []Workload, patterns []string) ([]Workload, error) {
 	for _, p := range patterns {
 		hit := false
 		for i, w := range all {
-			ok, err := path.Match(p, w.Name)
+			name, _ := w.entry()
+			ok, err := path.Match(p, name)
 			if err != nil {
 				return nil, fmt.Errorf("workload pattern %q: %w", p, err)
 			}
@@ -275,7 +293,7 @@ func Select(all []Workload, patterns []string) ([]Workload, error) {
 			return nil, fmt.Errorf("no workload matches %q; --list shows them", p)
 		}
 	}
-	var out []Workload
+	var out []W
 	for i, w := range all {
 		if chosen[i] {
 			out = append(out, w)

@@ -44,32 +44,8 @@ func (n *nested) buildEngines(t *testing.T, context string) {
 	}
 }
 
-// importDebian gives the outer engine the image that the Containerfile begins with, a Debian of this machine's release. It
-// is made once, and kept as a tar file in the cache directory.
+// importDebian gives the outer engine the image that the Containerfile begins with, a Debian of this machine's release.
 func (n *nested) importDebian(t *testing.T) {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache = filepath.Join(cache, "plyfs-engines")
-	path := filepath.Join(cache, "debian.tar")
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		// In memory, where the many syncs of dpkg cost nothing.
-		root := filepath.Join(testenv.Scratch(t), "debian")
-		bootstrap(t, root)
-		if err := os.MkdirAll(cache, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		made := path + ".new"
-		if out, err := newCommand("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", made, ".").CombinedOutput(); err != nil {
-			t.Fatalf("tar: %v: %s", err, out)
-		}
-		if err := errors.Join(os.Rename(made, path), os.RemoveAll(root)); err != nil {
-			t.Fatal(err)
-		}
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	n.engine.run(t, "podman", "import", "-c", "CMD sh", path, "docker.io/library/debian:12")
+	n.engine.run(t, "podman", "import", "-c", "CMD sh", debianTar(t), "docker.io/library/debian:12")
 }

@@ -28,8 +28,10 @@ func debianTar(t *testing.T) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(cache, "plyfs-engines", "debian.tar")
-	if _, err := os.Stat(path); err == nil || !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(path); err == nil {
 		return path
+	} else if !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
 	}
 	// In memory, where the many syncs of dpkg cost nothing.
 	root := filepath.Join(testenv.Scratch(t), "debian")
@@ -38,10 +40,11 @@ func debianTar(t *testing.T) string {
 		t.Fatal(err)
 	}
 	made := path + ".new"
+	defer os.Remove(made) // there only if something failed
 	if out, err := newCommand("tar", "--numeric-owner", "--xattrs", "-C", root, "-cf", made, ".").CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v: %s", err, out)
 	}
-	if err := os.Rename(made, path); err != nil {
+	if err := errors.Join(os.Rename(made, path), os.RemoveAll(root)); err != nil {
 		t.Fatal(err)
 	}
 	return path
