@@ -151,7 +151,14 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestRoundTripOfManyEntries(t *testing.T) {
-	checkRoundTrip(t, typicalRecord(100000))
+	r := rand.New(rand.NewPCG(1, 5))
+	rec := &Record{Lowers: smallRecord(1).Lowers}
+	for i := range 100_000 {
+		e := anyEntry(r, i, len(rec.Lowers))
+		e.Name = fmt.Sprintf("name-%d", i)
+		rec.Entries = append(rec.Entries, e)
+	}
+	checkRoundTrip(t, rec)
 }
 
 func TestLargeXattrsAreLeftOut(t *testing.T) {
@@ -266,96 +273,19 @@ func TestWrongRecordUnderRightChecksum(t *testing.T) {
 
 func TestDigests(t *testing.T) {
 	want := []Digest{{"a", 0, 0}, {"b", 1 << 40, math.MaxUint64}, {strings.Repeat("c", 255), 5, 7}}
-	b := encodeDigests(nil, want)
-	got, err := decodeDigests(string(b))
+	b := EncodeDigests(nil, want)
+	got, err := DecodeDigests(string(b))
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("%v, %v; want %v", got, err, want)
 	}
 	for n := range b[:len(b)-sumSize] {
 		bad := slices.Clone(b)
 		bad[n] ^= 4
-		if _, err := decodeDigests(string(bad)); !errors.Is(err, ErrDamaged) {
+		if _, err := DecodeDigests(string(bad)); !errors.Is(err, ErrDamaged) {
 			t.Fatalf("byte %d: %v, want ErrDamaged", n, err)
 		}
-		if _, err := decodeDigests(string(sealed(b[:n]))); !errors.Is(err, ErrDamaged) {
+		if _, err := DecodeDigests(string(sealed(b[:n]))); !errors.Is(err, ErrDamaged) {
 			t.Fatalf("cut at %d: %v, want ErrDamaged", n, err)
 		}
-	}
-}
-
-// typicalRecord is a directory as package managers leave it.
-func typicalRecord(n int) *Record {
-	r := rand.New(rand.NewPCG(uint64(n), 5))
-	base := Time{1700000000, 123456789}
-	rec := &Record{Lowers: []Lower{
-		{Layer: 0, Path: "usr/share/doc", Stamp: Stamp{1 << 20, 4096, base, base}},
-		{Layer: 5, Path: "usr/share/doc", Stamp: Stamp{1 << 21, 4096, base, base}},
-	}}
-	for i := range n {
-		c := Time{base.Sec + int64(i/500), r.Uint32N(1e9)}
-		m := Time{base.Sec - r.Int64N(1e8), 0}
-		size := uint64(r.IntN(50000))
-		e := Entry{
-			Name: fmt.Sprintf("file-name-%d.txt", i), First: int32(r.IntN(2)), Mode: unix.S_IFREG | 0o644, Nlink: 1, Blksize: 4096,
-			Ino: 1<<20 + uint64(i), Size: size, Blocks: pagesOf(size), Atime: c, Mtime: m, Ctime: c, Btime: c,
-		}
-		if i%20 == 0 {
-			e.Mode, e.Below, e.Nlink, e.Size, e.Blocks, e.Subdirs = unix.S_IFDIR|0o755, []int32{0, 1}, 2, 4096, 8, 3
-		}
-		rec.Entries = append(rec.Entries, e)
-	}
-	return rec
-}
-
-func BenchmarkEncode(b *testing.B) {
-	rec := typicalRecord(100)
-	var buf []byte
-	for b.Loop() {
-		buf, _ = rec.Encode(buf[:0])
-	}
-	b.ReportMetric(float64(len(buf))/100, "B/entry")
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/entry")
-}
-
-func BenchmarkDecodeDir(b *testing.B) {
-	buf, err := typicalRecord(100).Encode(nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := string(buf)
-	done := reportCPU(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := decodeDir(s); err != nil {
-			b.Fatal(err)
-		}
-	}
-	done(b.N)
-}
-
-func BenchmarkFind(b *testing.B) {
-	for _, n := range []int{100, 10000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			rec := typicalRecord(n)
-			buf, err := rec.Encode(nil)
-			if err != nil {
-				b.Fatal(err)
-			}
-			d, err := DecodeDir(buf)
-			if err != nil {
-				b.Fatal(err)
-			}
-			var e Entry
-			done := reportCPU(b)
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				if ok, err := d.Find(rec.Entries[i%n].Name, &e); !ok || err != nil {
-					b.Fatal(ok, err)
-				}
-				i++
-			}
-			done(b.N)
-		})
 	}
 }

@@ -31,9 +31,10 @@ type Dir struct {
 }
 
 // DecodeDir returns the directory that b encodes. The error wraps ErrDamaged. b may be reused.
-func DecodeDir(b []byte) (*Dir, error) { return decodeDir(string(b)) }
+func DecodeDir(b []byte) (*Dir, error) { return DecodeDirString(string(b)) }
 
-func decodeDir(s string) (*Dir, error) {
+// DecodeDirString is DecodeDir for a string, which the directory keeps.
+func DecodeDirString(s string) (*Dir, error) {
 	body, err := checked(s)
 	if err != nil {
 		return nil, fmt.Errorf("record of a directory: %w", err)

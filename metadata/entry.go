@@ -4,8 +4,6 @@ import (
 	"errors"
 
 	"github.com/cespare/xxhash/v2"
-
-	"plyfs/metadata/kv"
 )
 
 // SchemaVersion is the version of the keys and values in the database of an index.
@@ -21,15 +19,9 @@ const MaxView = 16 << 10
 // Errors of this package; those that are returned wrap one of them and name the object.
 var (
 	// ErrDamaged says that bytes are not what was written. What they described has to be read from the layers.
-	ErrDamaged = kv.ErrDamaged
-	// ErrNotBuilt says that there is no index of the stack. It has to be built.
-	ErrNotBuilt = errors.New("no such index")
-	// ErrStale says that the layers changed since the index was built. It has to be built anew.
-	ErrStale = errors.New("stale: its layers changed since it was built")
+	ErrDamaged = errors.New("damaged")
 	// ErrInvalid says that a record cannot be stored: its builder made a mistake.
 	ErrInvalid = errors.New("invalid record")
-	// ErrUnsafe says that others could change the cache directory.
-	ErrUnsafe = errors.New("unsafe cache directory")
 )
 
 // Time is a point in time as the kernel reports it: seconds since 1970 and nanoseconds.

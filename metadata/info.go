@@ -43,8 +43,8 @@ const (
 	digestsVersion = 1
 )
 
-// encodeInfo returns the part of i that is stored in the database.
-func encodeInfo(i *Info) []byte {
+// EncodeInfo returns the part of i that is stored in the database.
+func EncodeInfo(i *Info) []byte {
 	b := []byte{infoVersion}
 	b = binary.AppendVarint(b, i.Built.UnixNano())
 	b = binary.AppendUvarint(b, i.Dirs)
@@ -61,7 +61,8 @@ func encodeInfo(i *Info) []byte {
 	return binary.LittleEndian.AppendUint64(b, xxhash.Sum64(b))
 }
 
-func decodeInfo(s string, i *Info) error {
+// DecodeInfo fills in the part of i that EncodeInfo stored. The error wraps ErrDamaged.
+func DecodeInfo(s string, i *Info) error {
 	body, err := checked(s)
 	if err != nil {
 		return fmt.Errorf("description of the index: %w", err)
@@ -81,9 +82,9 @@ func decodeInfo(s string, i *Info) error {
 	return nil
 }
 
-// encodeDigests appends to buf the digests of a directory: a version, a count, for each name, size and sum, and a checksum of
+// EncodeDigests appends to buf the digests of a directory: a version, a count, for each name, size and sum, and a checksum of
 // it all.
-func encodeDigests(buf []byte, ds []Digest) []byte {
+func EncodeDigests(buf []byte, ds []Digest) []byte {
 	start := len(buf)
 	buf = append(buf, digestsVersion)
 	buf = binary.AppendUvarint(buf, uint64(len(ds)))
@@ -95,7 +96,8 @@ func encodeDigests(buf []byte, ds []Digest) []byte {
 	return binary.LittleEndian.AppendUint64(buf, xxhash.Sum64(buf[start:]))
 }
 
-func decodeDigests(s string) ([]Digest, error) {
+// DecodeDigests returns what EncodeDigests stored. The error wraps ErrDamaged.
+func DecodeDigests(s string) ([]Digest, error) {
 	body, err := checked(s)
 	if err != nil {
 		return nil, fmt.Errorf("digests: %w", err)

@@ -35,8 +35,8 @@ type Stack struct {
 // stackVersion is that of the encoding, and so of all names.
 const stackVersion = 1
 
-// encode returns the canonical encoding.
-func (s *Stack) encode() []byte {
+// Encode returns the canonical encoding: equal stacks have equal ones.
+func (s *Stack) Encode() []byte {
 	b := []byte{stackVersion}
 	b = binary.AppendUvarint(b, uint64(len(s.Layers)))
 	for i := range s.Layers {
@@ -57,5 +57,5 @@ func (s *Stack) encode() []byte {
 }
 
 // Name is the name of the stack's index in a cache: 16 hexadecimal digits. Different stacks may share a name, however
-// unlikely: the database holds the whole stack, and Cache.Open compares it.
-func (s *Stack) Name() string { return fmt.Sprintf("%016x", xxhash.Sum64(s.encode())) }
+// unlikely: the database holds the whole stack, and what opens an index compares it.
+func (s *Stack) Name() string { return fmt.Sprintf("%016x", xxhash.Sum64(s.Encode())) }

@@ -9,7 +9,7 @@ import (
 
 	"plyfs/internal/doctor"
 	"plyfs/layerdb"
-	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // doctorProblems is the exit code of plyfs doctor for a machine with problems.
@@ -62,7 +62,7 @@ func runDoctor(c *cli.Context) error {
 		o.Root = layerdb.DefaultRoot()
 	}
 	// Without a place there is no index, which a check says.
-	o.IndexDir, _ = metadata.DefaultDir()
+	o.IndexDir, _ = indexdb.DefaultDir()
 	ctx, stop := interruptible(c)
 	defer stop()
 	r := doctor.Run(ctx, doctor.Host{}, o)

@@ -20,7 +20,7 @@ import (
 	"plyfs/fs/fsck"
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
-	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // The exit codes of plyfs fsck, which are those of fsck(8): the sum of what applies.
@@ -192,11 +192,11 @@ func openFsckStack(args []string, repair bool) (s *stack, o mountopt.Options, er
 
 // fsckIndex opens the index of the lowers if mounts with o would use it. It returns nil if there is none. Nothing in
 // the directory of indexes is made or changed.
-func fsckIndex(o mountopt.Options, s *stack) (*metadata.Index, error) {
+func fsckIndex(o mountopt.Options, s *stack) (*indexdb.Index, error) {
 	dir := o.IndexDir
 	if dir == "" {
 		var err error
-		if dir, err = metadata.DefaultDir(); err != nil {
+		if dir, err = indexdb.DefaultDir(); err != nil {
 			return nil, nil //nolint:nilnil // who has no place for an index has none
 		}
 	}
@@ -208,13 +208,13 @@ func fsckIndex(o mountopt.Options, s *stack) (*metadata.Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	cache, err := metadata.OpenCache(dir, nil)
+	cache, err := indexdb.OpenCache(dir, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer cache.Close()
 	x, err := cache.OpenName(id.Name())
-	if errors.Is(err, metadata.ErrNotBuilt) {
+	if errors.Is(err, indexdb.ErrNotBuilt) {
 		return nil, nil //nolint:nilnil // there is none
 	}
 	if err == nil && x.Info().Stale != "" {

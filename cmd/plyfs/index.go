@@ -16,6 +16,7 @@ import (
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
 	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // The exit codes of plyfs index, which are those of fsck(8) where they mean the same.
@@ -128,7 +129,7 @@ func indexDir(c *cli.Context, o mountopt.Options) (string, error) {
 	if o.IndexDir != "" {
 		return o.IndexDir, nil
 	}
-	dir, err := metadata.DefaultDir()
+	dir, err := indexdb.DefaultDir()
 	if err != nil {
 		return "", faultf(indexFailed, "%v, or with --dir", err)
 	}
@@ -136,8 +137,8 @@ func indexDir(c *cli.Context, o mountopt.Options) (string, error) {
 }
 
 // openIndexCache opens a directory of indexes, and makes it if need be.
-func openIndexCache(dir string, log *slog.Logger) (*metadata.Cache, error) {
-	cache, err := metadata.OpenCache(dir, log)
+func openIndexCache(dir string, log *slog.Logger) (*indexdb.Cache, error) {
+	cache, err := indexdb.OpenCache(dir, log)
 	if err != nil {
 		return nil, faultf(indexFailed, "%v", err)
 	}
@@ -145,7 +146,7 @@ func openIndexCache(dir string, log *slog.Logger) (*metadata.Cache, error) {
 }
 
 // existingIndexCache is openIndexCache for commands that only look: where nothing is, it makes nothing and returns nil.
-func existingIndexCache(c *cli.Context, o mountopt.Options, log *slog.Logger) (*metadata.Cache, error) {
+func existingIndexCache(c *cli.Context, o mountopt.Options, log *slog.Logger) (*indexdb.Cache, error) {
 	dir, err := indexDir(c, o)
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ import (
 	"plyfs/fs/union"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 const indexBuildUsage = "plyfs index build [--digest] [--force] [--idle] [-q] [--json] [--dir DIR] " +
@@ -184,7 +185,7 @@ func inheritedPaths(n int) ([]string, error) {
 
 // buildRun is one run of plyfs index build.
 type buildRun struct {
-	cache          *metadata.Cache
+	cache          *indexdb.Cache
 	digests, force bool
 	log            *slog.Logger
 	progress       io.Writer // nil for nobody
@@ -234,7 +235,7 @@ func (b *buildRun) wanted(there indexBuilt) bool { return b.force || b.digests &
 // existing describes the index if it is there and good. Else it has no name.
 func (b *buildRun) existing(id *metadata.Stack) (out indexBuilt, err error) {
 	x, err := b.cache.Open(id)
-	if errors.Is(err, metadata.ErrNotBuilt) || errors.Is(err, metadata.ErrStale) {
+	if errors.Is(err, indexdb.ErrNotBuilt) || errors.Is(err, indexdb.ErrStale) {
 		return out, nil
 	}
 	if err != nil {
@@ -247,7 +248,7 @@ func (b *buildRun) existing(id *metadata.Stack) (out indexBuilt, err error) {
 }
 
 func (b *buildRun) build(ctx context.Context, u *union.Union, id *metadata.Stack, paths []string) error {
-	builder, err := b.cache.Build(id, metadata.BuildOptions{Digests: b.digests, Layers: paths})
+	builder, err := b.cache.Build(id, indexdb.BuildOptions{Digests: b.digests, Layers: paths})
 	if err != nil {
 		return err
 	}
@@ -270,7 +271,7 @@ func (b *buildRun) build(ctx context.Context, u *union.Union, id *metadata.Stack
 // supersede makes an index that is there give way to the new one.
 func (b *buildRun) supersede(id *metadata.Stack) error {
 	x, err := b.cache.Open(id)
-	if errors.Is(err, metadata.ErrNotBuilt) || errors.Is(err, metadata.ErrStale) {
+	if errors.Is(err, indexdb.ErrNotBuilt) || errors.Is(err, indexdb.ErrStale) {
 		return nil
 	}
 	if err != nil {
@@ -283,7 +284,7 @@ func (b *buildRun) supersede(id *metadata.Stack) error {
 }
 
 // report tells a terminal how far the build is, until stop is called.
-func (b *buildRun) report(builder *metadata.Builder) (stop func()) {
+func (b *buildRun) report(builder *indexdb.Builder) (stop func()) {
 	if b.progress == nil {
 		return func() {}
 	}

@@ -14,6 +14,7 @@ import (
 	"plyfs/cow/ovl"
 	"plyfs/fs/mountopt"
 	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 const indexDuplicatesUsage = "plyfs index duplicates [--json] [--min SIZE] [--dir DIR]"
@@ -116,7 +117,7 @@ type skippedIndex struct {
 }
 
 // find looks through all indexes twice: for what is there more than once, then for its paths.
-func (d *duplicates) find(ctx context.Context, cache *metadata.Cache) error {
+func (d *duplicates) find(ctx context.Context, cache *indexdb.Cache) error {
 	infos, err := cache.List()
 	if err != nil {
 		return err
@@ -197,7 +198,7 @@ func (f *indexedFile) path() string {
 
 // visit calls fn for every file of an index that holds data of its own, unless there is a reason not to use the index.
 func (d *duplicates) visit(
-	ctx context.Context, cache *metadata.Cache, i metadata.Info, fn func(indexedFile),
+	ctx context.Context, cache *indexdb.Cache, i metadata.Info, fn func(indexedFile),
 ) (reason string, err error) {
 	switch {
 	case i.Broken != "":

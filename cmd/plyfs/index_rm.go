@@ -7,7 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"plyfs/fs/mountopt"
-	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 const indexRmUsage = "plyfs index rm [--json] [--dir DIR] NAME... | --all | --stale"
@@ -47,7 +47,7 @@ func runIndexRm(c *cli.Context) error {
 	}
 	if cache == nil {
 		if c.NArg() > 0 {
-			return faultf(indexFailed, "index %s: %v; see plyfs index ls", c.Args().First(), metadata.ErrNotBuilt)
+			return faultf(indexFailed, "index %s: %v; see plyfs index ls", c.Args().First(), indexdb.ErrNotBuilt)
 		}
 		return printRemoved(c, nil)
 	}

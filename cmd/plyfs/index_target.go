@@ -11,6 +11,7 @@ import (
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
 	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // errOtherLayers says that the layers of an index are gone or have been replaced.
@@ -18,8 +19,8 @@ var errOtherLayers = errors.New("its layers are not there any more")
 
 // indexTarget is the index that a command line means.
 type indexTarget struct {
-	cache *metadata.Cache
-	index *metadata.Index
+	cache *indexdb.Cache
+	index *indexdb.Index
 	// stack is the index's layers, nil if they were not asked for.
 	stack *stack
 }
@@ -63,7 +64,7 @@ func openTarget(c *cli.Context, options []string, line string, layers bool) (t *
 		return t, err
 	}
 	if t.cache == nil {
-		return t, fmt.Errorf("%w; build one with plyfs index build", metadata.ErrNotBuilt)
+		return t, fmt.Errorf("%w; build one with plyfs index build", indexdb.ErrNotBuilt)
 	}
 	raiseFileLimit()
 	if name == "" {
@@ -95,14 +96,14 @@ func (t *indexTarget) openOf(o mountopt.Options, layers bool, log *slog.Logger) 
 		return err
 	}
 	t.index, err = t.cache.Open(id)
-	if errors.Is(err, metadata.ErrStale) {
+	if errors.Is(err, indexdb.ErrStale) {
 		t.index, err = t.cache.OpenName(id.Name())
 	}
 	return noIndex(err)
 }
 
 func noIndex(err error) error {
-	if errors.Is(err, metadata.ErrNotBuilt) {
+	if errors.Is(err, indexdb.ErrNotBuilt) {
 		return fmt.Errorf("%w; plyfs index ls lists those that are there, plyfs index build makes one", err)
 	}
 	return err

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/testenv"
-	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // indexTree makes two lowers that share a directory: 6 entries in 3 directories.
@@ -394,7 +394,7 @@ func TestIndexUnprivileged(t *testing.T) {
 	}
 	run := func(command string, args ...string) result {
 		cmd := indexProgram(t, dir, command, args...)
-		cmd.Env = append(os.Environ(), metadata.DirEnv+"=", "XDG_CACHE_HOME="+filepath.Join(dir, "home"))
+		cmd.Env = append(os.Environ(), indexdb.DirEnv+"=", "XDG_CACHE_HOME="+filepath.Join(dir, "home"))
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		return finish(t, cmd)
 	}

@@ -12,7 +12,7 @@ import (
 
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
-	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // buildAfter is how long a mount must have served before its index is built in the background: the many short mounts of an
@@ -26,8 +26,8 @@ const (
 // stackIndex is the index of a mount's lowers: open, or yet to be built.
 type stackIndex struct {
 	log   *slog.Logger
-	cache *metadata.Cache
-	index *metadata.Index // nil where there is none yet
+	cache *indexdb.Cache
+	index *indexdb.Index // nil where there is none yet
 	build *indexBuild     // nil where none is to be built
 
 	mu    sync.Mutex
@@ -52,7 +52,7 @@ func openIndex(opts mountopt.Options, o *union.Options, log *slog.Logger) *stack
 	dir := opts.IndexDir
 	if dir == "" {
 		var err error
-		if dir, err = metadata.DefaultDir(); err != nil {
+		if dir, err = indexdb.DefaultDir(); err != nil {
 			return without(err)
 		}
 	}
@@ -63,7 +63,7 @@ func openIndex(opts mountopt.Options, o *union.Options, log *slog.Logger) *stack
 	x := &stackIndex{log: log}
 	err = x.find(dir, opts, o)
 	switch {
-	case errors.Is(err, metadata.ErrNotBuilt) || errors.Is(err, metadata.ErrStale):
+	case errors.Is(err, indexdb.ErrNotBuilt) || errors.Is(err, indexdb.ErrStale):
 		x.build = newIndexBuild(dir, opts, o.Lowers)
 	case err != nil:
 		x.close()
@@ -76,9 +76,9 @@ func openIndex(opts mountopt.Options, o *union.Options, log *slog.Logger) *stack
 // the builder.
 func (x *stackIndex) find(dir string, opts mountopt.Options, o *union.Options) (err error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return metadata.ErrNotBuilt
+		return indexdb.ErrNotBuilt
 	}
-	if x.cache, err = metadata.OpenCache(dir, x.log); err != nil {
+	if x.cache, err = indexdb.OpenCache(dir, x.log); err != nil {
 		return err
 	}
 	stack, err := union.StackOf(o)

@@ -10,7 +10,7 @@ import (
 	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/internal/sys"
-	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // ErrInUse says that a live mount uses the upper or the work directory.
@@ -26,7 +26,7 @@ type Options struct {
 	// them is left out, and Summary.Skipped says so.
 	Lowers []*layer.Layer
 	// StackIndex is the index of Lowers, nil for none. It is compared with them, but for the contents of files.
-	StackIndex *metadata.Index
+	StackIndex *indexdb.Index
 	// Repair repairs what can be repaired.
 	Repair bool
 	// InUse checks although a mount is alive, whose changes may then show as findings. It excludes Repair.

@@ -15,12 +15,13 @@ import (
 	"plyfs/cow/layer"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // IndexOptions say what of a stack index is checked. Everything in it belongs to the caller and is not used after
 // VerifyIndex.
 type IndexOptions struct {
-	Index *metadata.Index
+	Index *indexdb.Index
 	// Lowers are the layers that the index was built from, topmost first.
 	Lowers []*layer.Layer
 	// Content reads every file that the index has a digest of, from the disk where the file system can be made to.

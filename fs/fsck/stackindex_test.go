@@ -16,11 +16,12 @@ import (
 	"plyfs/fs/union/uniontest"
 	"plyfs/internal/testenv"
 	"plyfs/metadata"
+	"plyfs/metadata/indexdb"
 )
 
 // forger hands records on after it changed them.
 type forger struct {
-	*metadata.Builder
+	*indexdb.Builder
 	forge func(view string, r *metadata.Record)
 	sums  func([]metadata.Digest)
 }
@@ -50,7 +51,7 @@ func openLowers(t testing.TB, dirs []string) (ls []*layer.Layer) {
 // indexOf builds an index of the lowers of s, with what forge does to its records.
 func indexOf(
 	t testing.TB, s uniontest.Spec, forge func(string, *metadata.Record), sums func([]metadata.Digest),
-) *metadata.Index {
+) *indexdb.Index {
 	t.Helper()
 	var own []*layer.Layer // for the union to close
 	for _, d := range s.Lowers {
@@ -64,11 +65,11 @@ func indexOf(
 	u, err := union.New(o)
 	ok(t, err)
 	defer u.Close()
-	cache, err := metadata.OpenCache(testenv.Scratch(t), nil)
+	cache, err := indexdb.OpenCache(testenv.Scratch(t), nil)
 	ok(t, err)
 	t.Cleanup(func() { cache.Close() })
 	ok(t, os.Chmod(cache.Dir(), 0o700))
-	b, err := cache.Build(id, metadata.BuildOptions{Digests: true})
+	b, err := cache.Build(id, indexdb.BuildOptions{Digests: true})
 	ok(t, err)
 	ok(t, u.Describe(t.Context(), forger{b, forge, sums}, true))
 	ok(t, b.Commit())
@@ -84,7 +85,7 @@ func noSums([]metadata.Digest) {}
 
 // verify compares an index with the lowers of s.
 func verify(
-	ctx context.Context, t testing.TB, s uniontest.Spec, x *metadata.Index,
+	ctx context.Context, t testing.TB, s uniontest.Spec, x *indexdb.Index,
 ) ([]string, fsck.IndexSummary, error) {
 	t.Helper()
 	var got []string

@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"encoding/binary"
@@ -15,6 +15,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"plyfs/metadata"
+	"plyfs/metadata/metadatatest"
 )
 
 // The index of the benchmarks: 10,000 directories of 100 entries.
@@ -24,21 +27,6 @@ const (
 )
 
 func benchView(i int) string { return fmt.Sprintf("usr/share/some/package-%d/dir-%d", i/100, i) }
-
-// cpuTime is the processor time of the process; on a shared machine it says more than the clock.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// reportCPU reports the processor time per operation since the function was called.
-func reportCPU(b *testing.B) func(ops int) {
-	start := cpuTime()
-	return func(ops int) { b.ReportMetric(float64((cpuTime()-start).Nanoseconds())/float64(ops), "cpu-ns/op") }
-}
 
 func buildLarge(b *testing.B, dir string) *Cache {
 	b.Helper()
@@ -50,7 +38,7 @@ func buildLarge(b *testing.B, dir string) *Cache {
 	if err != nil {
 		b.Fatal(err)
 	}
-	rec := typicalRecord(benchNames)
+	rec := metadatatest.TypicalRecord(benchNames)
 	for i := range benchDirs {
 		if err := w.Put(benchView(i), rec); err != nil {
 			b.Fatal(err)
@@ -65,7 +53,7 @@ func buildLarge(b *testing.B, dir string) *Cache {
 // BenchmarkBuild encodes and writes an index of 1,000,000 entries, syncing included.
 func BenchmarkBuild(b *testing.B) {
 	for b.Loop() {
-		done := reportCPU(b)
+		done := metadatatest.ReportCPU(b)
 		start := time.Now()
 		c := buildLarge(b, b.TempDir())
 		b.ReportMetric(float64(time.Since(start).Nanoseconds())/(benchDirs*benchNames), "ns/entry")
@@ -100,7 +88,7 @@ func anonymous(b *testing.B) int {
 func BenchmarkOpenLarge(b *testing.B) {
 	c := buildLarge(b, b.TempDir())
 	defer c.Close()
-	done := reportCPU(b)
+	done := metadatatest.ReportCPU(b)
 	b.ResetTimer()
 	for b.Loop() {
 		x, err := c.Open(testStack(1))
@@ -143,7 +131,7 @@ func mapFile(path string) ([]byte, error) {
 
 func newFlat(b *testing.B, dir string) *flat {
 	b.Helper()
-	rec, err := typicalRecord(benchNames).Encode(nil)
+	rec, err := metadatatest.TypicalRecord(benchNames).Encode(nil)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -216,14 +204,14 @@ func BenchmarkDir(b *testing.B) {
 		"flat/dir": func(v string) error {
 			s, err := f.get(v)
 			if err == nil {
-				_, err = decodeDir(s)
+				_, err = metadata.DecodeDirString(s)
 			}
 			return err
 		},
 		"database/absent": func(v string) error { _, err := x.Dir(v[1:]); return err },
 	} {
 		b.Run(name, func(b *testing.B) {
-			done := reportCPU(b)
+			done := metadatatest.ReportCPU(b)
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
@@ -255,7 +243,7 @@ func BenchmarkMemory(b *testing.B) {
 			b.Fatal(err)
 		}
 		opened := anonymous(b)
-		kept := make([]*Dir, 1000)
+		kept := make([]*metadata.Dir, 1000)
 		for i := range kept {
 			if kept[i], err = x.Dir(benchView(i)); err != nil || kept[i].Len() != benchNames {
 				b.Fatal(err)

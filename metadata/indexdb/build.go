@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"crypto/rand"
@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/sys"
+	"plyfs/metadata"
 	"plyfs/metadata/kv"
 )
 
@@ -51,8 +52,8 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // Build begins an index of a stack in a temporary directory of the cache, and removes what dead builders left there. The
 // caller ends it with Commit or Abort. That another process builds the same is found out at Commit.
-func (c *Cache) Build(s *Stack, o BuildOptions) (*Builder, error) {
-	b := &Builder{cache: c, name: s.Name(), tmp: buildPrefix + rand.Text(), stack: s.encode(), opt: o}
+func (c *Cache) Build(s *metadata.Stack, o BuildOptions) (*Builder, error) {
+	b := &Builder{cache: c, name: s.Name(), tmp: buildPrefix + rand.Text(), stack: s.Encode(), opt: o}
 	err := c.exclusively(func(drop func(string) error) error {
 		if err := c.sweep(drop); err != nil {
 			c.log.Debug("what a dead builder left stays", "index directory", c.dir, "error", err)
@@ -61,7 +62,7 @@ func (c *Cache) Build(s *Stack, o BuildOptions) (*Builder, error) {
 	})
 	if err == nil {
 		b.db, err = kv.Open(sys.ProcPath(int(b.dir.Fd()))+"/"+dbDir, kv.Options{
-			Profile: kv.Builder, Schema: SchemaVersion, Name: c.path(b.name), Log: c.log,
+			Profile: kv.Builder, Schema: metadata.SchemaVersion, Name: c.path(b.name), Log: c.log,
 		})
 	}
 	if err != nil {
@@ -116,7 +117,7 @@ func (b *Builder) claim() error {
 // Put records a directory, in any order; r and what is in it can be reused at once. It blocks while a part of the index is
 // written. A view path above MaxView is left out. The error wraps ErrInvalid if r cannot be recorded; after any other
 // the index cannot be finished.
-func (b *Builder) Put(view string, r *Record) error {
+func (b *Builder) Put(view string, r *metadata.Record) error {
 	buf, _ := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	v, err := r.Encode((*buf)[:0])
@@ -133,15 +134,15 @@ func (b *Builder) Put(view string, r *Record) error {
 }
 
 // PutDigests records the digests of the regular files of a directory. It is otherwise like Put.
-func (b *Builder) PutDigests(view string, ds []Digest) error {
+func (b *Builder) PutDigests(view string, ds []metadata.Digest) error {
 	buf, _ := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	*buf = encodeDigests((*buf)[:0], ds)
+	*buf = metadata.EncodeDigests((*buf)[:0], ds)
 	return b.put(keyDigests, view, *buf)
 }
 
 func (b *Builder) put(kind byte, rest string, value []byte) error {
-	if len(rest) > MaxView {
+	if len(rest) > metadata.MaxView {
 		return nil
 	}
 	b.mu.Lock()
@@ -169,13 +170,13 @@ func (b *Builder) Commit() error {
 }
 
 func (b *Builder) commit() error {
-	info := Info{
+	info := metadata.Info{
 		Built: time.Now(), Dirs: b.dirs.Load(), Entries: b.entries.Load(), Digests: b.opt.Digests, Layers: b.opt.Layers,
 	}
 	if err := b.put(keyMeta, metaStack, b.stack); err != nil {
 		return err
 	}
-	if err := b.put(keyMeta, metaInfo, encodeInfo(&info)); err != nil {
+	if err := b.put(keyMeta, metaInfo, metadata.EncodeInfo(&info)); err != nil {
 		return err
 	}
 	batch := b.batch

@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/sys"
+	"plyfs/metadata"
 	"plyfs/metadata/kv"
 )
 
@@ -147,7 +148,7 @@ func flock(f *os.File, how int) error {
 // Open opens the index of a stack and notes its use. The error wraps ErrNotBuilt if there is none: an index that is damaged,
 // not finished, or of another version counts as none, is set aside and said in the log. It wraps ErrStale if the layers
 // changed since it was built.
-func (c *Cache) Open(s *Stack) (*Index, error) {
+func (c *Cache) Open(s *metadata.Stack) (*Index, error) {
 	name := s.Name()
 	x, err := c.load(name)
 	if err != nil {
@@ -157,7 +158,7 @@ func (c *Cache) Open(s *Stack) (*Index, error) {
 		}
 		return nil, err
 	}
-	if x.stack != string(s.encode()) {
+	if x.stack != string(s.Encode()) {
 		err := errors.Join(fmt.Errorf("%w: it is of another stack", kv.ErrForeign), x.Close())
 		c.setAside(name, s, err)
 		return nil, fmt.Errorf("index %s: %w: %w", c.path(name), ErrNotBuilt, err)
@@ -190,7 +191,7 @@ func isBad(name string) bool {
 
 // isBroken says that an error means that an index is of no use to anyone.
 func isBroken(err error) bool {
-	for _, e := range []error{kv.ErrUnclean, kv.ErrForeign, kv.ErrVersion, kv.ErrDamaged} {
+	for _, e := range []error{kv.ErrUnclean, kv.ErrForeign, kv.ErrVersion, kv.ErrDamaged, metadata.ErrDamaged} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -200,7 +201,7 @@ func isBroken(err error) bool {
 
 // load opens the index and changes nothing.
 func (c *Cache) load(name string) (*Index, error) {
-	x := &Index{log: c.log, info: Info{Name: name, Path: c.path(name), Schema: SchemaVersion}}
+	x := &Index{log: c.log, info: metadata.Info{Name: name, Path: c.path(name), Schema: metadata.SchemaVersion}}
 	err := x.open(c)
 	if err == nil {
 		return x, nil
@@ -210,13 +211,13 @@ func (c *Cache) load(name string) (*Index, error) {
 
 // setAside renames what has the name of the stack's index but is of no use, so that it can be built again, and lets go of
 // those set aside before.
-func (c *Cache) setAside(name string, s *Stack, cause error) {
+func (c *Cache) setAside(name string, s *metadata.Stack, cause error) {
 	bad := name + badMark + "1"
 	err := c.exclusively(func(drop func(string) error) error {
 		// Another may have done it meanwhile, and a third have built a new one.
 		x, err := c.load(name)
 		if err == nil {
-			if err := x.Close(); err != nil || x.stack == string(s.encode()) {
+			if err := x.Close(); err != nil || x.stack == string(s.Encode()) {
 				return err
 			}
 		} else if !isBroken(err) {

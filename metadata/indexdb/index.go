@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/sys"
+	"plyfs/metadata"
 	"plyfs/metadata/kv"
 )
 
@@ -43,7 +44,7 @@ type Index struct {
 	stack string
 
 	mu   sync.Mutex
-	info Info // Stale is guarded by mu, the rest is as at Open
+	info metadata.Info // Stale is guarded by mu, the rest is as at Open
 }
 
 // open opens the index that x.info names. What it opened before an error, release gives back.
@@ -74,7 +75,7 @@ func (x *Index) open(c *Cache) error {
 		x.info.Used = st.ModTime()
 	}
 	x.db, err = kv.Open(sys.ProcPath(int(x.dir.Fd()))+"/"+dbDir, kv.Options{
-		Profile: kv.Reader, Schema: SchemaVersion, Name: x.info.Path, Log: x.log,
+		Profile: kv.Reader, Schema: metadata.SchemaVersion, Name: x.info.Path, Log: x.log,
 	})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return fmt.Errorf("%w: %w", kv.ErrForeign, err)
@@ -96,7 +97,7 @@ func (x *Index) describe() error {
 		}
 		if name == metaStack {
 			x.stack = v
-		} else if err := decodeInfo(v, &x.info); err != nil {
+		} else if err := metadata.DecodeInfo(v, &x.info); err != nil {
 			return err
 		}
 	}
@@ -156,13 +157,13 @@ func (x *Index) touch() {
 }
 
 // Dir returns the merged directory at a view path, nil if it is not recorded. It reads the disk at most once. The error wraps
-// ErrDamaged: the layers have to be asked, and the index is stale from then on.
-func (x *Index) Dir(view string) (*Dir, error) {
+// metadata.ErrDamaged: the layers have to be asked, and the index is stale from then on.
+func (x *Index) Dir(view string) (*metadata.Dir, error) {
 	v, ok, err := x.get(keyDir, view)
 	if err != nil || !ok {
 		return nil, err
 	}
-	d, err := decodeDir(v)
+	d, err := metadata.DecodeDirString(v)
 	if err != nil {
 		return nil, x.damaged(view, err)
 	}
@@ -171,12 +172,12 @@ func (x *Index) Dir(view string) (*Dir, error) {
 
 // Digests returns the digests of the regular files in the merged directory at a view path, nil if there are none. The error
 // is as that of Dir.
-func (x *Index) Digests(view string) ([]Digest, error) {
+func (x *Index) Digests(view string) ([]metadata.Digest, error) {
 	v, ok, err := x.get(keyDigests, view)
 	if err != nil || !ok {
 		return nil, err
 	}
-	ds, err := decodeDigests(v)
+	ds, err := metadata.DecodeDigests(v)
 	if err != nil {
 		return nil, x.damaged(view, err)
 	}
@@ -184,7 +185,7 @@ func (x *Index) Digests(view string) ([]Digest, error) {
 }
 
 func (x *Index) get(kind byte, view string) (value string, ok bool, err error) {
-	if len(view) > MaxView {
+	if len(view) > metadata.MaxView {
 		return "", false, nil
 	}
 	var room [keyRoom]byte
@@ -197,21 +198,21 @@ func (x *Index) get(kind byte, view string) (value string, ok bool, err error) {
 
 // damaged marks the index and returns the error of a directory.
 func (x *Index) damaged(view string, err error) error {
-	err = fmt.Errorf("index %s: directory %q: %w", x.info.Path, "/"+view, err)
+	err = fmt.Errorf("index %s: directory %q: %w", x.info.Path, "/"+view, asDamage(err))
 	x.MarkStale(err.Error())
 	return err
 }
 
 // Walk calls fn for every directory in the order of the bytes of their paths, until fn returns an error or ctx is done, which
-// it returns. Other errors wrap ErrDamaged, as those of Dir do.
-func (x *Index) Walk(ctx context.Context, fn func(view string, d *Dir) error) error {
+// it returns. Other errors wrap metadata.ErrDamaged, as those of Dir do.
+func (x *Index) Walk(ctx context.Context, fn func(view string, d *metadata.Dir) error) error {
 	var fnErr error
 	err := x.db.Scan([]byte{keyDir}, func(key, value string) error {
 		if fnErr = ctx.Err(); fnErr != nil {
 			return fnErr
 		}
 		view := key[1:]
-		d, err := decodeDir(value)
+		d, err := metadata.DecodeDirString(value)
 		if err != nil {
 			return x.damaged(view, err)
 		}
@@ -221,14 +222,14 @@ func (x *Index) Walk(ctx context.Context, fn func(view string, d *Dir) error) er
 	if fnErr != nil {
 		return fnErr
 	}
-	if errors.Is(err, ErrDamaged) {
+	if err = asDamage(err); errors.Is(err, metadata.ErrDamaged) {
 		x.MarkStale(err.Error())
 	}
 	return err
 }
 
 // Info describes the index.
-func (x *Index) Info() Info {
+func (x *Index) Info() metadata.Info {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.info

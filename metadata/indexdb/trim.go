@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"cmp"
@@ -8,18 +8,20 @@ import (
 	"os"
 	"slices"
 	"syscall"
+
+	"plyfs/metadata"
 )
 
 // sysStat is what os.FileInfo.Sys returns.
 type sysStat = syscall.Stat_t
 
 // List describes the indexes in the cache, those too that were set aside, sorted by name. It opens each.
-func (c *Cache) List() ([]Info, error) {
+func (c *Cache) List() ([]metadata.Info, error) {
 	names, err := c.names(func(n string) bool { return isName(n) || isBad(n) })
 	if err != nil {
 		return nil, err
 	}
-	infos := make([]Info, 0, len(names))
+	infos := make([]metadata.Info, 0, len(names))
 	for _, name := range names {
 		x, err := c.load(name)
 		if errors.Is(err, ErrNotBuilt) {
@@ -40,8 +42,8 @@ func (c *Cache) List() ([]Info, error) {
 }
 
 // outside describes an index as far as that can be seen without opening it.
-func (c *Cache) outside(name string) Info {
-	i := Info{Name: name, Path: c.path(name)}
+func (c *Cache) outside(name string) metadata.Info {
+	i := metadata.Info{Name: name, Path: c.path(name)}
 	root, err := c.root.OpenRoot(name)
 	if err != nil {
 		return i
@@ -72,7 +74,7 @@ func (c *Cache) Remove(name string) error {
 // Trim removes indexes until the others take at most limit bytes (0: DefaultLimit): those set aside first, then the least
 // recently used. It never removes one that a live process has open, nor the one used last, which would only be
 // built again. It returns what it removed; of each, Name, Path, Bytes and Used are known.
-func (c *Cache) Trim(limit int64) (removed []Info, err error) {
+func (c *Cache) Trim(limit int64) (removed []metadata.Info, err error) {
 	if limit <= 0 {
 		limit = DefaultLimit
 	}
@@ -81,13 +83,13 @@ func (c *Cache) Trim(limit int64) (removed []Info, err error) {
 		if err != nil {
 			return err
 		}
-		var all []Info
+		var all []metadata.Info
 		var total int64
 		for _, n := range names {
 			all = append(all, c.outside(n))
 			total += all[len(all)-1].Bytes
 		}
-		slices.SortStableFunc(all, func(a, b Info) int {
+		slices.SortStableFunc(all, func(a, b metadata.Info) int {
 			if x, y := isBad(a.Name), isBad(b.Name); x != y {
 				if x {
 					return -1

@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"bytes"
@@ -17,11 +17,13 @@ import (
 	"testing"
 	"time"
 
+	"plyfs/metadata"
+	"plyfs/metadata/metadatatest"
 	"plyfs/metadata/kv"
 )
 
-func testStack(n uint64) *Stack {
-	return &Stack{Layers: []LayerID{{UUID: [16]byte{1}, Ino: n, Btime: Time{5, 6}, Handle: []byte("h")}}, IDMap: "m", Options: "o"}
+func testStack(n uint64) *metadata.Stack {
+	return &metadata.Stack{Layers: []metadata.LayerID{{UUID: [16]byte{1}, Ino: n, Btime: metadata.Time{Sec: 5, Nsec: 6}, Handle: []byte("h")}}, IDMap: "m", Options: "o"}
 }
 
 func openCache(t testing.TB, dir string) (*Cache, *bytes.Buffer) {
@@ -36,11 +38,17 @@ func openCache(t testing.TB, dir string) (*Cache, *bytes.Buffer) {
 }
 
 // views of the test index; the last one's record is larger than a block of a table and the threshold of the value log.
-func testViews() map[string]*Record {
-	return map[string]*Record{"": typicalRecord(1), "a": typicalRecord(10), "a/b": typicalRecord(100), "empty": typicalRecord(0)}
+func testViews() map[string]*metadata.Record {
+	return map[string]*metadata.Record{"": metadatatest.TypicalRecord(1), "a": metadatatest.TypicalRecord(10), "a/b": metadatatest.TypicalRecord(100), "empty": metadatatest.TypicalRecord(0)}
 }
 
-func build(t testing.TB, c *Cache, s *Stack, views map[string]*Record) {
+// recorded is what comes back of an entry of a typical record.
+func recorded(e metadata.Entry) metadata.Entry {
+	e.NoXattrs = true
+	return e
+}
+
+func build(t testing.TB, c *Cache, s *metadata.Stack, views map[string]*metadata.Record) {
 	t.Helper()
 	b, err := c.Build(s, BuildOptions{Digests: true, Layers: []string{"/l1", "/l2"}})
 	if err != nil {
@@ -50,7 +58,7 @@ func build(t testing.TB, c *Cache, s *Stack, views map[string]*Record) {
 		if err := b.Put(view, r); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.PutDigests(view, []Digest{{view, 1, 2}}); err != nil {
+		if err := b.PutDigests(view, []metadata.Digest{{Name: view, Size: 1, Sum: 2}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -59,7 +67,7 @@ func build(t testing.TB, c *Cache, s *Stack, views map[string]*Record) {
 	}
 }
 
-func open(t testing.TB, c *Cache, s *Stack) *Index {
+func open(t testing.TB, c *Cache, s *metadata.Stack) *Index {
 	t.Helper()
 	x, err := c.Open(s)
 	if err != nil {
@@ -70,14 +78,14 @@ func open(t testing.TB, c *Cache, s *Stack) *Index {
 }
 
 // checkViews compares what the index answers with what was recorded.
-func checkViews(t *testing.T, x *Index, views map[string]*Record) {
+func checkViews(t *testing.T, x *Index, views map[string]*metadata.Record) {
 	t.Helper()
 	for view, r := range views {
 		d, err := x.Dir(view)
 		if err != nil || d == nil {
 			t.Fatalf("Dir(%q) = %v, %v", view, d, err)
 		}
-		var e Entry
+		var e metadata.Entry
 		for i := range r.Entries {
 			want := recorded(r.Entries[i])
 			if ok, err := d.Find(want.Name, &e); !ok || err != nil || !reflect.DeepEqual(e, want) {
@@ -85,7 +93,7 @@ func checkViews(t *testing.T, x *Index, views map[string]*Record) {
 			}
 		}
 		ds, err := x.Digests(view)
-		if err != nil || !reflect.DeepEqual(ds, []Digest{{view, 1, 2}}) {
+		if err != nil || !reflect.DeepEqual(ds, []metadata.Digest{{Name: view, Size: 1, Sum: 2}}) {
 			t.Fatalf("Digests(%q) = %v, %v", view, ds, err)
 		}
 	}
@@ -104,7 +112,7 @@ func TestBuildAndOpen(t *testing.T) {
 	x := open(t, c, s)
 	checkViews(t, x, views)
 	var walked []string
-	err := x.Walk(t.Context(), func(view string, d *Dir) error {
+	err := x.Walk(t.Context(), func(view string, d *metadata.Dir) error {
 		walked = append(walked, view)
 		if d.Len() != len(views[view].Entries) {
 			t.Errorf("%q has %d entries", view, d.Len())
@@ -115,12 +123,12 @@ func TestBuildAndOpen(t *testing.T) {
 		t.Errorf("walked %q, %v; want %q", walked, err, want)
 	}
 	stop := errors.New("stop")
-	if err := x.Walk(t.Context(), func(string, *Dir) error { return stop }); err != stop { //nolint:errorlint // itself, not wrapped
+	if err := x.Walk(t.Context(), func(string, *metadata.Dir) error { return stop }); err != stop { //nolint:errorlint // itself, not wrapped
 		t.Errorf("Walk returns %v, not the function's error", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := x.Walk(ctx, func(string, *Dir) error { return nil }); !errors.Is(err, context.Canceled) {
+	if err := x.Walk(ctx, func(string, *metadata.Dir) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("Walk returns %v, not that of the context", err)
 	}
 	i := x.Info()
@@ -149,16 +157,16 @@ func checkNames(t *testing.T, c *Cache, want ...string) {
 
 func TestStackNames(t *testing.T) {
 	names := map[string]string{}
-	base := func() *Stack { return testStack(1) }
-	for what, change := range map[string]func(*Stack){
-		"nothing": func(*Stack) {}, "uuid": func(s *Stack) { s.Layers[0].UUID[15] = 1 }, "fsid": func(s *Stack) { s.Layers[0].FSID = 1 },
-		"ino": func(s *Stack) { s.Layers[0].Ino++ }, "btime": func(s *Stack) { s.Layers[0].Btime.Nsec++ },
-		"handle": func(s *Stack) { s.Layers[0].Handle = nil }, "override": func(s *Stack) { s.Layers[0].Override = "x" },
-		"idmap": func(s *Stack) { s.IDMap = "" }, "options": func(s *Stack) { s.Options += "x" },
-		"another": func(s *Stack) { s.Layers = append(s.Layers, s.Layers[0]) }, "none": func(s *Stack) { s.Layers = nil },
-		"shift":  func(s *Stack) { s.IDMap, s.Options = "mo", "" },
-		"no fs":  func(s *Stack) { s.Layers[0].UUID = [16]byte{} },
-		"device": func(s *Stack) { s.Layers[0].UUID, s.Layers[0].Dev = [16]byte{}, 5 },
+	base := func() *metadata.Stack { return testStack(1) }
+	for what, change := range map[string]func(*metadata.Stack){
+		"nothing": func(*metadata.Stack) {}, "uuid": func(s *metadata.Stack) { s.Layers[0].UUID[15] = 1 }, "fsid": func(s *metadata.Stack) { s.Layers[0].FSID = 1 },
+		"ino": func(s *metadata.Stack) { s.Layers[0].Ino++ }, "btime": func(s *metadata.Stack) { s.Layers[0].Btime.Nsec++ },
+		"handle": func(s *metadata.Stack) { s.Layers[0].Handle = nil }, "override": func(s *metadata.Stack) { s.Layers[0].Override = "x" },
+		"idmap": func(s *metadata.Stack) { s.IDMap = "" }, "options": func(s *metadata.Stack) { s.Options += "x" },
+		"another": func(s *metadata.Stack) { s.Layers = append(s.Layers, s.Layers[0]) }, "none": func(s *metadata.Stack) { s.Layers = nil },
+		"shift":  func(s *metadata.Stack) { s.IDMap, s.Options = "mo", "" },
+		"no fs":  func(s *metadata.Stack) { s.Layers[0].UUID = [16]byte{} },
+		"device": func(s *metadata.Stack) { s.Layers[0].UUID, s.Layers[0].Dev = [16]byte{}, 5 },
 	} {
 		s := base()
 		change(s)
@@ -179,8 +187,8 @@ func TestStackNames(t *testing.T) {
 
 func TestLongViewIsLeftOut(t *testing.T) {
 	c, _ := openCache(t, t.TempDir())
-	long := strings.Repeat("x", MaxView)
-	build(t, c, testStack(1), map[string]*Record{long: typicalRecord(1), long + "x": typicalRecord(1)})
+	long := strings.Repeat("x", metadata.MaxView)
+	build(t, c, testStack(1), map[string]*metadata.Record{long: metadatatest.TypicalRecord(1), long + "x": metadatatest.TypicalRecord(1)})
 	x := open(t, c, testStack(1))
 	if d, err := x.Dir(long); d == nil || err != nil {
 		t.Errorf("%v, %v", d, err)
@@ -222,7 +230,7 @@ func TestFirstBuilderWins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Put("late", typicalRecord(1)); err != nil {
+	if err := b.Put("late", metadatatest.TypicalRecord(1)); err != nil {
 		t.Fatal(err)
 	}
 	if b.Entries() != 1 {
@@ -246,10 +254,10 @@ func TestAbortLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Put("x", &Record{Entries: []Entry{{Name: "/"}}}); !errors.Is(err, ErrInvalid) {
+	if err := b.Put("x", &metadata.Record{Entries: []metadata.Entry{{Name: "/"}}}); !errors.Is(err, metadata.ErrInvalid) {
 		t.Errorf("an invalid record: %v", err)
 	}
-	if err := b.Put("x", typicalRecord(10)); err != nil {
+	if err := b.Put("x", metadatatest.TypicalRecord(10)); err != nil {
 		t.Error(err)
 	}
 	b.Abort()
@@ -314,7 +322,7 @@ func TestDefaultDir(t *testing.T) {
 }
 
 // setUsed says when the index was used last.
-func setUsed(t *testing.T, c *Cache, s *Stack, when time.Time) {
+func setUsed(t *testing.T, c *Cache, s *metadata.Stack, when time.Time) {
 	t.Helper()
 	if err := os.Chtimes(filepath.Join(c.path(s.Name()), usedFile), when, when); err != nil {
 		t.Fatal(err)
@@ -383,7 +391,7 @@ func TestTrim(t *testing.T) {
 	checkNames(t, c, testStack(3).Name())
 }
 
-func mustTrim(t *testing.T, c *Cache, limit int64) []Info {
+func mustTrim(t *testing.T, c *Cache, limit int64) []metadata.Info {
 	t.Helper()
 	removed, err := c.Trim(limit)
 	if err != nil {
@@ -508,7 +516,7 @@ func TestDeadBuilder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Put("a", typicalRecord(1000)); err != nil {
+		if err := b.Put("a", metadatatest.TypicalRecord(1000)); err != nil {
 			t.Fatal(err)
 		}
 		if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
@@ -544,7 +552,7 @@ func TestDeadBuilder(t *testing.T) {
 func TestHalfBuiltUnderItsName(t *testing.T) {
 	c, log := openCache(t, t.TempDir())
 	s := testStack(1)
-	db, err := kv.Open(filepath.Join(mustMkdir(t, c.path(s.Name())), dbDir), kv.Options{Profile: kv.Durable, Schema: SchemaVersion})
+	db, err := kv.Open(filepath.Join(mustMkdir(t, c.path(s.Name())), dbDir), kv.Options{Profile: kv.Durable, Schema: metadata.SchemaVersion})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package metadata
+package indexdb
 
 import (
 	"errors"
@@ -10,10 +10,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"plyfs/metadata"
 )
 
 // pristine builds an index and returns the path of a copy of it, relative file by file.
-func pristine(t *testing.T, views map[string]*Record) map[string][]byte {
+func pristine(t *testing.T, views map[string]*metadata.Record) map[string][]byte {
 	t.Helper()
 	c, _ := openCache(t, t.TempDir())
 	build(t, c, testStack(1), views)
@@ -37,7 +39,7 @@ func pristine(t *testing.T, views map[string]*Record) map[string][]byte {
 }
 
 // checkDamaged writes files as an index and checks that it answers rightly, or not at all. It returns what Open said.
-func checkDamaged(t *testing.T, files map[string][]byte, views map[string]*Record, what string) error {
+func checkDamaged(t *testing.T, files map[string][]byte, views map[string]*metadata.Record, what string) error {
 	t.Helper()
 	dir, err := os.MkdirTemp(t.TempDir(), "cache")
 	if err != nil {
@@ -74,7 +76,7 @@ func checkDamaged(t *testing.T, files map[string][]byte, views map[string]*Recor
 	bad := 0
 	for view, r := range views {
 		d, err := x.Dir(view)
-		if errors.Is(err, ErrDamaged) {
+		if errors.Is(err, metadata.ErrDamaged) {
 			bad++
 			continue
 		}
@@ -82,7 +84,7 @@ func checkDamaged(t *testing.T, files map[string][]byte, views map[string]*Recor
 			t.Errorf("%s: Dir(%q) = %v, %v", what, view, d, err)
 			continue
 		}
-		var e Entry
+		var e metadata.Entry
 		for i := range r.Entries {
 			if ok, err := d.Find(r.Entries[i].Name, &e); !ok || err != nil || !reflect.DeepEqual(e, recorded(r.Entries[i])) {
 				t.Errorf("%s: %q: a wrong answer", what, r.Entries[i].Name)
@@ -138,7 +140,7 @@ func TestDamageAnywhere(t *testing.T) {
 }
 
 // damaged checks the index with one file as given, or without it if content is nil.
-func damaged(t *testing.T, files map[string][]byte, views map[string]*Record, rel string, content []byte) error {
+func damaged(t *testing.T, files map[string][]byte, views map[string]*metadata.Record, rel string, content []byte) error {
 	t.Helper()
 	all := make(map[string][]byte, len(files))
 	for k, v := range files {
@@ -184,8 +186,8 @@ func TestCutWhileOpen(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if d, err := x.Dir("a/b"); !errors.Is(err, ErrDamaged) {
-			t.Errorf("%v, %v; want ErrDamaged", d, err)
+		if d, err := x.Dir("a/b"); !errors.Is(err, metadata.ErrDamaged) {
+			t.Errorf("%v, %v; want metadata.ErrDamaged", d, err)
 		}
 	}
 	if x.Info().Stale == "" {
