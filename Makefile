@@ -18,7 +18,7 @@ MAINTAINER ?= The plyfs developers <plyfs@plyfs.invalid>
 INSTALL ?= install
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X plyfs/internal/version.version=$(VERSION)
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 CI      := $(GO) run ./internal/ci
 SCRIPTS := $(shell find internal -name '*.sh') .ci/run
@@ -59,8 +59,8 @@ VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut $(wildcard ./drivers/d
 
 all: build man completions ## Build everything that install installs (the default)
 
-build: ## Build ./plyfs and ./plyfsd, static, without cgo
-	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/plyfs ./cmd/plyfsd
+build: ## Build ./plyfs, ./plyfs-mount and ./plyfsd, static, without cgo
+	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/plyfs ./cmd/plyfs-mount ./cmd/plyfsd
 
 # `make && sudo make install PREBUILT=1` installs what is built already, and so needs no Go as root. Of man and completions it
 # says that the programs in BIN are to be asked as they are.
@@ -83,10 +83,10 @@ USER_UNITS := plyfs-snapshotter.service plyfs-graphplugin.service plyfs-metrics.
 # that name in BINDIR.
 install: $(if $(PREBUILT),,build man completions) ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)
 	$(INSTALL) -D -m 0755 '$(BIN)/plyfs' '$(DESTDIR)$(BINDIR)/plyfs'
-	$(INSTALL) -m 0755 '$(BIN)/plyfsd' '$(DESTDIR)$(BINDIR)/plyfsd'
+	$(INSTALL) -m 0755 '$(BIN)/plyfs-mount' '$(BIN)/plyfsd' '$(DESTDIR)$(BINDIR)'
 	$(INSTALL) -d -m 0755 '$(DESTDIR)$(SBINDIR)'
-	set -e; for h in $(HELPERS); do ln -sf '$(BINDIR)/plyfs' "$(DESTDIR)$(SBINDIR)/$$h"; done
-	$(if $(LINK_FUSE_OVERLAYFS),ln -sf plyfs '$(DESTDIR)$(BINDIR)/fuse-overlayfs')
+	set -e; for h in $(HELPERS); do ln -sf '$(BINDIR)/plyfs-mount' "$(DESTDIR)$(SBINDIR)/$$h"; done
+	$(if $(LINK_FUSE_OVERLAYFS),ln -sf plyfs-mount '$(DESTDIR)$(BINDIR)/fuse-overlayfs')
 	set -e; cd '$(DIST)/man'; for p in man*/*; do $(INSTALL) -D -m 0644 "$$p" "$(DESTDIR)$(MANDIR)/$$p"; done
 	$(INSTALL) -D -m 0644 '$(DIST)/completions/plyfs.bash' '$(DESTDIR)$(BASHDIR)/plyfs'
 	$(INSTALL) -D -m 0644 '$(DIST)/completions/plyfs.zsh' '$(DESTDIR)$(ZSHDIR)/_plyfs'
@@ -100,8 +100,8 @@ install: $(if $(PREBUILT),,build man completions) ## Install to PREFIX (/usr/loc
 	$(INSTALL) -m 0644 internal/packaging/config.toml '$(DESTDIR)$(DOCDIR)/examples'
 
 uninstall: ## Remove what install installed, and nothing else
-	rm -f '$(DESTDIR)$(BINDIR)/plyfs' '$(DESTDIR)$(BINDIR)/plyfsd' $(foreach h,$(HELPERS),'$(DESTDIR)$(SBINDIR)/$(h)')
-	l='$(DESTDIR)$(BINDIR)/fuse-overlayfs'; if [ "$$(readlink "$$l")" = plyfs ]; then rm -f "$$l"; fi
+	rm -f $(foreach p,plyfs plyfs-mount plyfsd,'$(DESTDIR)$(BINDIR)/$(p)') $(foreach h,$(HELPERS),'$(DESTDIR)$(SBINDIR)/$(h)')
+	l='$(DESTDIR)$(BINDIR)/fuse-overlayfs'; case "$$(readlink "$$l")" in plyfs|plyfs-mount) rm -f "$$l" ;; esac
 	rm -f '$(DESTDIR)$(MANDIR)'/man1/plyfs.1 '$(DESTDIR)$(MANDIR)'/man1/plyfsd.1 '$(DESTDIR)$(MANDIR)'/man1/plyfs-*.1 '$(DESTDIR)$(MANDIR)'/man5/plyfs.toml.5 \
 		$(foreach h,$(HELPERS),'$(DESTDIR)$(MANDIR)/man8/$(h).8')
 	rm -f '$(DESTDIR)$(BASHDIR)/plyfs' '$(DESTDIR)$(ZSHDIR)/_plyfs' '$(DESTDIR)$(FISHDIR)/plyfs.fish'
@@ -204,7 +204,7 @@ deps-packages: ## The same for the tests of packages
 	@internal/ci/deps.sh $(DEPS_PACKAGES)
 
 clean: ## Remove what build, man, completions, deb and rpm made
-	rm -f plyfs plyfsd
+	rm -f plyfs plyfs-mount plyfsd
 	rm -rf '$(DIST)'
 
 help: ## Print this

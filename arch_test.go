@@ -19,11 +19,18 @@ const module = "plyfs"
 func arrows() map[string][]string {
 	return map[string][]string{
 		"cmd/plyfs": {
-			"layerdb/...", "drivers/...", "fs/fusefs", "fs/fsck", "fs/mountopt", "fs/union", "cow/...", "metadata/...", "bench",
-			"internal/cmdtable", "internal/control", "internal/daemon", "internal/doctor", "internal/latency", "internal/launch", "internal/sys",
+			"layerdb/...", "drivers/...", "fs/fsck", "fs/mountopt", "fs/server", "fs/union", "cow/...", "metadata/...", "bench",
+			"internal/cmdtable", "internal/control", "internal/daemon", "internal/doctor", "internal/exit", "internal/latency",
+			"internal/sibling", "internal/sys", "internal/version",
 		},
+		// Every container waits for its start: no package that brings a database, a command-line framework or a network.
+		"cmd/plyfs-mount":     {"fs/mountopt", "fs/server", "fs/union", "internal/exit", "internal/sibling"},
+		"fs/server":           {"cow/layer", "fs/fusefs", "fs/mountopt", "fs/union", "internal/control", "internal/exit", "internal/launch", "internal/sys", "internal/version"},
+		"internal/exit":       {},
+		"internal/version":    {},
+		"internal/sibling":    {},
 		"internal/launch":     {"fs/mountopt", "internal/sys"},
-		"cmd/plyfsd":          {"drivers/...", "layerdb/...", "cow/tarlayer", "fs/mountopt", "internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys"},
+		"cmd/plyfsd":          {"drivers/...", "layerdb/...", "cow/tarlayer", "fs/mountopt", "internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys", "internal/version"},
 		"internal/daemon":     {"internal/sys"},
 		"layerdb":             {"drivers", "cow/...", "metadata/kv", "internal/sys"},
 		"layerdb/image":       {"layerdb", "drivers", "cow/tarlayer", "internal/sys"},

@@ -17,7 +17,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"plyfs/drivers/all"
+	"plyfs/fs/server"
 	"plyfs/internal/cmdtable"
+	"plyfs/internal/sibling"
 	"plyfs/layerdb"
 )
 
@@ -74,8 +76,8 @@ func hiddenCommands() []*cli.Command {
 
 // wholeTable describes all commands, those of plyfsd with their flags.
 func wholeTable(ctx context.Context) ([]cmdtable.Command, error) {
-	table := cmdtable.Of(namePlyfs, commands())
-	path, err := findDaemon()
+	table := cmdtable.Of(server.NamePlyfs, commands())
+	path, err := sibling.Find(daemonProgram)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +99,7 @@ func wholeTable(ctx context.Context) ([]cmdtable.Command, error) {
 
 // printCompletion prints the kind of the last word, and candidates, one a line with its meaning behind a tab.
 func printCompletion(w io.Writer, words []string) error {
-	table := cmdtable.Of(namePlyfs, commands())
+	table := cmdtable.Of(server.NamePlyfs, commands())
 	if slices.ContainsFunc(daemonCommands(), func(d *cli.Command) bool { return len(words) > 1 && d.Name == words[0] }) {
 		// Without plyfsd there are no flags to offer.
 		if whole, err := wholeTable(context.Background()); err == nil {
@@ -179,7 +181,7 @@ func lookUp[line any](words []string, group string) []line {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, selfPath(), args...).Output()
+	out, err := exec.CommandContext(ctx, server.SelfPath(), args...).Output()
 	if err != nil {
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"plyfs/fs/server"
 	"plyfs/internal/testenv"
 )
 
@@ -23,7 +24,7 @@ func bashCompletes(t *testing.T, line string, env ...string) []string {
 		_plyfs plyfs "$current" ""
 		printf '%s\n' "${COMPREPLY[@]}"`
 	cmd := exec.Command("bash", "--norc", "-euc", driver, "bash", line)
-	cmd.Env = append(cmd.Environ(), append(env, "PATH="+filepath.Dir(program(t, namePlyfs))+":/usr/bin:/bin")...)
+	cmd.Env = append(cmd.Environ(), append(env, "PATH="+filepath.Dir(program(t, server.NamePlyfs))+":/usr/bin:/bin")...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -36,7 +37,7 @@ func bashCompletes(t *testing.T, line string, env ...string) []string {
 func TestBashCompletion(t *testing.T) {
 	root := filepath.Join(testenv.Scratch(t), "store")
 	store := "PLYFS_ROOT=" + root
-	if r := runIn(t, ".", namePlyfs, "container", "create", "--root", root, "--driver", "vfs", "scratch", "web-1"); r.code != 0 {
+	if r := runIn(t, ".", server.NamePlyfs, "container", "create", "--root", root, "--driver", "vfs", "scratch", "web-1"); r.code != 0 {
 		t.Fatalf("%+v", r)
 	}
 	for line, want := range map[string]string{
@@ -72,7 +73,7 @@ func TestCompletionMakesNoStore(t *testing.T) {
 
 func TestCompletionRefusesOtherShells(t *testing.T) {
 	for _, args := range [][]string{{"completion"}, {"completion", "tcsh"}, {"completion", "bash", "zsh"}, {"completion", "../x"}} {
-		if r := runIn(t, ".", namePlyfs, args...); r.code != storeUsage || !strings.Contains(r.stderr, completionUsage) || r.stdout != "" {
+		if r := runIn(t, ".", server.NamePlyfs, args...); r.code != storeUsage || !strings.Contains(r.stderr, completionUsage) || r.stdout != "" {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}

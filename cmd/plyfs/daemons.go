@@ -1,14 +1,13 @@
 package main
 
 import (
-	"errors"
-	"io/fs"
 	"os"
-	"os/exec"
-	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"plyfs/fs/server"
+	"plyfs/internal/sibling"
 )
 
 // daemonProgram has the daemons, whose packages would make every mount start slower.
@@ -32,34 +31,12 @@ func daemonCommands() []*cli.Command {
 
 // runDaemon replaces this process by plyfsd. It returns only if that fails.
 func runDaemon(command string, args []string) error {
-	path, err := findDaemon()
+	path, err := sibling.Find(daemonProgram)
 	if err != nil {
-		return err
+		return faultf(exitSystem, "%v", err)
 	}
-	if err := unix.Exec(path, append([]string{namePlyfs, command}, args...), os.Environ()); err != nil {
+	if err := unix.Exec(path, append([]string{server.NamePlyfs, command}, args...), os.Environ()); err != nil {
 		return faultf(exitSystem, "run %s: %v", path, err)
 	}
 	return nil
-}
-
-// findDaemon looks for plyfsd where this program lies, then on PATH.
-func findDaemon() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", faultf(exitSystem, "find this program's file: %v", err)
-	}
-	if self, err = filepath.EvalSymlinks(self); err == nil {
-		beside := filepath.Join(filepath.Dir(self), daemonProgram)
-		if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(daemonProgram)
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-		return "", faultf(exitSystem, "%s is neither beside %s nor on PATH: install it too (make install does)", daemonProgram, self)
-	}
-	if err != nil {
-		return "", faultf(exitSystem, "%s: %v", daemonProgram, err)
-	}
-	return path, nil
 }

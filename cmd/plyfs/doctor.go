@@ -7,9 +7,9 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/server"
 	"plyfs/internal/doctor"
 	"plyfs/layerdb"
-	"plyfs/metadata/indexdb"
 )
 
 // doctorProblems is the exit code of plyfs doctor for a machine with problems.
@@ -62,7 +62,7 @@ func runDoctor(c *cli.Context) error {
 		o.Root = layerdb.DefaultRoot()
 	}
 	// Without a place there is no index, which a check says.
-	o.IndexDir, _ = indexdb.DefaultDir()
+	o.IndexDir, _ = server.IndexDir()
 	ctx, stop := interruptible(c)
 	defer stop()
 	r := doctor.Run(ctx, doctor.Host{}, o)
@@ -73,7 +73,7 @@ func runDoctor(c *cli.Context) error {
 		return faultf(storeFailed, "%v", err)
 	}
 	if r.Problems() > 0 {
-		return &fault{code: doctorProblems}
+		return &fault{Code: doctorProblems}
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ func driverProbeCommand() storeCommand {
 					return nil
 				}
 			}
-			return &fault{code: storeUnsupported}
+			return &fault{Code: storeUnsupported}
 		},
 	}
 }

@@ -19,7 +19,9 @@ import (
 	"plyfs/cow/layer"
 	"plyfs/fs/fsck"
 	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 	"plyfs/metadata/indexdb"
 )
 
@@ -90,7 +92,7 @@ func runFsck(c *cli.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer s.Close()
 	index, err := fsckIndex(o, s)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "plyfs fsck: the index of the lowers is not checked, and mounts go without it: %v\n", err)
@@ -103,7 +105,7 @@ func runFsck(c *cli.Context, args []string) error {
 	out := bufio.NewWriter(c.App.Writer)
 	p := newFsckPrinter(out, c)
 	sum, err := fsck.Run(ctx, fsck.Options{
-		Upper: s.upper, Work: s.work, Lowers: s.lowers, StackIndex: index, Repair: repair, InUse: dry,
+		Upper: s.Upper, Work: s.Work, Lowers: s.Lowers, StackIndex: index, Repair: repair, InUse: dry,
 		Report: p.finding, Progress: progressTo(os.Stderr),
 	})
 	p.end(sum, err)
@@ -128,7 +130,7 @@ func fsckVerdict(sum fsck.Summary) error {
 	if code == fsckClean {
 		return nil
 	}
-	return &fault{code: code}
+	return &fault{Code: code}
 }
 
 func fsckFault(err error) error {
@@ -143,7 +145,7 @@ func fsckFault(err error) error {
 
 // openFsckStack opens the layers that the arguments name. The lowers and, without repair, the work directory may be
 // left out.
-func openFsckStack(args []string, repair bool) (s *stack, o mountopt.Options, err error) {
+func openFsckStack(args []string, repair bool) (s *server.Stack, o mountopt.Options, err error) {
 	for _, a := range args {
 		if strings.HasPrefix(a, "-") {
 			return nil, o, faultf(fsckUsage, "flag %s stands behind the options; usage: %s", a, fsckUsageLine)
@@ -159,48 +161,47 @@ func openFsckStack(args []string, repair bool) (s *stack, o mountopt.Options, er
 		return nil, o, faultf(fsckUsage, "no upperdir given; usage: %s", fsckUsageLine)
 	case repair && o.WorkDir == "":
 		return nil, o, faultf(fsckUsage, "no workdir given; --repair needs it to know whether the upper is mounted")
-	case len(o.LowerDirs) > maxLowers:
-		return nil, o, faultf(fsckUsage, "%d lower directories given, the limit is %d", len(o.LowerDirs), maxLowers)
+	case len(o.LowerDirs) > server.MaxLowers:
+		return nil, o, faultf(fsckUsage, "%d lower directories given, the limit is %d", len(o.LowerDirs), server.MaxLowers)
 	}
-	s = &stack{}
+	s = &server.Stack{}
 	defer func() {
 		if err != nil {
-			s.close()
-			err = faultf(fsckFailed, "%s", asFault(err).text)
+			s.Close()
+			err = faultf(fsckFailed, "%s", exit.AsFault(err).Text)
 		}
 	}()
-	raiseFileLimit()
+	server.RaiseFileLimit()
 	from := &layer.Opener{}
-	if s.upper, err = openLayer(from, "upperdir", o.UpperDir); err != nil {
+	if s.Upper, err = server.OpenLayer(from, "upperdir", o.UpperDir); err != nil {
 		return s, o, err
 	}
 	if o.WorkDir != "" {
-		if s.work, err = openLayer(from, "workdir", o.WorkDir); err != nil {
+		if s.Work, err = server.OpenLayer(from, "workdir", o.WorkDir); err != nil {
 			return s, o, err
 		}
 	}
 	for _, dir := range o.LowerDirs {
 		var l *layer.Layer
-		if l, err = openLayer(from, "lowerdir", dir); err != nil {
+		if l, err = server.OpenLayer(from, "lowerdir", dir); err != nil {
 			return s, o, err
 		}
-		s.lowers = append(s.lowers, l)
+		s.Lowers = append(s.Lowers, l)
 	}
-	_, err = s.roots()
-	return s, o, err
+	return s, o, s.Distinct()
 }
 
 // fsckIndex opens the index of the lowers if mounts with o would use it. It returns nil if there is none. Nothing in
 // the directory of indexes is made or changed.
-func fsckIndex(o mountopt.Options, s *stack) (*indexdb.Index, error) {
+func fsckIndex(o mountopt.Options, s *server.Stack) (*indexdb.Index, error) {
 	dir := o.IndexDir
 	if dir == "" {
 		var err error
-		if dir, err = indexdb.DefaultDir(); err != nil {
+		if dir, err = server.IndexDir(); err != nil {
 			return nil, nil //nolint:nilnil // who has no place for an index has none
 		}
 	}
-	if _, err := os.Stat(dir); err != nil || len(s.lowers) == 0 || o.Index == mountopt.IndexOff {
+	if _, err := os.Stat(dir); err != nil || len(s.Lowers) == 0 || o.Index == mountopt.IndexOff {
 		return nil, nil //nolint:nilnil // as above
 	}
 	uo := lowersOnly(o, s, nil)

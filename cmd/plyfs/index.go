@@ -14,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 	"plyfs/metadata"
 	"plyfs/metadata/indexdb"
 )
@@ -96,28 +98,28 @@ func parseIndexOptions(options, lowers []string, line string) (mountopt.Options,
 }
 
 // openIndexStack opens the lowers of o and refuses what a mount would refuse.
-func openIndexStack(o mountopt.Options) (*stack, error) {
+func openIndexStack(o mountopt.Options) (*server.Stack, error) {
 	if len(o.LowerDirs) == 0 {
 		return nil, faultf(indexUsage, "no lowerdir given; add -o lowerdir=DIR[:DIR]..., the topmost first")
 	}
-	s, err := openStack(o)
+	s, err := server.OpenStack(o)
 	if err != nil {
 		return nil, failedFault(err)
 	}
-	if _, err := s.check(mountPersonality()); err != nil {
-		s.close()
+	if _, err := s.Check(server.MountPersonality()); err != nil {
+		s.Close()
 		return nil, failedFault(err)
 	}
 	return s, nil
 }
 
 // failedFault is err, whatever exit code it had as a failure to mount.
-func failedFault(err error) error { return faultf(indexFailed, "%s", asFault(err).text) }
+func failedFault(err error) error { return faultf(indexFailed, "%s", exit.AsFault(err).Text) }
 
 // lowersOnly are the options of a union of lowers that shows what a mount with o does.
-func lowersOnly(o mountopt.Options, s *stack, log *slog.Logger) union.Options {
+func lowersOnly(o mountopt.Options, s *server.Stack, log *slog.Logger) union.Options {
 	return union.Options{
-		Lowers: s.lowers, ReadOnly: true, RedirectDir: redirectDir(o.RedirectDir), MaxOpenFiles: o.MaxOpenFiles, Logger: log,
+		Lowers: s.Lowers, ReadOnly: true, RedirectDir: server.RedirectDir(o.RedirectDir), MaxOpenFiles: o.MaxOpenFiles, Logger: log,
 	}
 }
 
@@ -129,7 +131,7 @@ func indexDir(c *cli.Context, o mountopt.Options) (string, error) {
 	if o.IndexDir != "" {
 		return o.IndexDir, nil
 	}
-	dir, err := indexdb.DefaultDir()
+	dir, err := server.IndexDir()
 	if err != nil {
 		return "", faultf(indexFailed, "%v, or with --dir", err)
 	}

@@ -17,7 +17,9 @@ import (
 
 	"plyfs/cow/layer"
 	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
 	"plyfs/metadata/indexdb"
@@ -32,10 +34,6 @@ const idleMemory = 128 << 20
 
 // firstInherited is the lowest descriptor that a program may inherit beside the standard files.
 const firstInherited = 3
-
-// layerPathsEnv is the environment variable that names the layers behind inherited descriptors: a JSON array of paths,
-// topmost first. They are for people; nothing resolves them.
-const layerPathsEnv = "PLYFS_LAYER_PATHS"
 
 // indexBuildCommand is plyfs index build.
 func indexBuildCommand() *cli.Command {
@@ -97,19 +95,19 @@ func runIndexBuild(c *cli.Context, o mountopt.Options) error {
 	if c.Bool("idle") {
 		beIdle(log)
 	}
-	raiseFileLimit()
+	server.RaiseFileLimit()
 	s, err := openBuildStack(o, n)
 	if err != nil {
 		return err
 	}
 	dir, err := indexDir(c, o)
 	if err != nil {
-		s.close()
+		s.Close()
 		return err
 	}
 	cache, err := openIndexCache(dir, log)
 	if err != nil {
-		s.close()
+		s.Close()
 		return err
 	}
 	defer cache.Close()
@@ -136,12 +134,12 @@ func beIdle(log *slog.Logger) {
 }
 
 // openBuildStack opens the lowers of o, or takes n of them from inherited descriptors.
-func openBuildStack(o mountopt.Options, n int) (*stack, error) {
+func openBuildStack(o mountopt.Options, n int) (*server.Stack, error) {
 	switch {
 	case n == 0:
 		return openIndexStack(o)
-	case n < 0 || n > maxLowers:
-		return nil, faultf(indexUsage, "--fds %d: is out of range; give a number from 1 to %d", n, maxLowers)
+	case n < 0 || n > server.MaxLowers:
+		return nil, faultf(indexUsage, "--fds %d: is out of range; give a number from 1 to %d", n, server.MaxLowers)
 	case len(o.LowerDirs) > 0:
 		return nil, faultf(indexUsage, "--fds %d and the lower %s; leave the paths out", n, o.LowerDirs[0])
 	}
@@ -149,19 +147,19 @@ func openBuildStack(o mountopt.Options, n int) (*stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stack{}
+	s := &server.Stack{}
 	for i := range n {
 		l, err := layer.Open(sys.ProcPath(firstInherited + i))
 		if err != nil {
-			s.close()
-			return nil, faultf(indexFailed, "descriptor %d: %s; it must be an open directory", firstInherited+i, reason(err))
+			s.Close()
+			return nil, faultf(indexFailed, "descriptor %d: %s; it must be an open directory", firstInherited+i, exit.Reason(err))
 		}
 		if paths != nil {
 			l.Path = paths[i]
 		} else if path, err := os.Readlink(l.Path); err == nil {
 			l.Path = path
 		}
-		s.lowers = append(s.lowers, l)
+		s.Lowers = append(s.Lowers, l)
 	}
 	for i := range n {
 		unix.Close(firstInherited + i)
@@ -171,13 +169,13 @@ func openBuildStack(o mountopt.Options, n int) (*stack, error) {
 
 // inheritedPaths returns the paths of the layers behind inherited descriptors, nil where the caller gave none.
 func inheritedPaths(n int) ([]string, error) {
-	text := os.Getenv(layerPathsEnv)
+	text := os.Getenv(server.LayerPathsEnv)
 	if text == "" {
 		return nil, nil
 	}
 	var paths []string
 	if err := json.Unmarshal([]byte(text), &paths); err != nil || len(paths) != n {
-		return nil, faultf(indexUsage, "environment variable %s: is no JSON array of %s", layerPathsEnv,
+		return nil, faultf(indexUsage, "environment variable %s: is no JSON array of %s", server.LayerPathsEnv,
 			plural(n, "path", "paths"))
 	}
 	return paths, nil
@@ -192,19 +190,19 @@ type buildRun struct {
 }
 
 // run makes sure that the index is there. It takes over s.
-func (b *buildRun) run(ctx context.Context, o mountopt.Options, s *stack) (out indexBuilt, err error) {
+func (b *buildRun) run(ctx context.Context, o mountopt.Options, s *server.Stack) (out indexBuilt, err error) {
 	uo := lowersOnly(o, s, b.log)
 	id, err := union.StackOf(&uo)
 	if err != nil {
-		s.close()
+		s.Close()
 		return out, err
 	}
 	if out, err = b.existing(id); err != nil || out.Name != "" && !b.wanted(out) {
-		s.close()
+		s.Close()
 		return out, err
 	}
-	paths := make([]string, len(s.lowers))
-	for i, l := range s.lowers {
+	paths := make([]string, len(s.Lowers))
+	for i, l := range s.Lowers {
 		paths[i] = l.Path
 	}
 	start := time.Now()

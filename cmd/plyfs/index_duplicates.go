@@ -13,6 +13,8 @@ import (
 
 	"plyfs/cow/ovl"
 	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
+	"plyfs/internal/exit"
 	"plyfs/metadata"
 	"plyfs/metadata/indexdb"
 )
@@ -52,7 +54,7 @@ func runIndexDuplicates(c *cli.Context) error {
 	}
 	ctx, stop := interruptible(c)
 	defer stop()
-	raiseFileLimit()
+	server.RaiseFileLimit()
 	d := &duplicates{least: max(least, 1)}
 	cache, err := existingIndexCache(c, mountopt.Options{}, indexLog())
 	if err != nil {
@@ -210,9 +212,9 @@ func (d *duplicates) visit(
 	}
 	s, err := layersOfIndex(i)
 	if err != nil {
-		return asFault(err).text, nil
+		return exit.AsFault(err).Text, nil
 	}
-	defer s.close()
+	defer s.Close()
 	x, err := cache.OpenName(i.Name)
 	if err != nil {
 		return "", err
@@ -233,10 +235,10 @@ func (d *duplicates) visit(
 				continue
 			}
 			low := &dir.Lowers[e.First]
-			if int(low.Layer) >= len(s.lowers) {
+			if int(low.Layer) >= len(s.Lowers) {
 				continue
 			}
-			l := s.lowers[low.Layer]
+			l := s.Lowers[low.Layer]
 			fn(indexedFile{
 				copyOf: copyOf{content: content{sum.Size, sum.Sum}, dev: l.Dev, ino: e.Ino},
 				layer:  l.Path, dir: low.Path, name: sum.Name,

@@ -9,7 +9,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 	"plyfs/metadata"
 	"plyfs/metadata/indexdb"
 )
@@ -22,12 +24,12 @@ type indexTarget struct {
 	cache *indexdb.Cache
 	index *indexdb.Index
 	// stack is the index's layers, nil if they were not asked for.
-	stack *stack
+	stack *server.Stack
 }
 
 func (t *indexTarget) close() {
 	if t.stack != nil {
-		t.stack.close()
+		t.stack.Close()
 	}
 	if t.index != nil {
 		_ = t.index.Close() // of a database that is only read
@@ -66,7 +68,7 @@ func openTarget(c *cli.Context, options []string, line string, layers bool) (t *
 	if t.cache == nil {
 		return t, fmt.Errorf("%w; build one with plyfs index build", indexdb.ErrNotBuilt)
 	}
-	raiseFileLimit()
+	server.RaiseFileLimit()
 	if name == "" {
 		return t, t.openOf(o, layers, log)
 	}
@@ -88,7 +90,7 @@ func (t *indexTarget) openOf(o mountopt.Options, layers bool, log *slog.Logger) 
 	if layers {
 		t.stack = s
 	} else {
-		defer s.close()
+		defer s.Close()
 	}
 	uo := lowersOnly(o, s, log)
 	id, err := union.StackOf(&uo)
@@ -111,14 +113,14 @@ func noIndex(err error) error {
 
 // layersOfIndex opens the layers of an index by their paths. The error wraps errOtherLayers if those are other
 // directories now.
-func layersOfIndex(i metadata.Info) (*stack, error) {
+func layersOfIndex(i metadata.Info) (*server.Stack, error) {
 	for _, path := range i.Layers {
 		if _, err := os.Stat(path); err != nil {
 			return nil, fmt.Errorf("index %s: %w: %s: %s (give them with -o lowerdir=)", i.Name, errOtherLayers, path,
-				reason(err))
+				exit.Reason(err))
 		}
 	}
-	s, err := openStack(mountopt.Options{LowerDirs: i.Layers})
+	s, err := server.OpenStack(mountopt.Options{LowerDirs: i.Layers})
 	if err != nil {
 		return nil, failedFault(err)
 	}
@@ -126,14 +128,14 @@ func layersOfIndex(i metadata.Info) (*stack, error) {
 		uo := lowersOnly(mountopt.Options{RedirectDir: redirect}, s, nil)
 		id, err := union.StackOf(&uo)
 		if err != nil {
-			s.close()
+			s.Close()
 			return nil, err
 		}
 		if id.Name() == i.Name {
 			return s, nil
 		}
 	}
-	s.close()
+	s.Close()
 	return nil, fmt.Errorf("index %s: %w: %s and those below are other directories now (give the layers with -o lowerdir=)",
 		i.Name, errOtherLayers, i.Layers[0])
 }

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/server"
 	"plyfs/internal/testenv"
-	"plyfs/metadata/indexdb"
 )
 
 // indexTree makes two lowers that share a directory: 6 entries in 3 directories.
@@ -316,7 +316,7 @@ func TestIndexBuildInterrupted(t *testing.T) {
 func TestIndexInherited(t *testing.T) {
 	dir := endless(t)
 	script := fmt.Sprintf(`%s=$(printf '["/a","/b"]') '%s' index build --idle --digest -q --fds 2 --dir cache 3<low1 4<low2 &
-echo $!; wait`, layerPathsEnv, program(t, "plyfs"))
+echo $!; wait`, server.LayerPathsEnv, program(t, "plyfs"))
 	cmd := command(t, dir, "/bin/sh", "-c", script)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -355,7 +355,7 @@ echo $!; wait`, layerPathsEnv, program(t, "plyfs"))
 		`["/a","/b"]`: {"/a", "/b"}, "": {filepath.Join(dir, "low2"), filepath.Join(dir, "low2/d")},
 	} {
 		cmd = command(t, dir, "plyfs", "index", "build", "-q", "--force", "--fds", "2", "--dir", "cache")
-		cmd.Env = append(os.Environ(), layerPathsEnv+"="+paths)
+		cmd.Env = append(os.Environ(), server.LayerPathsEnv+"="+paths)
 		for _, d := range []string{"low2", "low2/d"} {
 			f, err := os.Open(filepath.Join(dir, d))
 			if err != nil {
@@ -394,7 +394,7 @@ func TestIndexUnprivileged(t *testing.T) {
 	}
 	run := func(command string, args ...string) result {
 		cmd := indexProgram(t, dir, command, args...)
-		cmd.Env = append(os.Environ(), indexdb.DirEnv+"=", "XDG_CACHE_HOME="+filepath.Join(dir, "home"))
+		cmd.Env = append(os.Environ(), server.IndexDirEnv+"=", "XDG_CACHE_HOME="+filepath.Join(dir, "home"))
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		return finish(t, cmd)
 	}

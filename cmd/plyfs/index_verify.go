@@ -49,7 +49,7 @@ func runIndexVerify(c *cli.Context, options []string) error {
 	p.begin()
 	stale := ""
 	sum, err := fsck.VerifyIndex(ctx, fsck.IndexOptions{
-		Index: t.index, Lowers: t.stack.lowers, Content: t.index.Info().Digests,
+		Index: t.index, Lowers: t.stack.Lowers, Content: t.index.Info().Digests,
 		Report: func(f fsck.IndexFinding) {
 			if stale == "" && f.OfIndex() {
 				stale = fmt.Sprintf("/%s in layer %s %s", f.View, f.Layer, f.Explanation)
@@ -67,7 +67,7 @@ func runIndexVerify(c *cli.Context, options []string) error {
 	case err != nil:
 		return indexFault(err)
 	case sum.Stale+sum.Rotten > 0:
-		return &fault{code: indexDiffers}
+		return &fault{Code: indexDiffers}
 	}
 	return nil
 }

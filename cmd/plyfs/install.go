@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/urfave/cli/v2"
+
+	"plyfs/fs/server"
 )
 
 const (
@@ -99,7 +101,7 @@ func readRequest(c *cli.Context) (installRequest, error) {
 		q.as = q.as || e != engineContainerd
 	}
 	switch as := c.String("as"); {
-	case as == nameFuseOverlayfs:
+	case as == server.NameFuseOverlayfs:
 		q.as = true
 	case as != "":
 		return q, faultf(storeUsage, "--as %s: plyfs can stand in for fuse-overlayfs only", as)
@@ -253,7 +255,7 @@ func runShow(c *cli.Context) error {
 		return err
 	}
 	s := installState{
-		Record: in.journal().path, Program: r.Program, Interrupted: len(r.Pending) > 0, Found: in.lookPath(nameFuseOverlayfs),
+		Record: in.journal().path, Program: r.Program, Interrupted: len(r.Pending) > 0, Found: in.lookPath(server.NameFuseOverlayfs),
 	}
 	for _, change := range r.Done {
 		state := installedState{installChange: change, State: "as installed"}

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+
+	"plyfs/fs/server"
 )
 
 // containerdTOML is the configuration of containerd.
@@ -19,7 +21,7 @@ func (in *installer) snapshotterAddress() (string, error) {
 		return "/run/plyfs/snapshotter.sock", nil
 	}
 	dir, err := in.runtimeDir()
-	return filepath.Join(dir, namePlyfs, "snapshotter.sock"), err
+	return filepath.Join(dir, server.NamePlyfs, "snapshotter.sock"), err
 }
 
 // planContainerd tells containerd of the snapshotter, in its configuration or in words.
@@ -52,7 +54,7 @@ func (in *installer) planContainerd(p *installPlan, r installRecord, write bool)
 // withSnapshotter adds the snapshotter to proxy_plugins.
 func (t *tomlText) withSnapshotter(address string) (string, error) {
 	for _, kv := range []struct{ key, value string }{{"type", "snapshot"}, {"address", address}} {
-		path := []string{"proxy_plugins", namePlyfs, kv.key}
+		path := []string{"proxy_plugins", server.NamePlyfs, kv.key}
 		is, set, err := t.get(path...)
 		switch {
 		case err != nil:
@@ -61,7 +63,7 @@ func (t *tomlText) withSnapshotter(address string) (string, error) {
 			continue
 		case set:
 			return "", fmt.Errorf("%s: proxy_plugins.%s has %s = %q and was %w: remove it, and install again",
-				t.name, namePlyfs, kv.key, is, errInstallConflict)
+				t.name, server.NamePlyfs, kv.key, is, errInstallConflict)
 		}
 		if err := t.set(kv.value, path...); err != nil {
 			return "", err

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+
+	"plyfs/fs/server"
 )
 
 // daemonJSON is the configuration of dockerd.
@@ -43,13 +45,13 @@ func (in *installer) planDocker(p *installPlan, r installRecord) error {
 		if err != nil {
 			return nil, err
 		}
-		if driver == nameFuseOverlayfs {
+		if driver == server.NameFuseOverlayfs {
 			return old, nil
 		}
 		if err := dockerConflict(name, driver, keys); err != nil {
 			return nil, err
 		}
-		return setJSON(name, old, storageDriver, nameFuseOverlayfs)
+		return setJSON(name, old, storageDriver, server.NameFuseOverlayfs)
 	})
 	if err != nil {
 		return err

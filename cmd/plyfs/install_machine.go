@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"plyfs/drivers"
+	"plyfs/fs/server"
 )
 
 // installer is for whom plyfs install works, and where things are for them.
@@ -18,8 +19,8 @@ type installer struct {
 	user bool
 	uid  int
 	home string
-	// program is the plyfs to be put in place of others.
-	program string
+	// program is what is put in place of others: plyfs-mount beside self, which is this program, or that itself.
+	program, self string
 	// bindir is where links to it go.
 	bindir string
 	getenv func(string) string
@@ -50,8 +51,14 @@ func newInstaller(user bool, bindir string) (*installer, error) {
 	if err != nil {
 		return nil, faultf(storeFailed, "find this program's file: %v", err)
 	}
-	if in.program, err = trustedPath(self, in.uid); err != nil {
+	if in.self, err = trustedPath(self, in.uid); err != nil {
 		return nil, fmt.Errorf("this program: %w; as root, make install puts it where it is safe", err)
+	}
+	in.program = in.self
+	if mount := filepath.Join(filepath.Dir(in.self), server.NameMount); regular(mount) {
+		if in.program, err = trustedPath(mount, in.uid); err != nil {
+			return nil, fmt.Errorf("the program beside this one: %w", err)
+		}
 	}
 	switch {
 	case in.bindir == "" && user:
@@ -90,7 +97,7 @@ func (in *installer) runtimeDir() (string, error) {
 // journal is the record of what was installed.
 func (in *installer) journal() journal {
 	if in.user {
-		return journal{path: filepath.Join(in.xdg("XDG_STATE_HOME", ".local/state"), namePlyfs, "install.json")}
+		return journal{path: filepath.Join(in.xdg("XDG_STATE_HOME", ".local/state"), server.NamePlyfs, "install.json")}
 	}
 	return journal{path: in.path("/var/lib/plyfs/install.json")}
 }
@@ -109,10 +116,8 @@ func (in *installer) link(r installRecord, dir, name string) (*installChange, er
 	if err != nil {
 		return nil, err
 	}
-	a, err := os.Stat(path)
-	b, err2 := os.Stat(in.program)
 	switch {
-	case err == nil && err2 == nil && os.SameFile(a, b):
+	case sameFile(path, in.program), sameFile(path, in.self):
 		return nil, nil
 	case r.owns(path):
 		return nil, fmt.Errorf("%s leads to another plyfs, or to one that is gone, and was %w: "+
@@ -136,13 +141,25 @@ func describeFile(info fs.FileInfo, path string) string {
 // linkTarget is what the link dir/name holds: the name alone if plyfs is in the same directory, so that a newer plyfs that is
 // installed there is found.
 func (in *installer) linkTarget(dir, name string) string {
-	beside := filepath.Join(dir, namePlyfs)
-	a, err := os.Stat(beside)
-	b, err2 := os.Stat(in.program)
-	if name != namePlyfs && err == nil && err2 == nil && os.SameFile(a, b) {
-		return namePlyfs
+	if own := filepath.Base(in.program); name != own && sameFile(filepath.Join(dir, own), in.program) {
+		return own
 	}
 	return in.program
+}
+
+// sameFile says whether both paths lead to one file.
+func sameFile(a, b string) bool {
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
+}
+
+func regular(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // lookPath is the first program of a name on PATH, "" if there is none.

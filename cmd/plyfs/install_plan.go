@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+
+	"plyfs/fs/server"
 )
 
 // The engines whose configuration plyfs install writes.
@@ -43,7 +45,7 @@ func (p *installPlan) warn(format string, args ...any) {
 func (in *installer) plan(r installRecord, q installRequest) (*installPlan, error) {
 	p := &installPlan{}
 	if q.as {
-		if err := in.planLink(p, r, in.bindir, nameFuseOverlayfs); err != nil {
+		if err := in.planLink(p, r, in.bindir, server.NameFuseOverlayfs); err != nil {
 			return nil, err
 		}
 	}
@@ -142,12 +144,12 @@ func (in *installer) planFile(p *installPlan, r installRecord, engine, path stri
 
 // warnPath warns if callers that look for fuse-overlayfs by its name will find another, or none.
 func (in *installer) warnPath(p *installPlan, q installRequest) {
-	ours := filepath.Join(in.bindir, nameFuseOverlayfs)
-	first := in.lookPath(nameFuseOverlayfs)
+	ours := filepath.Join(in.bindir, server.NameFuseOverlayfs)
+	first := in.lookPath(server.NameFuseOverlayfs)
 	switch {
 	case !in.onPath(in.bindir):
 		p.warn("%s is not on PATH, so that callers by name do not find %s there: put it first (in ~/.profile, and for services "+
-			"of systemd in %s)", in.bindir, nameFuseOverlayfs, in.pathForServices())
+			"of systemd in %s)", in.bindir, server.NameFuseOverlayfs, in.pathForServices())
 	case first != "" && !in.leadsHere(first) && first != ours && in.before(filepath.Dir(first), in.bindir):
 		p.warn("%s comes first on PATH and is another program: put %s before it", first, in.bindir)
 	case in.user && slices.Contains(q.engines, engineDocker):
@@ -172,5 +174,5 @@ func (in *installer) pathForServices() string {
 // leadsHere says whether path is a name of this program.
 func (in *installer) leadsHere(path string) bool {
 	resolved, err := filepath.EvalSymlinks(path)
-	return err == nil && resolved == in.program
+	return err == nil && (resolved == in.program || resolved == in.self)
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"plyfs/fs/server"
 )
 
 // The keys of storage.conf(5) of containers/storage.
@@ -70,12 +72,12 @@ func (in *installer) editStorageConf(name string, old []byte) ([]byte, error) {
 	if composefs == "true" {
 		return nil, fmt.Errorf("%s: use_composefs does not go with a mount program, and was %w: remove it", name, errInstallConflict)
 	}
-	ours := filepath.Join(in.bindir, nameFuseOverlayfs)
+	ours := filepath.Join(in.bindir, server.NameFuseOverlayfs)
 	program, set, err := t.get(mountProgramKey()...)
 	if err != nil {
 		return nil, err
 	}
-	if set && program != "" && filepath.Base(program) != nameFuseOverlayfs {
+	if set && program != "" && filepath.Base(program) != server.NameFuseOverlayfs {
 		return nil, fmt.Errorf("%s: mount_program = %q is no fuse-overlayfs, and was %w: remove the line, and install again",
 			name, program, errInstallConflict)
 	}
@@ -204,7 +206,7 @@ func (in *installer) warnNative(p *installPlan) {
 	case !set:
 		p.warn("podman and buildah use the kernel's overlayfs where they can, since %s names no mount_program: add --storage-conf",
 			t.name)
-	case program != filepath.Join(in.bindir, nameFuseOverlayfs):
+	case program != filepath.Join(in.bindir, server.NameFuseOverlayfs):
 		p.warn("podman and buildah use %s, which %s names: add --storage-conf", program, t.name)
 	}
 }

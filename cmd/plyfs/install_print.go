@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/urfave/cli/v2"
+
+	"plyfs/fs/server"
 )
 
 // installState is what plyfs install --show prints.
@@ -42,7 +44,7 @@ func (s installState) print(w io.Writer) error {
 		if err != nil {
 			target = err.Error()
 		}
-		fmt.Fprintf(w, "%s on PATH is %s (%s)\n", nameFuseOverlayfs, s.Found, target)
+		fmt.Fprintf(w, "%s on PATH is %s (%s)\n", server.NameFuseOverlayfs, s.Found, target)
 	}
 	return nil
 }

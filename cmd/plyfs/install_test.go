@@ -19,7 +19,8 @@ func testInstaller(t *testing.T, user bool) *installer {
 	root := testenv.Scratch(t)
 	in := &installer{
 		root: root, user: user, home: filepath.Join(root, "home"), uid: os.Geteuid(),
-		program: filepath.Join(root, "usr/local/bin/plyfs"), bindir: filepath.Join(root, "usr/local/bin"),
+		program: filepath.Join(root, "usr/local/bin/plyfs-mount"), self: filepath.Join(root, "usr/local/bin/plyfs"),
+		bindir:  filepath.Join(root, "usr/local/bin"),
 	}
 	in.getenv = func(name string) string {
 		return map[string]string{"PATH": in.bindir + ":" + filepath.Join(root, "usr/bin")}[name]
@@ -33,6 +34,7 @@ func testInstaller(t *testing.T, user bool) *installer {
 		in.bindir = filepath.Join(in.home, ".local/bin")
 	}
 	writeText(t, in.program, "#!/bin/sh\n")
+	writeText(t, in.self, "#!/bin/sh\n")
 	return in
 }
 
@@ -131,7 +133,7 @@ func TestInstallIsUndoneExactly(t *testing.T) {
 			if _, err := in.install(allEngines()); err != nil {
 				t.Fatal(err)
 			}
-			if target, err := os.Readlink(filepath.Join(in.bindir, "fuse-overlayfs")); err != nil || !strings.HasSuffix(target, "plyfs") {
+			if target, err := os.Readlink(filepath.Join(in.bindir, "fuse-overlayfs")); err != nil || filepath.Base(target) != "plyfs-mount" {
 				t.Errorf("the link leads to %q, %v", target, err)
 			}
 			if got, want := readText(t, in.daemonJSON()), "{\"storage-driver\": \"fuse-overlayfs\", \"debug\": true}"; got != want {

@@ -269,7 +269,7 @@ func (s *session) reportOut(r layerdb.Report, more []image.Problem) error {
 			plural(len(line.Problems), "problem", "problems"))
 	}
 	if left > 0 {
-		return &fault{code: storeDamaged}
+		return &fault{Code: storeDamaged}
 	}
 	return nil
 }

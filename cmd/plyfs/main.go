@@ -6,7 +6,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -15,11 +14,13 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"plyfs/bench"
+	"plyfs/fs/server"
+	"plyfs/internal/exit"
 )
 
 func main() {
-	if fd, ok := standbyFD(); ok {
-		os.Exit(report(namePlyfs, standBy(fd), os.Stderr))
+	if fd, ok := server.StandbyFD(); ok {
+		os.Exit(exit.Report(server.NamePlyfs, server.StandBy(fd, indexes{}), os.Stderr))
 	}
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
@@ -27,38 +28,26 @@ func main() {
 // run is the program; it returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
 	name, err := dispatch(args, stdout)
-	return report(name, err, stderr)
-}
-
-// report prints what err says, and returns the exit code.
-func report(name string, err error, stderr io.Writer) int {
-	if err == nil {
-		return exitOK
-	}
-	f := asFault(err)
-	if f.text != "" {
-		fmt.Fprintf(stderr, "%s: %s\n", name, f.text)
-	}
-	return f.code
+	return exit.Report(name, err, stderr)
 }
 
 // dispatch runs the personality that the program was called as, and returns the name that messages begin with.
 func dispatch(args []string, stdout io.Writer) (name string, err error) {
 	if len(args) == 0 {
-		args = []string{namePlyfs}
+		args = []string{server.NamePlyfs}
 	}
 	if err := continueInNamespace(args); err != nil {
-		return namePlyfs, err
+		return server.NamePlyfs, err
 	}
-	if p, ok := personalityOf(args[0]); ok {
-		return p.name, mountMain(p, args[1:], stdout)
+	if p, ok := server.PersonalityOf(args[0]); ok {
+		return p.Name(), server.Main(p, args[1:], stdout, indexes{})
 	}
 	app := newApp(stdout)
 	if mountsWithoutCommand(app, args[1:]) {
-		return namePlyfs, mountMain(mountPersonality(), args[1:], stdout)
+		return server.NamePlyfs, server.Main(server.MountPersonality(), args[1:], stdout, indexes{})
 	}
 	err = app.Run(args)
-	return namePlyfs, err
+	return server.NamePlyfs, err
 }
 
 // commands is the table of subcommands.
@@ -86,7 +75,7 @@ func commands() []*cli.Command {
 
 func newApp(stdout io.Writer) *cli.App {
 	return &cli.App{
-		Name:           namePlyfs,
+		Name:           server.NamePlyfs,
 		Usage:          "union file systems in userspace",
 		Commands:       commands(),
 		Writer:         stdout,
@@ -100,7 +89,7 @@ func newApp(stdout io.Writer) *cli.App {
 		Action: func(c *cli.Context) error {
 			switch {
 			case c.Bool("version"):
-				return printVersion(c.App.Writer, personality{})
+				return server.PrintVersion(c.App.Writer, server.MountPersonality())
 			case c.NArg() > 0:
 				return faultf(exitUsage, "unknown command %s; see plyfs --help", c.Args().First())
 			}
@@ -119,7 +108,7 @@ func mountCommand() *cli.Command {
 		SkipFlagParsing: true,
 		HideHelp:        true,
 		Action: func(c *cli.Context) error {
-			return mountMain(mountPersonality(), c.Args().Slice(), c.App.Writer)
+			return server.Main(server.MountPersonality(), c.Args().Slice(), c.App.Writer, indexes{})
 		},
 	}
 }

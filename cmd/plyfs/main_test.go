@@ -15,6 +15,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 
+	"plyfs/fs/server"
 	"plyfs/internal/testenv"
 )
 
@@ -26,6 +27,9 @@ func program(t *testing.T, name string) string {
 	bin := testenv.Binary(t)
 	if name == "plyfs" {
 		return bin
+	}
+	if _, mounts := server.PersonalityOf(name); mounts {
+		bin = testenv.MountBinary(t)
 	}
 	link := filepath.Join(testenv.Scratch(t), name)
 	if err := os.Symlink(bin, link); err != nil {
@@ -103,7 +107,7 @@ func leavesNothing(t *testing.T, dir string) {
 	})
 }
 
-// servers returns the processes of the built program whose command line mentions dir or that have it as a layer.
+// servers returns the processes of the built programs, of which bin is one, whose command line mentions dir or that have it as a layer.
 func servers(bin, dir string) []int {
 	var out []int
 	entries, _ := os.ReadDir("/proc")
@@ -113,7 +117,7 @@ func servers(bin, dir string) []int {
 			continue
 		}
 		exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
-		if err != nil || exe != bin {
+		if err != nil || filepath.Dir(exe) != filepath.Dir(bin) {
 			continue
 		}
 		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")

@@ -15,6 +15,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
 	"plyfs/internal/testenv"
 )
 
@@ -142,7 +144,7 @@ func TestManyLowers(t *testing.T) {
 	dir := unionTree(t)
 	var lowers []string
 	mkdirs(t, dir, "l")
-	for i := range maxLowers {
+	for i := range server.MaxLowers {
 		layer := fmt.Sprintf("layers/%d/diff", i)
 		mkdirs(t, dir, layer)
 		write(t, "", dir, layer, fmt.Sprintf("f%d", i))
@@ -153,7 +155,7 @@ func TestManyLowers(t *testing.T) {
 		lowers = append(lowers, link)
 	}
 	mustMount(t, dir, "fuse-overlayfs", "-o", "lowerdir="+strings.Join(lowers, ":")+",upperdir=upper,workdir=work", "merged")
-	if got := strings.TrimSpace(shell(t, dir, "ls merged | wc -l")); got != strconv.Itoa(maxLowers) {
+	if got := strings.TrimSpace(shell(t, dir, "ls merged | wc -l")); got != strconv.Itoa(server.MaxLowers) {
 		t.Errorf("%s files", got)
 	}
 	testenv.Unmount(t, filepath.Join(dir, "merged"))
@@ -225,7 +227,7 @@ func TestAbandonedDaemon(t *testing.T) {
 	}
 	_ = r.Close()
 	cmd := command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged")
-	cmd.Env = append(os.Environ(), verdictEnv+"=3")
+	cmd.Env = append(os.Environ(), mountopt.VerdictEnv+"=3")
 	cmd.ExtraFiles = []*os.File{w}
 	got := finish(t, cmd)
 	_ = w.Close()
@@ -433,7 +435,7 @@ func TestMountCommand(t *testing.T) {
 	}
 	mkdirs(t, dir, "helpers", "helpers.work")
 	for _, name := range []string{"mount.plyfs", "mount.fuse.plyfs"} {
-		if err := os.Symlink(testenv.Binary(t), filepath.Join(dir, "helpers", name)); err != nil {
+		if err := os.Symlink(testenv.MountBinary(t), filepath.Join(dir, "helpers", name)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"plyfs/fs/server"
+	"plyfs/internal/testenv"
 )
 
 // until waits for something that takes a mount's builder a few seconds.
@@ -47,8 +51,29 @@ const indexedLayers = allLayers + ",index=cache/index,log=log"
 // TestIndexLife: a mount that lasts builds the index, the next one answers from it, an edited file is served as it is and ends
 // the use of the index, and the mount after that builds another.
 func TestIndexLife(t *testing.T) {
+	t.Run("plyfs", func(t *testing.T) { indexLife(t, "plyfs", "mount") })
+	// This one leaves mounts with an index to plyfs.
+	t.Run("plyfs-mount", func(t *testing.T) { indexLife(t, "fuse-overlayfs") })
+}
+
+// serverProgram is the name of the program that serves the mount of dir.
+func serverProgram(t *testing.T, dir string) string {
+	t.Helper()
+	pids := servers(testenv.Binary(t), dir)
+	if len(pids) != 1 {
+		t.Fatalf("%d servers", len(pids))
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pids[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Base(exe)
+}
+
+func indexLife(t *testing.T, mount ...string) {
+	t.Helper()
 	dir := unionTree(t)
-	mustMount(t, dir, "plyfs", "mount", "-o", indexedLayers, "merged")
+	mustMount(t, dir, mount[0], append(mount[1:], "-o", indexedLayers, "merged")...)
 	if _, err := os.Stat(filepath.Join(dir, "cache")); err == nil {
 		t.Error("the cache directory was made at once")
 	}
@@ -56,8 +81,11 @@ func TestIndexLife(t *testing.T) {
 	shell(t, dir, "umount merged")
 	waitGone(t, dir)
 
-	mustMount(t, dir, "plyfs", "mount", "-o", indexedLayers, "merged")
+	mustMount(t, dir, mount[0], append(mount[1:], "-o", indexedLayers, "merged")...)
 	got := shell(t, dir, "ls merged; stat -c %s merged/file; echo changed >>lower/file; cat merged/file; stat -c %s merged/file")
+	if exe := serverProgram(t, dir); exe != server.NamePlyfs {
+		t.Errorf("a mount with an index is served by %s", exe)
+	}
 	if want := "file\nsecond\n4\nlow\nchanged\n12\n"; got != want {
 		t.Errorf("the mount shows %q, want %q", got, want)
 	}
@@ -75,8 +103,32 @@ func TestIndexLife(t *testing.T) {
 		t.Errorf("index ls does not say why it is stale: %s", got)
 	}
 
-	mustMount(t, dir, "plyfs", "mount", "-o", indexedLayers, "merged")
+	mustMount(t, dir, mount[0], append(mount[1:], "-o", indexedLayers, "merged")...)
 	until(t, "the second index", func() bool { return strings.Count(readLog(t, dir), "stack index built") == 2 })
+	shell(t, dir, "umount merged")
+	waitGone(t, dir)
+}
+
+// TestMountProgramAlone: without plyfs beside it, plyfs-mount serves mounts without an index, and says so where one was asked for.
+func TestMountProgramAlone(t *testing.T) {
+	dir := unionTree(t)
+	shell(t, dir, program(t, "plyfs")+" index build -q --dir $PWD/cache -o lowerdir=lower:lower2; mkdir bin; cp "+testenv.MountBinary(t)+" bin/fuse-overlayfs")
+	got := shell(t, dir, "PATH=/usr/bin:/bin bin/fuse-overlayfs -o "+allLayers+",index=./cache,log=log merged; cat merged/file; umount merged")
+	if got != "low\n" {
+		t.Errorf("it shows %q", got)
+	}
+	if log := readLog(t, dir); !strings.Contains(log, "no stack index") || !strings.Contains(log, "plyfs is neither beside") {
+		t.Errorf("the log does not say what is missing:\n%s", log)
+	}
+}
+
+// TestMountProgramServes: plyfs-mount serves what has no index, and needs no other program for it.
+func TestMountProgramServes(t *testing.T) {
+	dir := unionTree(t)
+	mustMount(t, dir, "fuse-overlayfs", "-o", allLayers, "merged")
+	if exe := serverProgram(t, dir); exe != server.NameMount {
+		t.Errorf("it is served by %s", exe)
+	}
 	shell(t, dir, "umount merged")
 	waitGone(t, dir)
 }

@@ -8,6 +8,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"plyfs/fs/server"
+	"plyfs/internal/exit"
 )
 
 // umountCommand is plyfs umount.
@@ -32,7 +35,7 @@ func umountCommand() *cli.Command {
 
 // umount unmounts target, a FUSE mount. A plain user needs fusermount3 for that.
 func umount(target string, lazy bool) error {
-	target, err := ownMount(target)
+	target, err := server.OwnMount(target)
 	if err != nil {
 		return err
 	}
@@ -72,7 +75,7 @@ func umountFault(target string, err error) error {
 	case errors.Is(err, unix.EBUSY):
 		return faultf(exitMount, "%s is in use; end what uses it (fuser -m %s), or add --lazy", target, target)
 	case errors.Is(err, unix.EPERM):
-		return faultf(exitUsage, "umount %s: %s; unmount as the user who mounted, or as root", target, reason(err))
+		return faultf(exitUsage, "umount %s: %s; unmount as the user who mounted, or as root", target, exit.Reason(err))
 	}
-	return faultf(exitMount, "umount %s: %s", target, reason(err))
+	return faultf(exitMount, "umount %s: %s", target, exit.Reason(err))
 }

@@ -172,13 +172,13 @@ func exitFault(state *os.ProcessState, err error) error {
 		return err
 	}
 	if code := state.ExitCode(); code >= 0 {
-		return &fault{code: code}
+		return &fault{Code: code}
 	}
 	ws, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
 		return err
 	}
-	return &fault{code: 128 + int(ws.Signal())}
+	return &fault{Code: 128 + int(ws.Signal())}
 }
 
 // continueInNamespace is what the process in the new namespaces does first: it waits for its ids, and executes what it is
@@ -192,7 +192,7 @@ func continueInNamespace(args []string) error {
 	ready := os.NewFile(readyFD, "ready")
 	if n, err := ready.Read(make([]byte, 1)); n != 1 {
 		if errors.Is(err, io.EOF) {
-			return &fault{code: storeUnsupported} // the other process says why
+			return &fault{Code: storeUnsupported} // the other process says why
 		}
 		return faultf(storeFailed, "wait for the user namespace: %v", err)
 	}

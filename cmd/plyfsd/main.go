@@ -14,10 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/cmdtable"
+	"plyfs/internal/version"
 )
-
-// version is set by the linker, as that of cmd/plyfs.
-var version string
 
 // The exit codes.
 const (
@@ -70,7 +68,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	return &cli.App{
 		Name:           "plyfs",
 		Usage:          "daemons of plyfs",
-		Version:        version,
+		Version:        version.Read().Version,
 		Commands:       append(commands(), tableCommand()),
 		Writer:         stdout,
 		ErrWriter:      stderr,                       // the daemons log to it

@@ -13,6 +13,7 @@ import (
 
 	"plyfs/internal/control"
 	"plyfs/internal/latency"
+	"plyfs/internal/version"
 )
 
 const (
@@ -80,7 +81,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge(c.desc.mounts, float64(silent), string(control.StateSilent))
 	e.counter(c.desc.scrapeErrors, c.errors.Load())
 	e.gauge(c.desc.scrapeDuration, time.Since(began).Seconds())
-	e.gauge(c.desc.buildInfo, 1, version)
+	e.gauge(c.desc.buildInfo, 1, version.Read().Version)
 }
 
 // ask asks all servers at once.

@@ -155,7 +155,7 @@ func TestDockerManagedPlugin(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"plyfs", "plyfsd"} {
+	for _, name := range []string{"plyfs", "plyfs-mount", "plyfsd"} {
 		from := filepath.Join(filepath.Dir(testenv.Binary(t)), name)
 		if out, err := exec.Command("cp", from, filepath.Join(rootfs, "bin", name)).CombinedOutput(); err != nil {
 			t.Fatalf("copy %s: %v: %s", from, err, out)

@@ -31,7 +31,7 @@ func newHost(t *testing.T, uid int) *engine {
 		}
 	}
 	e := newEngine(t, uid)
-	for _, name := range []string{"plyfs", "plyfsd"} {
+	for _, name := range []string{"plyfs", "plyfs-mount", "plyfsd"} {
 		text, err := os.ReadFile(filepath.Join(filepath.Dir(testenv.Binary(t)), name))
 		if err != nil {
 			t.Fatal(err)

@@ -20,7 +20,7 @@ func helpers() []string { return []string{"mount.plyfs", "mount.fuse.plyfs", "mo
 func wantInstalled(t *testing.T) []string {
 	t.Helper()
 	want := []string{
-		"/bin/plyfs", "/bin/plyfsd",
+		"/bin/plyfs", "/bin/plyfs-mount", "/bin/plyfsd",
 		"/share/bash-completion/completions/plyfs", "/share/zsh/site-functions/_plyfs", "/share/fish/vendor_completions.d/plyfs.fish",
 		"/share/man/man1/plyfs.1", "/share/man/man1/plyfsd.1", "/share/man/man5/plyfs.toml.5",
 		"/lib/systemd/system/plyfs-graphplugin.socket", "/share/doc/plyfs/examples/config.toml", "/share/doc/plyfs/README.md",
@@ -49,7 +49,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		}
 	}
 	for _, h := range helpers() {
-		if want := "/sbin/" + h + " -> " + prefix + "/bin/plyfs"; !slices.Contains(got, want) {
+		if want := "/sbin/" + h + " -> " + prefix + "/bin/plyfs-mount"; !slices.Contains(got, want) {
 			t.Errorf("make install makes no %s", want)
 		}
 	}
@@ -130,7 +130,7 @@ func static(t *testing.T, path string) {
 }
 
 func TestProgramsAreStatic(t *testing.T) {
-	for _, name := range []string{"plyfs", "plyfsd"} {
+	for _, name := range []string{"plyfs", "plyfs-mount", "plyfsd"} {
 		static(t, filepath.Join(filepath.Dir(testenv.Binary(t)), name))
 	}
 }

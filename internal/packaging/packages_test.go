@@ -20,7 +20,7 @@ func built(t *testing.T, format string) string {
 	t.Helper()
 	dir := testenv.Scratch(t)
 	makeTarget(t, format, "BIN="+filepath.Join(dir, "bin"), "DIST="+filepath.Join(dir, "dist"))
-	for _, name := range []string{"plyfs", "plyfsd"} {
+	for _, name := range []string{"plyfs", "plyfs-mount", "plyfsd"} {
 		static(t, filepath.Join(dir, "bin", name))
 	}
 	made, err := filepath.Glob(filepath.Join(dir, "dist", "*."+format))

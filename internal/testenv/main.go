@@ -27,7 +27,7 @@ const (
 
 // Options say what Main prepares.
 type Options struct {
-	// Binary builds plyfs/cmd/plyfs for Binary to return.
+	// Binary builds plyfs/cmd/plyfs for Binary to return, and plyfs/cmd/plyfs-mount beside it.
 	Binary bool
 	// Daemons builds plyfs/cmd/plyfsd beside it.
 	Daemons bool
@@ -71,7 +71,7 @@ func build(dir string, o Options) []string {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return []string{envBinaryError + "=" + err.Error()}
 	}
-	args := []string{"build", "-o", bin + "/", "plyfs/cmd/plyfs"}
+	args := []string{"build", "-o", bin + "/", "plyfs/cmd/plyfs", "plyfs/cmd/plyfs-mount"}
 	if o.Daemons {
 		args = append(args, "plyfs/cmd/plyfsd")
 	}
@@ -207,6 +207,21 @@ func Binary(t testing.TB) string {
 	}
 	t.Fatalf("no plyfs binary to test: %s", os.Getenv(envBinaryError))
 	return ""
+}
+
+// MountBinary returns the path of the program that only mounts, which is beside Binary; of Binary where that stands alone.
+func MountBinary(t testing.TB) string {
+	t.Helper()
+	bin := Binary(t)
+	if mount := filepath.Join(filepath.Dir(bin), "plyfs-mount"); isFile(mount) {
+		return mount
+	}
+	return bin
+}
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // InUserNamespace reports whether this process was started by RunInUserNamespace.

@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"plyfs/metadata"
-	"plyfs/metadata/metadatatest"
 	"plyfs/metadata/kv"
+	"plyfs/metadata/metadatatest"
 )
 
 func testStack(n uint64) *metadata.Stack {
@@ -301,23 +301,6 @@ func TestOwner(t *testing.T) {
 	}
 	if c.Dir() != sub {
 		t.Errorf("it is at %s", c.Dir())
-	}
-}
-
-func TestDefaultDir(t *testing.T) {
-	t.Setenv("XDG_CACHE_HOME", "/x")
-	t.Setenv(DirEnv, "/chosen")
-	if dir, err := DefaultDir(); err != nil || dir != "/chosen" {
-		t.Errorf("%s, %v; want what %s says", dir, err, DirEnv)
-	}
-	t.Setenv(DirEnv, "")
-	dir, err := DefaultDir()
-	want := "/x/plyfs/index"
-	if os.Geteuid() == 0 && initialNamespace() {
-		want = "/var/cache/plyfs/index"
-	}
-	if err != nil || dir != want {
-		t.Errorf("%s, %v; want %s", dir, err, want)
 	}
 }
 

@@ -51,4 +51,3 @@ func ReportCPU(b *testing.B) func(ops int) {
 	start := cpuTime()
 	return func(ops int) { b.ReportMetric(float64((cpuTime()-start).Nanoseconds())/float64(ops), "cpu-ns/op") }
 }
-

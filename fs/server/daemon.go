@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/exit"
 	"plyfs/internal/launch"
 )
 
@@ -24,7 +25,7 @@ const (
 // startDaemon starts the program again in a session of its own and waits until that serves the mount or failed to; see
 // launch.Start. It returns nil only if the mount serves.
 func startDaemon(r request) error {
-	server := launch.Server{Program: selfPath(), Args: os.Args, Target: -1}
+	server := launch.Server{Program: SelfPath(), Args: os.Args, Target: -1}
 	if fd, ok := descriptor(r.target); ok {
 		server.Target = fd
 	}
@@ -38,17 +39,17 @@ func launchFault(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &failure):
-		return &fault{code: failure.Code, text: failure.Text}
+		return &exit.Fault{Code: failure.Code, Text: failure.Text}
 	case errors.Is(err, launch.ErrInterrupted):
-		return faultf(exitInterrupted, "%v", err)
+		return exit.Faultf(exit.Interrupted, "%v", err)
 	case errors.Is(err, launch.ErrEnded):
-		return faultf(exitInternal, "%v", err)
+		return exit.Faultf(exit.Internal, "%v", err)
 	}
-	return faultf(exitSystem, "%v", err)
+	return exit.Faultf(exit.System, "%v", err)
 }
 
-// selfPath is the program's own file, even where it was replaced on disk.
-func selfPath() string {
+// SelfPath is the program's own file, even where it was replaced on disk.
+func SelfPath() string {
 	const self = "/proc/self/exe"
 	if _, err := os.Stat(self); err == nil {
 		return self
@@ -62,6 +63,10 @@ func selfPath() string {
 
 // daemon is the daemon's end of startDaemon.
 type daemon struct {
+	// fd is the descriptor for the verdict, -1 where it is the answer to an order.
+	fd int
+	// target is the descriptor that became the mount point, -1 for none.
+	target int
 	// send brings the verdict to whoever waits for it.
 	send func(verdict []byte) error
 	told bool
@@ -76,16 +81,44 @@ func becomeDaemon(r *request) (*daemon, bool) {
 	}
 	_ = os.Unsetenv(verdictEnv)
 	unix.CloseOnExec(fd)
+	d := &daemon{fd: fd, target: -1, send: func(verdict []byte) error {
+		_, err := fdSocket(fd).Write(verdict)
+		return errors.Join(err, unix.Close(fd))
+	}}
 	if n, err := strconv.Atoi(os.Getenv(targetEnv)); err == nil {
 		_ = os.Unsetenv(targetEnv)
 		unix.CloseOnExec(n)
-		r.target = fmt.Sprintf("/dev/fd/%d", n)
+		d.target, r.target = n, fmt.Sprintf("/dev/fd/%d", n)
 	}
 	r.warnings = nil // the caller printed them
-	return &daemon{send: func(verdict []byte) error {
-		_, err := fdSocket(fd).Write(verdict)
-		return errors.Join(err, unix.Close(fd))
-	}}, true
+	return d, true
+}
+
+// handOver makes this process, which has mounted nothing yet, the program that why names. It returns only if that is no HandOver,
+// or fails: then it is the reason.
+func (s *server) handOver(why error) error {
+	var other HandOver
+	if !errors.As(why, &other) {
+		return why
+	}
+	if s.daemon != nil && s.daemon.fd < 0 {
+		return exit.Faultf(exit.Internal, "%v, and it does not take orders", why)
+	}
+	env := os.Environ()
+	if s.daemon != nil {
+		env = append(env, fmt.Sprintf("%s=%d", verdictEnv, s.daemon.fd))
+		pass := []int{s.daemon.fd}
+		if s.daemon.target >= 0 {
+			env = append(env, fmt.Sprintf("%s=%d", targetEnv, s.daemon.target))
+			pass = append(pass, s.daemon.target)
+		}
+		for _, fd := range pass {
+			if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+				return exit.Faultf(exit.System, "keep descriptor %d open: %v", fd, err)
+			}
+		}
+	}
+	return exit.Faultf(exit.System, "run %s: %v", string(other), unix.Exec(string(other), os.Args, env))
 }
 
 // ready detaches the daemon from its caller and tells it that the mount serves. stdin becomes /dev/null, stdout and stderr
@@ -104,13 +137,13 @@ func (d *daemon) ready(log *os.File) error {
 			return err
 		}
 	}
-	return d.tell([]byte{exitOK})
+	return d.tell([]byte{exit.OK})
 }
 
 // failed tells the caller why there is no mount, to no effect once it was told that there is one.
 func (d *daemon) failed(err error) {
-	f := asFault(err)
-	_ = d.tell(append([]byte{byte(f.code)}, f.text...))
+	f := exit.AsFault(err)
+	_ = d.tell(append([]byte{byte(f.Code)}, f.Text...))
 }
 
 // tell gives the verdict, once.

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"fmt"
@@ -11,6 +11,7 @@ import (
 	"plyfs/fs/fusefs"
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 )
 
 // server is one mount being served by this process.
@@ -20,7 +21,8 @@ type server struct {
 	log     *slog.Logger
 	logFile *os.File // nil for stderr
 	// daemon is nil in the foreground.
-	daemon *daemon
+	daemon  *daemon
+	indexes Indexes
 
 	union *union.Union
 	index *stackIndex
@@ -33,15 +35,15 @@ type server struct {
 
 // prepareProcess makes this process one that serves mounts.
 func prepareProcess() {
-	raiseFileLimit()
+	RaiseFileLimit()
 	paceCollector()
 	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
 }
 
 // serve mounts what r says and serves it until it is unmounted. d is nil in the foreground. The process has been prepared; of the
 // mount, nothing stays in it.
-func serve(r request, d *daemon) error {
-	s := &server{request: r, daemon: d, env: readEnvironment()}
+func serve(r request, d *daemon, from Indexes) error {
+	s := &server{request: r, daemon: d, indexes: from, env: readEnvironment()}
 	defer s.closeLog()
 	if err := s.mount(); err != nil {
 		return err
@@ -71,26 +73,26 @@ func checkOnly(r request) error {
 	s := &server{request: r, env: readEnvironment()}
 	layers, err := s.prepare()
 	if err == nil {
-		layers.close()
+		layers.Close()
 	}
 	return err
 }
 
 // prepare opens the layers and finds out all that would make the mount fail.
-func (s *server) prepare() (*stack, error) {
+func (s *server) prepare() (*Stack, error) {
 	if err := checkTarget(s.target); err != nil {
 		return nil, err
 	}
-	layers, err := openStack(s.opts)
+	layers, err := OpenStack(s.opts)
 	if err != nil {
 		return nil, err
 	}
-	warnings, err := layers.check(s.personality)
+	warnings, err := layers.Check(s.Personality)
 	if _, passed := descriptor(s.target); err == nil && !passed {
 		err = checkFUSE(s.env)
 	}
 	if err != nil {
-		layers.close()
+		layers.Close()
 		return nil, err
 	}
 	s.warn(warnings...)
@@ -125,12 +127,16 @@ func (s *server) mount() error {
 	}
 	observer := &fusefs.Observer{}
 	uo := unionOptions(s.opts, s.env)
-	uo.Lowers, uo.Upper, uo.Work = layers.lowers, layers.upper, layers.work
+	uo.Lowers, uo.Upper, uo.Work = layers.Lowers, layers.Upper, layers.Work
 	uo.Logger, uo.Observer = s.log, observer
-	s.index = openIndex(s.opts, &uo, s.log)
+	if s.index, err = openIndex(s.indexes, s.opts, &uo, s.log); err != nil {
+		err = s.handOver(err)
+		layers.Close()
+		return err
+	}
 	if s.union, err = union.New(uo); err != nil {
 		s.index.close()
-		return faultf(exitMount, "%v", err)
+		return exit.Faultf(exit.Mount, "%v", err)
 	}
 	if s.dev, err = fusefs.Mount(mc); err != nil {
 		_ = s.union.Close()
@@ -178,7 +184,7 @@ func (s *server) detach() error {
 		err = s.daemon.ready(s.logFile)
 	}
 	if err != nil {
-		return faultf(exitSystem, "can't detach from the caller: %v", err)
+		return exit.Faultf(exit.System, "can't detach from the caller: %v", err)
 	}
 	return nil
 }
@@ -190,7 +196,7 @@ func (s *server) openLog() error {
 	if s.opts.Log != "" {
 		f, err := os.OpenFile(s.opts.Log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 		if err != nil {
-			return faultf(exitUsage, "option log=%s: %s; give a file that can be written", s.opts.Log, reason(err))
+			return exit.Faultf(exit.Usage, "option log=%s: %s; give a file that can be written", s.opts.Log, exit.Reason(err))
 		}
 		out, s.logFile = f, f
 	} else if s.daemon != nil {
@@ -227,7 +233,7 @@ func (s *server) handleSignals() (stop func()) {
 					s.logCounters()
 				case ending:
 					s.log.Warn("ended by a second signal, files may have been open", "signal", sig.String())
-					os.Exit(exitInterrupted)
+					os.Exit(exit.Interrupted)
 				default:
 					ending = true
 					s.log.Info("unmounting", "signal", sig.String())
@@ -245,9 +251,9 @@ func (s *server) handleSignals() (stop func()) {
 	}
 }
 
-// raiseFileLimit takes all descriptors that this process may have. The Go runtime does so too, but gives the old limit back
+// RaiseFileLimit takes all descriptors that this process may have. The Go runtime does so too, but gives the old limit back
 // to programs that it starts.
-func raiseFileLimit() {
+func RaiseFileLimit() {
 	var l unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
 		l.Cur = l.Max

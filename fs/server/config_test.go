@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"errors"
@@ -14,6 +14,7 @@ import (
 	"plyfs/fs/fusefs"
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 )
 
 func options(t *testing.T, s string) mountopt.Options {
@@ -97,10 +98,10 @@ func TestServeConfig(t *testing.T) {
 
 func TestMountConfig(t *testing.T) {
 	asRoot, asUser := environment{root: true}, environment{}
-	fo, _ := personalityOf("/usr/bin/fuse-overlayfs")
-	helper, _ := personalityOf("mount.fuse.plyfs")
+	fo, _ := PersonalityOf("/usr/bin/fuse-overlayfs")
+	helper, _ := PersonalityOf("mount.fuse.plyfs")
 	tests := []struct {
-		p            personality
+		p            Personality
 		source, opts string
 		env          environment
 		want         fusefs.MountConfig
@@ -115,7 +116,7 @@ func TestMountConfig(t *testing.T) {
 			want: fusefs.MountConfig{FSName: "image", Subtype: "plyfs", Flags: unix.MS_RELATIME, AllowOther: true, MaxRead: 4096},
 		},
 		{
-			p: mountPersonality(), opts: "nosuid,nodev,noexec,atime,nodiratime,nosymfollow,sync,dirsync,lazytime", env: asRoot,
+			p: MountPersonality(), opts: "nosuid,nodev,noexec,atime,nodiratime,nosymfollow,sync,dirsync,lazytime", env: asRoot,
 			want: fusefs.MountConfig{
 				FSName: "plyfs", Subtype: "plyfs", AllowOther: true,
 				Flags: unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NODIRATIME |
@@ -123,11 +124,11 @@ func TestMountConfig(t *testing.T) {
 			},
 		},
 		{
-			p: mountPersonality(), opts: "upperdir=u,suid,dev,strictatime,fsname=a,subtype=b", env: asUser,
+			p: MountPersonality(), opts: "upperdir=u,suid,dev,strictatime,fsname=a,subtype=b", env: asUser,
 			want: fusefs.MountConfig{FSName: "a", Subtype: "b", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_STRICTATIME},
 		},
 		{
-			p: mountPersonality(), opts: "upperdir=u,allow_other", env: environment{userAllowOther: true},
+			p: MountPersonality(), opts: "upperdir=u,allow_other", env: environment{userAllowOther: true},
 			want: fusefs.MountConfig{FSName: "plyfs", Subtype: "plyfs", AllowOther: true, Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOATIME},
 		},
 		{
@@ -148,11 +149,11 @@ func TestMountConfig(t *testing.T) {
 		{p: fo, opts: `upperdir=u,context=a\"b`, env: asRoot, err: `option context="a\"b": is no SELinux label`},
 	}
 	for _, tt := range tests {
-		r := request{personality: tt.p, source: tt.source, target: "/m", opts: options(t, tt.opts)}
+		r := request{Personality: tt.p, source: tt.source, target: "/m", opts: options(t, tt.opts)}
 		got, err := mountConfig(r, tt.env)
 		if tt.err != "" {
-			var f *fault
-			if !errors.As(err, &f) || f.text != tt.err || f.code != exitUsage {
+			var f *exit.Fault
+			if !errors.As(err, &f) || f.Text != tt.err || f.Code != exit.Usage {
 				t.Errorf("%q: got %v, want %s", tt.opts, err, tt.err)
 			}
 			continue

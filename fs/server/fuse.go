@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"errors"
@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/exit"
 )
 
 const fuseDevice = "/dev/fuse"
@@ -22,18 +24,18 @@ func checkTarget(target string) error {
 	err := unix.Stat(target, &st)
 	switch {
 	case err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return faultf(exitMount, "mount point %s is not a directory; give a directory", target)
+		return exit.Faultf(exit.Mount, "mount point %s is not a directory; give a directory", target)
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.ENOENT):
-		return faultf(exitMount, "mount point %s does not exist; create the directory, or correct the path", target)
+		return exit.Faultf(exit.Mount, "mount point %s does not exist; create the directory, or correct the path", target)
 	case errors.Is(err, unix.ENOTCONN):
-		return faultf(exitMount, "the mount on %s lost its server; unmount it (plyfs umount %s) and try again", target, target)
+		return exit.Faultf(exit.Mount, "the mount on %s lost its server; unmount it (plyfs umount %s) and try again", target, target)
 	case errors.Is(err, unix.EACCES):
-		return faultf(exitUsage, "mount point %s: %s; the mounting user needs search permission on all directories above it",
-			target, reason(err))
+		return exit.Faultf(exit.Usage, "mount point %s: %s; the mounting user needs search permission on all directories above it",
+			target, exit.Reason(err))
 	}
-	return faultf(exitMount, "mount point %s: %s; give an existing directory", target, reason(err))
+	return exit.Faultf(exit.Mount, "mount point %s: %s; give an existing directory", target, exit.Reason(err))
 }
 
 func checkDescriptor(target string, fd int) error {
@@ -41,10 +43,10 @@ func checkDescriptor(target string, fd int) error {
 	fuse := unix.Mkdev(10, 229)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return faultf(exitUsage, "mount point %s: %s; pass a /dev/fuse descriptor that is mounted already", target, reason(err))
+		return exit.Faultf(exit.Usage, "mount point %s: %s; pass a /dev/fuse descriptor that is mounted already", target, exit.Reason(err))
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != fuse {
-		return faultf(exitUsage, "mount point %s: is not a /dev/fuse descriptor; pass one that is mounted already", target)
+		return exit.Faultf(exit.Usage, "mount point %s: is not a /dev/fuse descriptor; pass one that is mounted already", target)
 	}
 	return nil
 }
@@ -65,14 +67,14 @@ func checkFUSE(env environment) error {
 	_, err := os.Stat(fuseDevice)
 	switch {
 	case errors.Is(err, os.ErrNotExist) && !kernelHasFUSE():
-		return faultf(exitSystem, "no %s, and FUSE is not in the kernel; load the module (modprobe fuse)", fuseDevice)
+		return exit.Faultf(exit.System, "no %s, and FUSE is not in the kernel; load the module (modprobe fuse)", fuseDevice)
 	case errors.Is(err, os.ErrNotExist):
-		return faultf(exitSystem, "no %s here; in a container pass the device in (--device %s), else make it (mknod %s c 10 229)",
+		return exit.Faultf(exit.System, "no %s here; in a container pass the device in (--device %s), else make it (mknod %s c 10 229)",
 			fuseDevice, fuseDevice, fuseDevice)
 	}
 	if !env.root {
 		if _, err := exec.LookPath("fusermount3"); err != nil {
-			return faultf(exitSystem, "fusermount3 not found, without which only root can mount; install the package fuse3")
+			return exit.Faultf(exit.System, "fusermount3 not found, without which only root can mount; install the package fuse3")
 		}
 		return nil
 	}
@@ -81,12 +83,12 @@ func checkFUSE(env environment) error {
 	case err == nil:
 		return unix.Close(fd)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return faultf(exitSystem, "FUSE is not in the kernel (%s: %s); load the module (modprobe fuse)", fuseDevice, reason(err))
+		return exit.Faultf(exit.System, "FUSE is not in the kernel (%s: %s); load the module (modprobe fuse)", fuseDevice, exit.Reason(err))
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return faultf(exitUsage, "%s: %s; the device has to be readable and writable (mode 0666), and allowed to the container",
-			fuseDevice, reason(err))
+		return exit.Faultf(exit.Usage, "%s: %s; the device has to be readable and writable (mode 0666), and allowed to the container",
+			fuseDevice, exit.Reason(err))
 	}
-	return faultf(exitSystem, "%s: %s", fuseDevice, reason(err))
+	return exit.Faultf(exit.System, "%s: %s", fuseDevice, exit.Reason(err))
 }
 
 // kernelHasFUSE reports whether the file system type is known; true where that can't be told.
@@ -102,11 +104,11 @@ func kernelHasFUSE() bool {
 func mountFault(target string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return faultf(exitUsage, "%v; mount as root, in a user namespace of your own (unshare -Urm), or as a user through fusermount3", err)
+		return exit.Faultf(exit.Usage, "%v; mount as root, in a user namespace of your own (unshare -Urm), or as a user through fusermount3", err)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
-		return faultf(exitSystem, "%v", err)
+		return exit.Faultf(exit.System, "%v", err)
 	case errors.Is(err, unix.EBUSY):
-		return faultf(exitMount, "%v; something is mounted on %s already", err, target)
+		return exit.Faultf(exit.Mount, "%v; something is mounted on %s already", err, target)
 	}
-	return faultf(exitMount, "%v", err)
+	return exit.Faultf(exit.Mount, "%v", err)
 }

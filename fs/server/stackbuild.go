@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"encoding/json"
@@ -23,8 +23,9 @@ import (
 // indexBuild builds the index of a running mount's lowers in a process of its own: its memory goes when it is done, and a full
 // disk or a damaged database can't hurt the mount.
 type indexBuild struct {
-	args   []string
-	lowers []*layer.Layer // the union's, open until end has returned
+	program func() (string, error)
+	args    []string
+	lowers  []*layer.Layer // the union's, open until end has returned
 
 	// copies are those of the layers' descriptors, for the builder: their paths may mean something else by now. Guarded by mu.
 	copies []*os.File
@@ -35,9 +36,13 @@ type indexBuild struct {
 	done  chan struct{}
 }
 
+// LayerPathsEnv is the environment variable that names the layers behind inherited descriptors: a JSON array of paths,
+// topmost first. They are for people; nothing resolves them.
+const LayerPathsEnv = "PLYFS_LAYER_PATHS"
+
 // newIndexBuild prepares a build. It does nothing yet: most mounts end before one begins.
-func newIndexBuild(dir string, opts mountopt.Options, lowers []*layer.Layer) *indexBuild {
-	b := &indexBuild{done: make(chan struct{}), lowers: lowers}
+func newIndexBuild(from Indexes, dir string, opts mountopt.Options, lowers []*layer.Layer) *indexBuild {
+	b := &indexBuild{program: from.Builder, done: make(chan struct{}), lowers: lowers}
 	b.args = []string{"plyfs", "index", "build", "--idle", "--quiet", "--dir", dir, "--fds", strconv.Itoa(len(lowers))}
 	if opts.RedirectDir == mountopt.RedirectNoFollow {
 		b.args = append(b.args, "-o", "redirect_dir=nofollow")
@@ -113,10 +118,14 @@ func (b *indexBuild) start(stderr io.Writer) (*exec.Cmd, error) {
 	if err := b.copyLocked(); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(selfPath())
+	program, err := b.program()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program)
 	cmd.Args = b.args
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), layerPathsEnv+"="+string(list))
+	cmd.Env = append(os.Environ(), LayerPathsEnv+"="+string(list))
 	cmd.ExtraFiles = b.copies
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	cmd.Stderr = stderr

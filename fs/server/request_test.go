@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"reflect"
@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/exit"
 	"plyfs/internal/launch"
 )
 
@@ -14,25 +15,25 @@ func TestPersonalityOf(t *testing.T) {
 		"fuse-overlayfs": "fuse-overlayfs", "/usr/bin/fuse-overlayfs": "fuse-overlayfs", "/sbin/mount.plyfs": "mount.plyfs",
 		"mount.fuse.plyfs": "mount.fuse.plyfs", "./mount.fuse3.plyfs": "mount.fuse3.plyfs",
 	} {
-		if p, ok := personalityOf(argv0); !ok || p.name != want {
+		if p, ok := PersonalityOf(argv0); !ok || p.name != want {
 			t.Errorf("%s: %q, %v", argv0, p.name, ok)
 		}
 	}
 	for _, argv0 := range []string{"", "plyfs", "/usr/bin/plyfs", "fuse-overlayfs.bak"} {
-		if p, ok := personalityOf(argv0); ok {
+		if p, ok := PersonalityOf(argv0); ok {
 			t.Errorf("%s: %q", argv0, p.name)
 		}
 	}
 }
 
 func TestParseRequest(t *testing.T) {
-	fo, _ := personalityOf("fuse-overlayfs")
-	helper, _ := personalityOf("mount.plyfs")
-	plyfs := mountPersonality()
+	fo, _ := PersonalityOf("fuse-overlayfs")
+	helper, _ := PersonalityOf("mount.plyfs")
+	plyfs := MountPersonality()
 	tests := []struct {
-		p    personality
+		p    Personality
 		args string
-		want request // without the personality
+		want request // without the Personality
 		err  string
 	}{
 		{p: fo, args: "-o lowerdir=a m", want: request{target: "m", opts: mountopt.Options{LowerDirs: []string{"a"}}}},
@@ -69,31 +70,14 @@ func TestParseRequest(t *testing.T) {
 	for _, tt := range tests {
 		got, err := parseRequest(tt.p, strings.Fields(tt.args))
 		if tt.err != "" {
-			if err == nil || err.Error() != tt.err || asFault(err).code != exitUsage {
+			if err == nil || err.Error() != tt.err || exit.AsFault(err).Code != exit.Usage {
 				t.Errorf("%s %s:\ngot  %v\nwant %s", tt.p.name, tt.args, err, tt.err)
 			}
 			continue
 		}
-		got.personality = personality{}
+		got.Personality = Personality{}
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s %s:\ngot  %+v, %v\nwant %+v", tt.p.name, tt.args, got, err, tt.want)
-		}
-	}
-}
-
-func TestMountsWithoutCommand(t *testing.T) {
-	app := newApp(t.Output())
-	for args, want := range map[string]bool{
-		"overlay /m -o lowerdir=a":       true,
-		"overlay /m -olowerdir=a":        true,
-		"mount overlay /m -o lowerdir=a": false,
-		"-o x /m":                        false,
-		"overlay /m":                     false,
-		"umount -l /m":                   false,
-		"":                               false,
-	} {
-		if got := mountsWithoutCommand(app, strings.Fields(args)); got != want {
-			t.Errorf("%q: got %v", args, got)
 		}
 	}
 }
@@ -102,10 +86,10 @@ func TestLaunchFault(t *testing.T) {
 	if err := launchFault(nil); err != nil {
 		t.Error(err)
 	}
-	if f := asFault(launchFault(&launch.Failure{Code: exitMount, Text: "two\nlines"})); f.code != exitMount || f.text != "two lines" {
+	if f := exit.AsFault(launchFault(&launch.Failure{Code: exit.Mount, Text: "two\nlines"})); f.Code != exit.Mount || f.Text != "two lines" {
 		t.Errorf("%+v", f)
 	}
-	if f := asFault(launchFault(launch.ErrEnded)); f.code != exitInternal {
+	if f := exit.AsFault(launchFault(launch.ErrEnded)); f.Code != exit.Internal {
 		t.Errorf("%+v", f)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"errors"
@@ -12,11 +12,13 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/exit"
 )
 
-// mountMain is the program under any name that mounts: it returns when the mount serves, or in the foreground when it is
-// gone again.
-func mountMain(p personality, args []string, stdout io.Writer) error {
+// Main is the program under any name that mounts: it returns when the mount serves, or in the foreground when it is
+// gone again. args are those behind the program's name, which has to be os.Args[0].
+func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
 	r, err := parseRequest(p, args)
 	switch {
 	case err != nil:
@@ -24,7 +26,7 @@ func mountMain(p personality, args []string, stdout io.Writer) error {
 	case r.help:
 		return printHelp(stdout, p)
 	case r.version:
-		return printVersion(stdout, p)
+		return PrintVersion(stdout, p)
 	}
 	d, isDaemon := becomeDaemon(&r)
 	for _, w := range r.warnings {
@@ -32,7 +34,7 @@ func mountMain(p personality, args []string, stdout io.Writer) error {
 	}
 	if isDaemon {
 		prepareProcess()
-		err := serve(r, d)
+		err := serve(r, d, from)
 		if err != nil {
 			d.failed(err)
 		}
@@ -52,7 +54,7 @@ func mountMain(p personality, args []string, stdout io.Writer) error {
 		return checkOnly(r)
 	case r.foreground:
 		prepareProcess()
-		return serve(r, nil)
+		return serve(r, nil, from)
 	}
 	// Before another process is started, and before it has other descriptors.
 	if err := checkTarget(r.target); err != nil {
@@ -66,12 +68,12 @@ func silent(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &fault{code: asFault(err).code}
+	return &exit.Fault{Code: exit.AsFault(err).Code}
 }
 
 // remount changes the flags of a mount of ours, as mount -o remount asks for. What the layers are can't change.
 func remount(r request) error {
-	target, err := ownMount(r.target)
+	target, err := OwnMount(r.target)
 	if err != nil {
 		return err
 	}
@@ -80,17 +82,17 @@ func remount(r request) error {
 		flags |= unix.MS_RDONLY
 	}
 	if err := unix.Mount("", target, "", unix.MS_REMOUNT|flags, ""); err != nil {
-		return faultf(exitMount, "remount %s: %s", target, reason(err))
+		return exit.Faultf(exit.Mount, "remount %s: %s", target, exit.Reason(err))
 	}
 	return nil
 }
 
-// ownMount returns the absolute path of target, if a FUSE mount is what is mounted there. It touches nothing below the
+// OwnMount returns the absolute path of target, if a FUSE mount is what is mounted there. It touches nothing below the
 // mount, whose server may be gone.
-func ownMount(target string) (string, error) {
+func OwnMount(target string) (string, error) {
 	abs, err := filepath.Abs(target)
 	if err != nil {
-		return "", faultf(exitSystem, "%v", err)
+		return "", exit.Faultf(exit.System, "%v", err)
 	}
 	if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
 		abs = filepath.Join(dir, filepath.Base(abs))
@@ -98,15 +100,15 @@ func ownMount(target string) (string, error) {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != abs, false })
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", faultf(exitSystem, "/proc is not mounted")
+		return "", exit.Faultf(exit.System, "/proc is not mounted")
 	case err != nil:
-		return "", faultf(exitSystem, "mountinfo: %v", err)
+		return "", exit.Faultf(exit.System, "mountinfo: %v", err)
 	case len(mounts) == 0:
-		return "", faultf(exitUsage, "%s is not a mount point", target)
+		return "", exit.Faultf(exit.Usage, "%s is not a mount point", target)
 	}
 	// The last one lies on top.
 	if t := mounts[len(mounts)-1].FSType; t != "fuse" && !strings.HasPrefix(t, "fuse.") {
-		return "", faultf(exitUsage, "%s is a mount of type %s, not one of plyfs", target, t)
+		return "", exit.Faultf(exit.Usage, "%s is a mount of type %s, not one of plyfs", target, t)
 	}
 	return abs, nil
 }
@@ -119,16 +121,16 @@ func enterNamespace(ns string) error {
 	}
 	fd, err := unix.Open(ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return faultf(exitUsage, "mount namespace %s: %s", ns, reason(err))
+		return exit.Faultf(exit.Usage, "mount namespace %s: %s", ns, exit.Reason(err))
 	}
 	defer unix.Close(fd)
 	cwd, cwdErr := os.Getwd()
 	runtime.LockOSThread() // for good: the thread is not like the others any more
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return faultf(exitSystem, "unshare: %v", err)
+		return exit.Faultf(exit.System, "unshare: %v", err)
 	}
 	if err := unix.Setns(fd, unix.CLONE_NEWNS); err != nil {
-		return faultf(exitUsage, "mount namespace %s: %s; entering one takes root", ns, reason(err))
+		return exit.Faultf(exit.Usage, "mount namespace %s: %s; entering one takes root", ns, exit.Reason(err))
 	}
 	if cwdErr == nil {
 		_ = unix.Chdir(cwd) // relative paths mean the same place there, if it exists

@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"errors"
@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
+	"plyfs/internal/exit"
 	"plyfs/internal/sys"
 )
 
@@ -14,14 +15,14 @@ type place struct {
 	dev, ino uint64
 }
 
-// check refuses what the kernel's overlayfs refuses of a set of layers, before anything is written. What p tolerates comes back
+// Check refuses what the kernel's overlayfs refuses of a set of layers, before anything is written. What p tolerates comes back
 // as warnings.
-func (s *stack) check(p personality) (warnings []string, err error) {
+func (s *Stack) Check(p Personality) (warnings []string, err error) {
 	roots, err := s.roots()
 	if err != nil {
 		return nil, err
 	}
-	if s.work != nil && !s.readOnly {
+	if s.Work != nil && !s.readOnly {
 		if err := s.checkUpper(); err != nil {
 			return nil, err
 		}
@@ -35,9 +36,15 @@ func (s *stack) check(p personality) (warnings []string, err error) {
 	return warnings, s.checkLowers(roots)
 }
 
+// Distinct refuses a stack that has a directory twice.
+func (s *Stack) Distinct() error {
+	_, err := s.roots()
+	return err
+}
+
 // roots maps the layers' places to how they were given. No two may be the same (cf. overlayfs super.c ovl_setup_trap).
-func (s *stack) roots() (map[place]string, error) {
-	roots := make(map[place]string, len(s.lowers)+2)
+func (s *Stack) roots() (map[place]string, error) {
+	roots := make(map[place]string, len(s.Lowers)+2)
 	add := func(option string, l *layer.Layer) error {
 		if l == nil {
 			return nil
@@ -45,18 +52,18 @@ func (s *stack) roots() (map[place]string, error) {
 		at := place{dev: l.Dev, ino: l.Ino}
 		name := option + "=" + l.Path
 		if other, ok := roots[at]; ok {
-			return faultf(exitMount, "%s and %s are the same directory; give each layer once, and a workdir of its own", other, name)
+			return exit.Faultf(exit.Mount, "%s and %s are the same directory; give each layer once, and a workdir of its own", other, name)
 		}
 		roots[at] = name
 		return nil
 	}
-	if err := add("upperdir", s.upper); err != nil {
+	if err := add("upperdir", s.Upper); err != nil {
 		return nil, err
 	}
-	if err := add("workdir", s.work); err != nil {
+	if err := add("workdir", s.Work); err != nil {
 		return nil, err
 	}
-	for _, l := range s.lowers {
+	for _, l := range s.Lowers {
 		if err := add("lowerdir", l); err != nil {
 			return nil, err
 		}
@@ -65,25 +72,25 @@ func (s *stack) roots() (map[place]string, error) {
 }
 
 // checkUpper looks at what upper and work need: one writable file system, one mount (a rename can't leave it).
-func (s *stack) checkUpper() error {
+func (s *Stack) checkUpper() error {
 	const way = "put workdir next to upperdir"
-	if s.upper.Dev != s.work.Dev {
-		return faultf(exitMount, "upperdir=%s and workdir=%s are on different file systems; %s", s.upper.Path, s.work.Path, way)
+	if s.Upper.Dev != s.Work.Dev {
+		return exit.Faultf(exit.Mount, "upperdir=%s and workdir=%s are on different file systems; %s", s.Upper.Path, s.Work.Path, way)
 	}
-	if s.upper.Mount != 0 && s.work.Mount != 0 && s.upper.Mount != s.work.Mount {
-		return faultf(exitMount, "upperdir=%s and workdir=%s are under different mounts of one file system; %s", s.upper.Path, s.work.Path, way)
+	if s.Upper.Mount != 0 && s.Work.Mount != 0 && s.Upper.Mount != s.Work.Mount {
+		return exit.Faultf(exit.Mount, "upperdir=%s and workdir=%s are under different mounts of one file system; %s", s.Upper.Path, s.Work.Path, way)
 	}
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(s.upper.FD(), &fs); err == nil && fs.Flags&unix.ST_RDONLY != 0 {
-		return faultf(exitMount, "upperdir=%s is on a read-only file system; use a writable one, or add ro", s.upper.Path)
+	if err := unix.Fstatfs(s.Upper.FD(), &fs); err == nil && fs.Flags&unix.ST_RDONLY != 0 {
+		return exit.Faultf(exit.Mount, "upperdir=%s is on a read-only file system; use a writable one, or add ro", s.Upper.Path)
 	}
 	for _, l := range []struct {
 		option string
 		*layer.Layer
-	}{{"upperdir", s.upper}, {"workdir", s.work}} {
+	}{{"upperdir", s.Upper}, {"workdir", s.Work}} {
 		err := unix.Faccessat(l.FD(), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS)
 		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
-			return faultf(exitUsage, "%s=%s: %s; the mounting user needs to write there", l.option, l.Path, reason(err))
+			return exit.Faultf(exit.Usage, "%s=%s: %s; the mounting user needs to write there", l.option, l.Path, exit.Reason(err))
 		}
 	}
 	return nil
@@ -93,59 +100,59 @@ func (s *stack) checkUpper() error {
 // layers, where its temporary files would be seen. One arrangement of that kind is common and harmless enough to be
 // tolerated in fuse-overlayfs's personality: buildah and podman overlay a volume that contains their own storage, upper
 // and work together.
-func (s *stack) checkWork(p personality, roots map[place]string) (warnings []string, err error) {
-	upperAt := place{dev: s.upper.Dev, ino: s.upper.Ino}
-	workAt := place{dev: s.work.Dev, ino: s.work.Ino}
-	aboveUpper, aboveWork := ancestors(s.upper, nil), ancestors(s.work, nil)
+func (s *Stack) checkWork(p Personality, roots map[place]string) (warnings []string, err error) {
+	upperAt := place{dev: s.Upper.Dev, ino: s.Upper.Ino}
+	workAt := place{dev: s.Work.Dev, ino: s.Work.Ino}
+	aboveUpper, aboveWork := ancestors(s.Upper, nil), ancestors(s.Work, nil)
 	if contains(aboveWork, upperAt) {
-		return nil, faultf(exitMount, "workdir=%s is inside upperdir=%s; put it next to upperdir", s.work.Path, s.upper.Path)
+		return nil, exit.Faultf(exit.Mount, "workdir=%s is inside upperdir=%s; put it next to upperdir", s.Work.Path, s.Upper.Path)
 	}
 	if contains(aboveUpper, workAt) {
-		return nil, faultf(exitMount, "upperdir=%s is inside workdir=%s; put it next to workdir", s.upper.Path, s.work.Path)
+		return nil, exit.Faultf(exit.Mount, "upperdir=%s is inside workdir=%s; put it next to workdir", s.Upper.Path, s.Work.Path)
 	}
 	for _, at := range aboveWork {
 		lower, ok := roots[at]
 		if !ok {
 			continue
 		}
-		if p.name == nameFuseOverlayfs && contains(aboveUpper, at) {
-			return []string{"workdir=" + s.work.Path + " and upperdir are inside " + lower +
+		if p.name == NameFuseOverlayfs && contains(aboveUpper, at) {
+			return []string{"workdir=" + s.Work.Path + " and upperdir are inside " + lower +
 				": their content shows in the mount and must not be used there"}, nil
 		}
-		return nil, faultf(exitMount, "workdir=%s is inside %s; put it outside of all lower directories", s.work.Path, lower)
+		return nil, exit.Faultf(exit.Mount, "workdir=%s is inside %s; put it outside of all lower directories", s.Work.Path, lower)
 	}
 	return nil, nil
 }
 
 // checkIncompat refuses an upper that a volatile mount left, since what it holds may be incomplete after a crash, and one
 // that was marked as beyond mounts that do not know the mark (cf. overlayfs readdir.c ovl_workdir_cleanup_recurse).
-func (s *stack) checkIncompat() error {
+func (s *Stack) checkIncompat() error {
 	const marks = "work/incompat"
-	fd, err := sys.OpenBeneath(s.work.FD(), marks, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := sys.OpenBeneath(s.Work.FD(), marks, unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
 	}
 	if err != nil {
-		return faultf(exitMount, "workdir=%s: %s: %s; the mounting user needs to read it", s.work.Path, marks, reason(err))
+		return exit.Faultf(exit.Mount, "workdir=%s: %s: %s; the mounting user needs to read it", s.Work.Path, marks, exit.Reason(err))
 	}
 	defer unix.Close(fd)
 	return layer.List(fd, func(e layer.RawDirent) error {
 		if e.Name == "volatile" {
-			return faultf(exitMount, "upperdir=%s was last used by a volatile mount and may be incomplete; start with an empty one, "+
-				"or, if the system did not crash since, remove %s/%s/%s", s.upper.Path, s.work.Path, marks, e.Name)
+			return exit.Faultf(exit.Mount, "upperdir=%s was last used by a volatile mount and may be incomplete; start with an empty one, "+
+				"or, if the system did not crash since, remove %s/%s/%s", s.Upper.Path, s.Work.Path, marks, e.Name)
 		}
-		return faultf(exitMount, "upperdir=%s has the mark of a feature that plyfs does not know; mount it with what wrote it, "+
-			"or start with an empty one; the mark is %s/%s/%s", s.upper.Path, s.work.Path, marks, e.Name)
+		return exit.Faultf(exit.Mount, "upperdir=%s has the mark of a feature that plyfs does not know; mount it with what wrote it, "+
+			"or start with an empty one; the mark is %s/%s/%s", s.Upper.Path, s.Work.Path, marks, e.Name)
 	})
 }
 
 // checkLowers refuses a lower layer inside another layer (cf. overlayfs super.c ovl_check_layer).
-func (s *stack) checkLowers(roots map[place]string) error {
+func (s *Stack) checkLowers(roots map[place]string) error {
 	clean := make(map[place]bool)
-	for _, l := range s.lowers {
+	for _, l := range s.Lowers {
 		for _, at := range ancestors(l, clean) {
 			if outer, ok := roots[at]; ok {
-				return faultf(exitMount, "lowerdir=%s is inside %s; layers must not overlap", l.Path, outer)
+				return exit.Faultf(exit.Mount, "lowerdir=%s is inside %s; layers must not overlap", l.Path, outer)
 			}
 			clean[at] = true
 		}

@@ -1,12 +1,28 @@
-package main
+package server
 
 import (
 	"fmt"
 	"io"
+
+	"plyfs/internal/version"
 )
 
+// compatVersion is the fuse-overlayfs whose command line and behaviour the personality of that name has.
+const compatVersion = "1.17"
+
+// PrintVersion answers --version. Callers of fuse-overlayfs show, and some read, the first line.
+func PrintVersion(w io.Writer, p Personality) error {
+	if p.name == NameFuseOverlayfs {
+		if _, err := fmt.Fprintf(w, "fuse-overlayfs: version %s\n", compatVersion); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(w, version.Read())
+	return err
+}
+
 // printHelp answers --help of everything that mounts.
-func printHelp(w io.Writer, p personality) error {
+func printHelp(w io.Writer, p Personality) error {
 	_, err := fmt.Fprintf(w, "usage: %s\n%s", p.usage, mountHelp)
 	return err
 }

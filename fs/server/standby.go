@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"encoding/binary"
@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/exit"
 	"plyfs/internal/sys"
 )
 
@@ -30,35 +31,36 @@ const reuseLimit = 24 << 20
 
 // standby is this process while it waits for mounts to serve, one after the other.
 type standby struct {
-	orders fdSocket
+	orders  fdSocket
+	indexes Indexes
 	// dir is the directory that it was started in, out and err the files that it was given. A mount that is served leaves all three.
 	dir, out, err int
 }
 
-// standbyFD is the descriptor that the variable names, if there is one.
-func standbyFD() (fd int, ok bool) {
+// StandbyFD is the descriptor that the variable names, if there is one.
+func StandbyFD() (fd int, ok bool) {
 	fd, err := strconv.Atoi(os.Getenv(standbyEnv))
 	return fd, err == nil && fd >= 3
 }
 
-// standBy serves mounts that are ordered over the socket fd until nobody wants any more of them. A mount that could not be served
+// StandBy serves mounts that are ordered over the socket fd until nobody wants any more of them. A mount that could not be served
 // ends it too: then something here may not be as it should.
-func standBy(fd int) error {
+func StandBy(fd int, from Indexes) error {
 	if err := os.Unsetenv(standbyEnv); err != nil {
-		return faultf(exitSystem, "%v", err)
+		return exit.Faultf(exit.System, "%v", err)
 	}
 	unix.CloseOnExec(fd)
-	s := &standby{orders: fdSocket(fd)}
+	s := &standby{orders: fdSocket(fd), indexes: from}
 	if err := s.keep(); err != nil {
-		return faultf(exitSystem, "stand by: %v", err)
+		return exit.Faultf(exit.System, "stand by: %v", err)
 	}
 	prepareProcess()
 	for first := true; ; first = false {
 		if !first {
 			if err := s.restore(); err != nil {
-				return faultf(exitSystem, "stand by again: %v", err)
+				return exit.Faultf(exit.System, "stand by again: %v", err)
 			}
-			if err := s.tell([]byte{exitOK}); err != nil {
+			if err := s.tell([]byte{exit.OK}); err != nil {
 				return nil //nolint:nilerr // nobody is there any more, and the mount ended well
 			}
 		}
@@ -67,7 +69,7 @@ func standBy(fd int) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return faultf(exitSystem, "wait for a mount to serve: %v", err)
+			return exit.Faultf(exit.System, "wait for a mount to serve: %v", err)
 		}
 		if err := s.serve(order); err != nil {
 			return silent(err)
@@ -97,13 +99,13 @@ func (s *standby) restore() error {
 
 // serve serves one mount, and tells whether it does. The error has been told.
 func (s *standby) serve(order []string) error {
-	d := &daemon{send: s.tell}
+	d := &daemon{fd: -1, target: -1, send: s.tell}
 	r, err := orderedMount(order)
 	if err == nil {
-		err = serve(r, d)
+		err = serve(r, d, s.indexes)
 	}
 	if err == nil && !d.told {
-		err = faultf(exitMount, "%s: the mount was gone before it was served", r.target)
+		err = exit.Faultf(exit.Mount, "%s: the mount was gone before it was served", r.target)
 	}
 	if err != nil {
 		d.failed(err)
@@ -113,17 +115,17 @@ func (s *standby) serve(order []string) error {
 
 // orderedMount understands a command line that mounts.
 func orderedMount(order []string) (request, error) {
-	p, ok := personalityOf(order[0])
+	p, ok := PersonalityOf(order[0])
 	args := order[1:]
 	if !ok {
 		if len(args) == 0 || args[0] != "mount" {
-			return request{}, faultf(exitUsage, "stand by: the command line %q does not mount", order)
+			return request{}, exit.Faultf(exit.Usage, "stand by: the command line %q does not mount", order)
 		}
-		p, args = mountPersonality(), args[1:]
+		p, args = MountPersonality(), args[1:]
 	}
 	r, err := parseRequest(p, args)
 	if err == nil && (r.help || r.version) {
-		err = faultf(exitUsage, "stand by: the command line %q does not mount", order)
+		err = exit.Faultf(exit.Usage, "stand by: the command line %q does not mount", order)
 	}
 	return r, err
 }

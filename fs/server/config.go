@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 	"plyfs/fs/fusefs"
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
+	"plyfs/internal/exit"
 )
 
 // environment is what the mapping of options depends on beside the options.
@@ -34,7 +35,7 @@ func unionOptions(o mountopt.Options, env environment) union.Options {
 		SquashGID:        o.SquashToGID,
 		Whiteout:         whiteoutForm(o.Whiteout, env),
 		XattrPermissions: union.XattrPermissions(o.XattrPermissions),
-		RedirectDir:      redirectDir(o.RedirectDir),
+		RedirectDir:      RedirectDir(o.RedirectDir),
 		NoMetacopy:       o.Metacopy == mountopt.Off,
 		NoIndex:          o.HardlinkIndex == mountopt.Off,
 		NoACL:            o.NoACL,
@@ -76,9 +77,9 @@ func whiteoutForm(w mountopt.Whiteout, env environment) union.WhiteoutForm {
 	return union.WhiteoutAuto
 }
 
-// redirectDir maps off to follow, which the kernel does too in its default configuration (cf. overlayfs params.c
+// RedirectDir maps off to follow, which the kernel does too in its default configuration (cf. overlayfs params.c
 // ovl_parse_param, Kconfig OVERLAY_FS_REDIRECT_ALWAYS_FOLLOW): what was renamed with redirect_dir=on stays whole.
-func redirectDir(r mountopt.RedirectDir) union.RedirectDir {
+func RedirectDir(r mountopt.RedirectDir) union.RedirectDir {
 	switch r {
 	case mountopt.RedirectFollow, mountopt.RedirectOff:
 		return union.RedirectFollow
@@ -132,7 +133,7 @@ func mountConfig(r request, env environment) (fusefs.MountConfig, error) {
 		DefaultPermissions: true,
 		MaxRead:            o.MaxRead,
 	}
-	if r.source != "" && r.subtype != nameFuseOverlayfs {
+	if r.source != "" && r.subtype != NameFuseOverlayfs {
 		c.FSName = r.source
 	}
 	if o.FSName != "" {
@@ -142,7 +143,7 @@ func mountConfig(r request, env environment) (fusefs.MountConfig, error) {
 		c.Subtype = o.Subtype
 	}
 	if o.AllowOther && !env.root && !env.userAllowOther {
-		return c, faultf(exitUsage, "option allow_other: only root may give it; "+
+		return c, exit.Faultf(exit.Usage, "option allow_other: only root may give it; "+
 			"add a line user_allow_other to /etc/fuse.conf, or leave the option out")
 	}
 	labels, err := labelOptions(o)
@@ -166,7 +167,7 @@ func labelOptions(o mountopt.Options) ([]string, error) {
 			continue
 		}
 		if strings.ContainsAny(l.value, "\"\x00\n") {
-			return nil, faultf(exitUsage, "option %s=%q: is no SELinux label", l.key, l.value)
+			return nil, exit.Faultf(exit.Usage, "option %s=%q: is no SELinux label", l.key, l.value)
 		}
 		out = append(out, fmt.Sprintf(`%s="%s"`, l.key, l.value))
 	}

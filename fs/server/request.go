@@ -1,15 +1,16 @@
-package main
+package server
 
 import (
 	"fmt"
 	"strings"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/exit"
 )
 
 // request is a command line that mounts, understood.
 type request struct {
-	personality
+	Personality
 	opts mountopt.Options
 	// source is what mountinfo shows as such; target is as given, relative to the working directory.
 	source, target string
@@ -25,13 +26,13 @@ type request struct {
 }
 
 // parseRequest reads the arguments behind the program's name. It does no I/O.
-func parseRequest(p personality, args []string) (request, error) {
+func parseRequest(p Personality, args []string) (request, error) {
 	a, err := mountopt.ParseArgs(p.style, args)
 	if err != nil {
-		return request{}, faultf(exitUsage, "%v; usage: %s", err, p.usage)
+		return request{}, exit.Faultf(exit.Usage, "%v; usage: %s", err, p.usage)
 	}
 	r := request{
-		personality: p, source: a.Source, target: a.Target, fake: a.Fake, namespace: a.Namespace,
+		Personality: p, source: a.Source, target: a.Target, fake: a.Fake, namespace: a.Namespace,
 		help: a.Help, version: a.Version,
 	}
 	if r.help || r.version {
@@ -43,7 +44,7 @@ func parseRequest(p personality, args []string) (request, error) {
 		}
 	}
 	if r.opts, err = mountopt.Parse(a.Options...); err != nil {
-		return request{}, faultf(exitUsage, "%v", err)
+		return request{}, exit.Faultf(exit.Usage, "%v", err)
 	}
 	r.lenientFor(a)
 	for _, w := range r.opts.Unknown {
@@ -75,20 +76,20 @@ func (r *request) unknown(word, hint string) error {
 	if hint == "" {
 		hint = fmt.Sprintf("see %s --help", r.command)
 	}
-	return faultf(exitUsage, "unknown %s %s; %s", kind, word, hint)
+	return exit.Faultf(exit.Usage, "unknown %s %s; %s", kind, word, hint)
 }
 
 // checkWords looks for the words that are no flags. fuse-overlayfs takes the last one for the mount point, whatever
 // stands before it.
 func (r *request) checkWords(a mountopt.Args) error {
 	if a.Target == "" {
-		return faultf(exitUsage, "no mountpoint specified; usage: %s", r.usage)
+		return exit.Faultf(exit.Usage, "no mountpoint specified; usage: %s", r.usage)
 	}
 	if r.style == mountopt.StyleHelper && a.Source == "" {
-		return faultf(exitUsage, "no mountpoint specified behind %s; usage: %s", a.Target, r.usage)
+		return exit.Faultf(exit.Usage, "no mountpoint specified behind %s; usage: %s", a.Target, r.usage)
 	}
-	if a.Extra > 0 && r.subtype != nameFuseOverlayfs {
-		return faultf(exitUsage, "more than a source and a mount point given (a word with blanks needs quotes); usage: %s", r.usage)
+	if a.Extra > 0 && r.subtype != NameFuseOverlayfs {
+		return exit.Faultf(exit.Usage, "more than a source and a mount point given (a word with blanks needs quotes); usage: %s", r.usage)
 	}
 	return nil
 }

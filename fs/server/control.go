@@ -1,4 +1,4 @@
-package main
+package server
 
 import (
 	"os"
@@ -11,6 +11,7 @@ import (
 
 	"plyfs/fs/fusefs"
 	"plyfs/internal/control"
+	"plyfs/internal/version"
 )
 
 // controls is the control socket of a mount: not offered yet, offered, or closed for good.
@@ -92,7 +93,7 @@ func (c controlSource) Status() control.Status {
 	}
 	_, device := s.dev.Identity()
 	st := control.Status{
-		Program: readVersion().Version, PID: os.Getpid(), Started: s.controls.started,
+		Program: version.Read().Version, PID: os.Getpid(), Started: s.controls.started,
 		Target: target, Type: "fuse." + s.subtype, Device: device,
 		Upper: c.abs(s.opts.UpperDir), ReadOnly: readOnly(s.opts), Data: s.fs.Data(),
 		ResidentBytes: control.ResidentBytes(os.Getpid()),

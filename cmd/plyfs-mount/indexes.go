@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"plyfs/fs/mountopt"
+	"plyfs/fs/server"
+	"plyfs/fs/union"
+	"plyfs/internal/sibling"
+)
+
+// indexes leaves mounts whose layers have an index to plyfs.
+type indexes struct{}
+
+// Open implements server.Indexes. It looks only whether there is an index of that name: whether it is the right one, plyfs finds out.
+func (indexes) Open(dir string, _ mountopt.Options, u *union.Options, _ *slog.Logger) (io.Closer, error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, server.ErrNoIndex
+	}
+	stack, err := union.StackOf(u)
+	if err != nil {
+		return nil, err
+	}
+	index := filepath.Join(dir, stack.Name())
+	if _, err := os.Stat(index); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, server.ErrNoIndex
+		}
+		return nil, fmt.Errorf("index: %w", err)
+	}
+	program, err := sibling.Find(server.NamePlyfs)
+	if err != nil {
+		return nil, err
+	}
+	return nil, server.HandOver(program)
+}
+
+// Builder implements server.Indexes.
+func (indexes) Builder() (string, error) { return sibling.Find(server.NamePlyfs) }

@@ -1,0 +1,23 @@
+package server
+
+import (
+	"os"
+	"testing"
+)
+
+func TestIndexDir(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", "/x")
+	t.Setenv(IndexDirEnv, "/chosen")
+	if dir, err := IndexDir(); err != nil || dir != "/chosen" {
+		t.Errorf("%s, %v; want what %s says", dir, err, IndexDirEnv)
+	}
+	t.Setenv(IndexDirEnv, "")
+	dir, err := IndexDir()
+	want := "/x/plyfs/index"
+	if os.Geteuid() == 0 && initialNamespace() {
+		want = "/var/cache/plyfs/index"
+	}
+	if err != nil || dir != want {
+		t.Errorf("%s, %v; want %s", dir, err, want)
+	}
+}
