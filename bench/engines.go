@@ -99,7 +99,7 @@ func engineRows() []Row {
 // engineHost is what the engines of a run share.
 type engineHost struct {
 	dir string
-	// program is the plyfs binary; its directory also holds plyfsd.
+	// program is the plyfs binary; its directory also holds plyfs-mount and plyfsd.
 	program string
 	image   string // archive of the image
 	engines int    // how many were started

@@ -43,9 +43,11 @@ func (h *engineHost) newContainerd(ctx context.Context, dir, system string) (eng
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		return nil, err
 	}
-	// mount.fuse3 finds plyfs by its name.
-	if err := os.Symlink(h.program, filepath.Join(bin, Plyfs)); err != nil {
-		return nil, err
+	// mount.fuse3 finds the program that mounts by its name.
+	for _, name := range []string{Plyfs, mountProgramName} {
+		if err := os.Symlink(filepath.Join(filepath.Dir(h.program), name), filepath.Join(bin, name)); err != nil {
+			return nil, err
+		}
 	}
 	c.env = []string{"HOME=" + dir, "PATH=" + bin + ":" + os.Getenv("PATH"), "LANG=C.UTF-8", "TMPDIR=" + os.TempDir()}
 	if err := c.writeConfig(); err != nil {

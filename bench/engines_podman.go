@@ -131,7 +131,8 @@ func (h *engineHost) newPodman(ctx context.Context, dir, system string, user boo
 
 // mountProgram returns the path of the mount program of a system, "" for none.
 func (h *engineHost) mountProgram(dir, system string) (string, error) {
-	target := h.program
+	bin := filepath.Join(dir, "bin")
+	target := filepath.Join(filepath.Dir(h.program), mountProgramName)
 	switch system {
 	case EngineKernel:
 		return "", nil
@@ -141,13 +142,24 @@ func (h *engineHost) mountProgram(dir, system string) (string, error) {
 			return "", fmt.Errorf("fuse-overlayfs is not installed: %w", err)
 		}
 	}
-	// A copy: a user may not be allowed where the program lies.
-	program := filepath.Join(dir, "bin", FuseOverlayfs)
-	b, err := os.ReadFile(target)
-	if err != nil {
-		return "", err
+	// Copies: a user may not be allowed where the programs lie.
+	program := filepath.Join(bin, FuseOverlayfs)
+	err := copyProgram(program, target)
+	if err == nil && system == EnginePlyfs {
+		err = copyProgram(filepath.Join(bin, Plyfs), h.program)
 	}
-	return program, os.WriteFile(program, b, 0o755)
+	return program, err
+}
+
+// mountProgramName is the program of plyfs that only mounts.
+const mountProgramName = Plyfs + "-mount"
+
+func copyProgram(to, from string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o755)
 }
 
 // configure writes podman's configuration, which asks for no more limits, cgroups and networks than any machine has.

@@ -25,6 +25,8 @@ const endWait = 30 * time.Second
 type mounter struct {
 	opts    options
 	program string
+	// helper is the name of the program that others run to mount.
+	helper string
 	log     *slog.Logger
 	servers *servers
 	pool    *pool
@@ -35,12 +37,21 @@ func newMounter(opts options, program, home, run string, log *slog.Logger) (*mou
 	if err != nil {
 		return nil, err
 	}
-	return &mounter{opts: opts, program: program, log: log, servers: s, pool: &pool{program: program, dir: home}}, nil
+	return &mounter{opts: opts, program: program, helper: helperName(), log: log, servers: s, pool: &pool{program: program, dir: home}}, nil
+}
+
+// helperName is what others shall run to mount: the program that only mounts and starts quicker, or plyfs where that is not installed.
+func helperName() string {
+	const mount = Name + "-mount"
+	if _, err := exec.LookPath(mount); err == nil {
+		return mount
+	}
+	return Name
 }
 
 // Plan implements overlaystore.Mounter: mount.fuse3 starts the program for this type, as containerd does.
 func (m *mounter) Plan(k overlaystore.Stack) drivers.Mount {
-	return drivers.Mount{Type: "fuse3." + Name, Source: Name, Options: splitOptions(m.opts.mountOptions(k, k.Path))}
+	return drivers.Mount{Type: "fuse3." + m.helper, Source: Name, Options: splitOptions(m.opts.mountOptions(k, k.Path))}
 }
 
 // splitOptions takes an option string apart at its commas, but for those in quotes and behind a backslash.

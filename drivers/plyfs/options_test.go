@@ -58,7 +58,7 @@ func TestPlan(t *testing.T) {
 	} {
 		o, err := parseOptions(c.opts)
 		must(t, err)
-		m := (&mounter{opts: o}).Plan(c.k)
+		m := (&mounter{opts: o, helper: Name}).Plan(c.k)
 		if m.Type != "fuse3.plyfs" || m.Source != "plyfs" || m.Target != "" {
 			t.Errorf("%s: %+v", name, m)
 		}

@@ -4,7 +4,7 @@
 //
 // containerd asks how a snapshot is mounted, and mounts it itself, or has its shim do so. What the answer is depends on the driver:
 //
-//	plyfs          fuse3.plyfs, which mount.fuse3 makes by running plyfs; a bind mount where there is but one layer
+//	plyfs          fuse3.plyfs-mount, which mount.fuse3 makes by running that program (or plyfs); a bind mount where there is but one layer
 //	overlay2       overlay; a bind mount where there is but one layer
 //	btrfs, vfs     a bind mount of the layer
 //	zfs            a mount of the type zfs

@@ -92,7 +92,7 @@ func (p process) server() bool {
 	switch filepath.Base(p.args[0]) {
 	case "plyfs":
 		return len(p.args) > 2
-	case "fuse-overlayfs", "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs":
+	case "plyfs-mount", "fuse-overlayfs", "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs":
 		return true
 	}
 	return false

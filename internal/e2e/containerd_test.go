@@ -345,9 +345,10 @@ func (c *containerdTest) commit(t *testing.T) {
 		t.Fatal(err)
 	}
 	mount := strings.TrimSpace(c.snapshot(t, "mounts", target, "look"))
-	if rest, ok := strings.CutPrefix(mount, "mount -t fuse3.plyfs "); ok {
-		// containerd calls the helper of such types itself, and mount(8) would look for a program fuse3.plyfs.
-		mount = "/sbin/mount.fuse3 " + rest + " -t plyfs" // and plyfs takes relative paths
+	if rest, ok := strings.CutPrefix(mount, "mount -t fuse3."); ok {
+		// containerd calls the helper of such types itself, and mount(8) would look for a program fuse3.plyfs-mount.
+		program, rest, _ := strings.Cut(rest, " ")
+		mount = "/sbin/mount.fuse3 " + rest + " -t " + program // and plyfs takes relative paths
 	}
 	// mount(8) hands on no more than a page of options, and containerd makes them shorter in the same way.
 	home := c.path("store/layers/" + c.driver)

@@ -87,7 +87,7 @@ func (e *engine) path(name string) string { return filepath.Join(e.dir, name) }
 // writeProgram makes a mount program that writes down how it is called and then becomes the binary under test.
 func (e *engine) writeProgram(t *testing.T) {
 	t.Helper()
-	bin, err := filepath.Abs(testenv.Binary(t))
+	bin, err := filepath.Abs(testenv.MountBinary(t))
 	if err != nil {
 		t.Fatal(err)
 	}

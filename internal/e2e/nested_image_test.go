@@ -167,7 +167,8 @@ func linked(t *testing.T, program string) []string {
 func (e *enginesTree) addPlyfs(t *testing.T, settings map[string]string) {
 	t.Helper()
 	e.copy(t, testenv.Binary(t), "usr/bin/plyfs")
-	e.symlink("usr/local/bin/fuse-overlayfs", "/usr/bin/plyfs")
+	e.copy(t, testenv.MountBinary(t), "usr/bin/plyfs-mount")
+	e.symlink("usr/local/bin/fuse-overlayfs", "/usr/bin/plyfs-mount")
 	for from, to := range map[string]string{
 		"daemon.json": "etc/docker/daemon.json", "containers.conf": "etc/containers/containers.conf",
 		"storage.conf": "etc/containers/storage.conf", "storage-user.conf": "home/user/.config/containers/storage.conf",

@@ -27,7 +27,7 @@ type program struct {
 // newProgram puts the binary under test at a path that ends in fuse-overlayfs, by which plyfs knows what is expected.
 func newProgram(t testing.TB, dir string) *program {
 	t.Helper()
-	bin, err := filepath.Abs(testenv.Binary(t))
+	bin, err := filepath.Abs(testenv.MountBinary(t))
 	if err != nil {
 		t.Fatal(err)
 	}
