@@ -30,7 +30,9 @@ func allPages(e edition, table []cmdtable.Command, text string) ([]page, error) 
 	for _, alias := range []string{"mount.fuse.plyfs", "mount.fuse3.plyfs"} {
 		pages = append(pages, page{name: alias, section: "8", text: ".so man8/mount.plyfs.8\n"})
 	}
-	pages = append(pages, page{name: "plyfsd", section: "1", text: ".so man1/plyfs.1\n"})
+	for _, program := range []string{"plyfsd", "plyfs-mount"} {
+		pages = append(pages, page{name: program, section: "1", text: ".so man1/plyfs.1\n"})
+	}
 	for _, c := range table {
 		pages = append(pages, commandPage(e, c, text))
 	}
