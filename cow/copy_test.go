@@ -46,7 +46,7 @@ func content(t testing.TB, f *os.File) []byte {
 }
 
 func TestCopyData(t *testing.T) {
-	tmp, ext4, reflink := testenv.Scratch(t), testenv.Ext4(t, 32<<20), xfs(t)
+	tmp, ext4, reflink := testenv.Scratch(t), testenv.Ext4(t, 32<<20), testenv.XFS(t)
 	for _, c := range []struct{ about, from, to string }{
 		{"tmpfs", tmp, tmp}, {"ext4", ext4, ext4}, {"xfs", reflink, reflink}, {"ext4 to tmpfs", ext4, tmp}, {"tmpfs to xfs", tmp, reflink},
 	} {
@@ -75,7 +75,7 @@ func TestCopyData(t *testing.T) {
 
 // Whole files share their extents where that is possible, and where it is not it is tried once.
 func TestCopyDataClones(t *testing.T) {
-	tmp, reflink := testenv.Scratch(t), xfs(t)
+	tmp, reflink := testenv.Scratch(t), testenv.XFS(t)
 	for _, c := range []struct {
 		about, dir    string
 		first, second []string
@@ -106,7 +106,7 @@ func TestCopyDataKeepsHoles(t *testing.T) {
 	const size = 4 << 30
 	for about, dirs := range map[string][2]string{
 		"tmpfs": {testenv.Scratch(t), testenv.Scratch(t)}, "ext4": {testenv.Ext4(t, 32<<20), testenv.Scratch(t)},
-		"xfs": {xfs(t), testenv.Scratch(t)},
+		"xfs": {testenv.XFS(t), testenv.Scratch(t)},
 	} {
 		for _, to := range []string{dirs[0], dirs[1]} {
 			data, offsets := noise(5000), []int64{0, 1 << 30, size - 5000}

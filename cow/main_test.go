@@ -3,8 +3,6 @@ package cow_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -88,21 +86,6 @@ func xattr(path, attr string) string {
 func write(t testing.TB, path, content string) {
 	t.Helper()
 	must(t, os.WriteFile(path, []byte(content), 0o644))
-}
-
-// xfs returns the root of a new XFS, on which files can share extents.
-func xfs(t testing.TB) string {
-	t.Helper()
-	dir := testenv.Scratch(t)
-	img, mnt := filepath.Join(dir, "img"), filepath.Join(dir, "mnt")
-	must(t, os.WriteFile(img, nil, 0o600), os.Truncate(img, 320<<20), os.Mkdir(mnt, 0o755))
-	for _, args := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1", img}, {"mount", "-o", "loop", "-t", "xfs", img, mnt}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%q: %v: %s", args, err, out)
-		}
-	}
-	t.Cleanup(func() { testenv.Unmount(t, mnt) })
-	return mnt
 }
 
 // recorder is a hook that notes the calls, and answers those that fail names.

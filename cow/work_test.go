@@ -51,7 +51,7 @@ func TestWorkFeatures(t *testing.T) {
 	}{
 		{"tmpfs", testenv.Scratch(t), all},
 		{"ext4", testenv.Ext4(t, 16<<20), durable},
-		{"xfs", xfs(t), durable},
+		{"xfs", testenv.XFS(t), durable},
 		{"btrfs", testenv.Btrfs(t, 256<<20), named},
 	} {
 		t.Run(c.about, func(t *testing.T) {
