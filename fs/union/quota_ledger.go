@@ -60,13 +60,14 @@ func (c *charge) off() {
 	q.reserved.sub(c.need)
 	q.counted.bytes += c.need.bytes
 	l.pending += c.need.bytes
-	l.ops--
-	settle := c.exact || l.pending >= settleEvery
-	q.mu.Unlock()
 	c.l, c.need = nil, amount{}
-	if settle {
-		q.settle(l, c.fd, c.name)
+	if c.exact || l.pending >= settleEvery {
+		q.mu.Unlock()
+		q.settle(l, c.fd, c.name) // as an operation: else a sweep could drop the ledger before what was given back is known
+		q.mu.Lock()
 	}
+	l.ops--
+	q.mu.Unlock()
 }
 
 // ledgerOf begins an operation on n's object and looks at it if it is the first one.

@@ -114,6 +114,40 @@ func TestQuotaManyNodes(t *testing.T) {
 	}
 }
 
+// TestQuotaSweptMeanwhile: what an operation gives back is found out also if everything is settled while it ends.
+func TestQuotaSweptMeanwhile(t *testing.T) {
+	u := newStack(t).withQuota(Quota{Bytes: 1 << 30})
+	defer func() { okT(t, u.Close()) }()
+	n, _, err := u.Create(&Caller{}, u.Root(), "new", 0o644, unix.O_EXCL)
+	okT(t, err)
+	defer u.Forget(n, 1)
+	empty := u.QuotaUse()
+	var sweeper sync.WaitGroup
+	defer sweeper.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	sweeper.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				u.QuotaUse()
+			}
+		}
+	})
+	data := make([]byte, 64<<10)
+	for range 5000 {
+		_, err := u.Write(n, data, 0, false)
+		okT(t, err)
+		_, err = u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetSize})
+		okT(t, err)
+		if use := u.QuotaUse(); use != empty {
+			t.Fatalf("the account has %+v, the upper %+v", use, empty)
+		}
+	}
+}
+
 // BenchmarkQuota measures what a quota adds to a created and written file, and to an overwrite.
 func BenchmarkQuota(b *testing.B) {
 	for name, q := range map[string]Quota{"without": {}, "with": {Bytes: 1 << 40, Inodes: 1 << 30}} {
