@@ -96,8 +96,8 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	if err := s.stat(p, &e.st); err != nil {
 		return nil, Attr{}, err
 	}
-	c.done(e.st.Blocks)
 	n := u.instantiate(dir, name, e)
+	c.done(n, e.st.Blocks)
 	if n.dir != nil {
 		n.dir.resolved.Store(true)
 		dir.dir.countDirLocked(1)
@@ -532,7 +532,7 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	n.refs = 1
 	n.set(flagUpper)
 	u.unlinked(n)
-	ch.done(st.Blocks)
+	ch.done(n, st.Blocks)
 	u.files.PutPinned(&n.data, s.fd, true)
 	s.fd = -1
 	a := u.toAttr(n, &st)

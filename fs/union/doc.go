@@ -6,7 +6,7 @@
 //
 // In the order in which they are taken; a lock is never taken while one below it is held:
 //
-//	in-flight copy-up of a node         awaited with no lock held
+//	in-flight copy-up of a node         awaited with no lock held, and so is a recount that is under way
 //	quota.sweeping, quota.running (RW)  the account of an upper with a quota; running is written by a recount
 //	  Union.renameMu (RW)               topology of directories; written by a rename or removal of a directory
 //	    dirState.mu                     one directory's names and listing; of two, the ancestor first, else by number

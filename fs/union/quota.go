@@ -12,8 +12,8 @@ import (
 
 // quota is the account of an upper with limits. It holds what the inodes of the upper take up, the unlinked ones that are
 // still open included, and never less than that: an operation reserves the most that it may need before it begins, and what
-// it really took is found out later, by one statx for many operations (see ledger). Nothing is refused before all is found
-// out.
+// it really took is found out later, by one statx for many operations (see ledger). What changes after that, at write-back, is
+// the subject of quota_late.go. Nothing is refused before all is found out.
 //
 // Its locks come around those of the union (see the package documentation): running before renameMu, mu after treeMu.
 // A nil quota is an upper without limits, and all methods do nothing then.
@@ -23,7 +23,8 @@ type quota struct {
 	// block is the allocation unit of the file system, dir what an empty directory takes up on it.
 	block, dir int64
 	// trims says that the file system allocates beyond the end of files and takes that back by itself (xfs).
-	trims bool
+	trims  bool
+	timing timing
 
 	// running is held for reading by what changes the account, for writing by a recount.
 	running sync.RWMutex
@@ -36,7 +37,21 @@ type quota struct {
 	// slack is how much of counted may not be there: only a recount can tell.
 	slack      amount
 	recounting bool
-	ledgers    map[*Node]*ledger
+	// round is the number of recounts, which end all that was known of objects.
+	round   int
+	ledgers map[*Node]*ledger
+	// sizes is what counted holds of the objects of nodes without a ledger, parted of those without a node, by inode number: as
+	// far as they changed, and parted in part.
+	sizes  map[*Node]int64
+	parted map[uint64]int64
+	// doubted is how many bytes of counted came to be in doubt, cleared how many of them a recount after write-back explained:
+	// the rest may go without a further operation, but to find out costs more than with slack.
+	doubted, cleared int64
+	// recounted is when the last recount after write-back ended, took how long it lasted; finding, while one runs, is closed at its
+	// end.
+	recounted time.Time
+	took      time.Duration
+	finding   chan struct{}
 	// held are nodes without a name whose upper object lives by its descriptor, with the time of their unlinking.
 	held map[*Node]time.Time
 	// awaited is when those who were held then were waited for in vain.
@@ -63,18 +78,22 @@ func (u *Union) openQuota() error {
 		return err
 	}
 	q := &quota{
-		u: u, limit: o, block: max(fs.Bsize, 512), trims: fs.Type == unix.XFS_SUPER_MAGIC,
-		ledgers: map[*Node]*ledger{}, held: map[*Node]time.Time{},
+		u: u, limit: o, block: max(fs.Bsize, 512), trims: fs.Type == unix.XFS_SUPER_MAGIC, timing: timingOf(fs.Type),
+		ledgers: map[*Node]*ledger{}, sizes: map[*Node]int64{}, parted: map[uint64]int64{}, held: map[*Node]time.Time{},
 	}
 	var st unix.Statx_t
 	if err := sys.Statx(u.work.StageFD(), "", &st); err != nil {
 		return err
 	}
 	q.dir = int64(st.Blocks) * statBlock
+	if q.timing == dataLate {
+		q.writeBack()
+	}
 	var err error
 	if q.counted, err = q.walk(); err != nil {
 		return fmt.Errorf("count what upper %s holds: %w", u.upper.Path, err)
 	}
+	q.doubt(q.counted.bytes) // an earlier mount may just have written it
 	u.quota = q
 	return nil
 }
@@ -118,10 +137,10 @@ func (u *Union) reserve(need amount, exact func() int64) (charge, error) {
 	return charge{q: q, need: got, exact: got != need}, nil
 }
 
-// done says that the object was made, and takes up this many blocks.
-func (c *charge) done(blocks uint64) {
+// done says that the object of n was made, and takes up this many blocks.
+func (c *charge) done(n *Node, blocks uint64) {
 	if c.q != nil {
-		c.q.commit(c.need, amount{int64(blocks) * statBlock, c.need.inodes})
+		c.q.made(n, c.need, amount{int64(blocks) * statBlock, c.need.inodes})
 		c.need = amount{}
 	}
 }
@@ -155,6 +174,16 @@ func (q *quota) commit(reserved, used amount) {
 	q.mu.Lock()
 	q.reserved.sub(reserved)
 	q.counted.add(used)
+	q.mu.Unlock()
+}
+
+// made is commit for the new object of n. Precondition: within an operation.
+func (q *quota) made(n *Node, reserved, used amount) {
+	q.mu.Lock()
+	q.reserved.sub(reserved)
+	q.counted.add(used)
+	q.doubt(used.bytes)
+	q.remember(n, used.bytes)
 	q.mu.Unlock()
 }
 
@@ -216,13 +245,12 @@ func (q *quota) reserve(need amount, exact func() int64) (amount, error) {
 	if q.awaitForgets(need) {
 		return need, nil
 	}
-	if q.slackMatters(need) {
-		if err := q.recount(); err != nil {
-			return amount{}, fmt.Errorf("count what upper %s holds: %w", q.u.upper.Path, err)
-		}
-		if q.take(need) {
-			return need, nil
-		}
+	found, err := q.findOut(need)
+	if err != nil {
+		return amount{}, fmt.Errorf("count what upper %s holds: %w", q.u.upper.Path, err)
+	}
+	if found {
+		return need, nil
 	}
 	return amount{}, q.refuse(need)
 }
@@ -258,22 +286,13 @@ func (q *quota) heldMatter(need amount, all bool) bool {
 	}
 	q.mu.Unlock()
 	for _, n := range held {
-		if bytes, links, err := q.lastLook(n); err == nil && links == 0 {
-			least.sub(amount{bytes, 1})
+		if s, links, err := q.lastLook(n); err == nil && links == 0 {
+			least.sub(amount{s.bytes, 1})
 		}
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return len(held) > 0 && q.fits(least, need)
-}
-
-// slackMatters says whether a recount could make room for need.
-func (q *quota) slackMatters(need amount) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	least := q.counted
-	least.sub(q.slack)
-	return q.slack != amount{} && q.fits(least, need)
 }
 
 func (q *quota) refuse(need amount) error {
@@ -327,10 +346,13 @@ func (u *Union) QuotaUse() Quota {
 }
 
 // RecountQuota counts anew what the upper takes up, and blocks changes of the upper meanwhile. The union does it by itself when
-// it has to refuse and is not sure.
+// it has to refuse and is not sure. Where nothing is allocated before it is written back, that is waited for.
 func (u *Union) RecountQuota() error {
 	if u.quota == nil {
 		return nil
 	}
-	return u.quota.recount()
+	if u.quota.timing == dataLate {
+		return u.quota.recountWritten()
+	}
+	return u.quota.recount(0)
 }

@@ -122,8 +122,9 @@ func (q *quota) free() int64 {
 	return max(q.limit.Bytes-q.counted.bytes-q.reserved.bytes, 0)
 }
 
-// recount counts anew, with no operation running. Precondition: no lock of the union and no charge is held.
-func (q *quota) recount() error {
+// recount counts anew, with no operation running; what was doubted up to this has been written back. Precondition: no lock of the
+// union and no charge is held.
+func (q *quota) recount(written int64) error {
 	q.running.Lock()
 	defer q.running.Unlock()
 	q.mu.Lock()
@@ -136,8 +137,8 @@ func (q *quota) recount() error {
 	q.mu.Unlock()
 	found, err := q.walk()
 	for _, n := range held {
-		if bytes, links, err := q.lastLook(n); err == nil && links == 0 {
-			found.add(amount{bytes, 1})
+		if s, links, err := q.lastLook(n); err == nil && links == 0 {
+			found.add(amount{s.bytes, 1})
 		}
 	}
 	q.mu.Lock()
@@ -150,7 +151,14 @@ func (q *quota) recount() error {
 		l.gone = true
 	}
 	clear(q.ledgers)
+	clear(q.sizes)
+	clear(q.parted)
+	q.round++
 	q.counted = found
+	q.cleared = max(q.cleared, written)
+	if q.timing == dataLate {
+		q.counted.bytes += q.doubted - q.cleared // perhaps it was not there to be seen
+	}
 	return nil
 }
 

@@ -14,8 +14,8 @@ import (
 type ledger struct {
 	// mu is held while the object is looked at.
 	mu    sync.Mutex
-	known bool  // settled is valid; guarded by mu
-	size  int64 // what the object took up when it was last looked at; guarded by mu
+	known bool  // size is valid; changed under mu and quota.mu
+	size  int64 // what counted holds of the object beside pending: what it took up at the last look; changed like known
 
 	// pending is what finished operations may have added since then; counted contains it. Guarded by quota.mu, like the rest.
 	pending int64
@@ -70,12 +70,13 @@ func (c *charge) off() {
 	q.mu.Unlock()
 }
 
-// ledgerOf begins an operation on n's object and looks at it if it is the first one.
+// ledgerOf begins an operation on n's object, and looks at it if nothing is known of it.
 func (q *quota) ledgerOf(n *Node, fd int, name string) (*ledger, error) {
 	q.mu.Lock()
 	l := q.ledgers[n]
 	if l == nil {
 		l = &ledger{}
+		l.size, l.known = q.baseline(n)
 		q.ledgers[n] = l
 	}
 	l.ops++
@@ -85,14 +86,14 @@ func (q *quota) ledgerOf(n *Node, fd int, name string) (*ledger, error) {
 	if l.known {
 		return l, nil
 	}
-	var err error
-	if l.size, err = q.allocatedAt(fd, name); err != nil {
-		q.mu.Lock()
+	now, err := q.allocatedAt(fd, name)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err != nil {
 		l.ops--
-		q.mu.Unlock()
 		return nil, err
 	}
-	l.known = true
+	l.size, l.known = now, true
 	return l, nil
 }
 
@@ -137,7 +138,7 @@ func (q *quota) settle(l *ledger, fd int, name string) {
 	taken := l.pending
 	l.pending = 0
 	q.mu.Unlock()
-	now, err := q.allocatedAt(fd, name)
+	seen, err := q.look(fd, name)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
@@ -145,7 +146,9 @@ func (q *quota) settle(l *ledger, fd int, name string) {
 	case err != nil:
 		l.pending += taken
 	default:
+		now := seen.expected(l.size + taken)
 		q.counted.bytes += now - l.size - taken
+		q.doubt(taken + seen.spare)
 		l.size = now
 	}
 }
@@ -217,6 +220,9 @@ func (q *quota) sweepOne(n *Node) {
 	if l.ops == 0 && l.pending == 0 && q.ledgers[n] == l {
 		l.gone = true
 		delete(q.ledgers, n)
+		if l.known {
+			q.sizes[n] = l.size
+		}
 	}
 	q.mu.Unlock()
 }
@@ -290,44 +296,52 @@ func (q *quota) forget(n *Node) {
 	if q == nil || !n.has(flagUpper) {
 		return
 	}
+	unlinked := n.has(flagUnlinked)
 	q.mu.Lock()
-	l := q.ledgers[n]
+	l, round := q.ledgers[n], q.round
+	size, known := q.baseline(n)
 	delete(q.ledgers, n)
 	delete(q.held, n)
+	delete(q.sizes, n)
 	q.mu.Unlock()
-	unlinked := n.has(flagUnlinked)
-	if l == nil && !unlinked {
-		return
-	}
-	now, links, err := q.lastLook(n)
 	if l == nil {
-		l = &ledger{known: true, size: now}
+		if !unlinked && (!known || q.timing == atOnce) {
+			return
+		}
+		l = &ledger{size: size, known: known}
 	}
+	s, links, err := q.lastLook(n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if l.gone || !l.known {
-		l = &ledger{known: true, size: now} // a recount found it, or nothing was done to it
-	}
+	recounted := l.gone || q.round != round
 	l.gone = true
+	had := s.bytes // a recount found it, or nothing was done to it
+	if l.known && !recounted {
+		had = l.size + l.pending
+	}
 	switch {
-	case err != nil: // nobody can tell any more
-		q.slack.bytes += l.pending
-		if unlinked {
-			q.slack.add(amount{l.size, 1})
-		}
-	case unlinked && links == 0 && q.recounting:
-		q.slack.add(amount{max(now, l.size+l.pending), 1}) // perhaps it has been seen
+	case err != nil && unlinked: // nobody can tell any more
+		q.slack.add(amount{had, 1})
+	case unlinked && links == 0 && (q.recounting || recounted):
+		q.slack.add(amount{max(s.bytes, had), 1}) // perhaps it has been seen
 	case unlinked && links == 0:
-		q.counted.sub(amount{l.size + l.pending, 1})
+		q.counted.sub(amount{had, 1})
+	case recounted || !l.known:
+	case err != nil:
+		q.slack.bytes += l.pending
+		q.part(n, had)
 	default:
-		q.counted.bytes += now - l.size - l.pending
+		now := s.expected(had)
+		q.counted.bytes += now - had
+		q.doubt(l.pending + s.spare)
+		q.part(n, now)
 	}
 }
 
-// lastLook is what n takes up and how many names it has, by the descriptor that is left of it.
-func (q *quota) lastLook(n *Node) (bytes int64, links uint32, err error) {
+// lastLook looks at n, and at how many names it has, by the descriptor that is left of it.
+func (q *quota) lastLook(n *Node) (s sight, links uint32, err error) {
 	u := q.u
 	files, slot := u.files, &n.data
 	if n.IsDir() {
@@ -335,19 +349,19 @@ func (q *quota) lastLook(n *Node) (bytes int64, links uint32, err error) {
 	}
 	f := files.Get(slot)
 	if f == nil {
-		return 0, 0, unix.EBADF
+		return s, 0, unix.EBADF
 	}
 	defer f.Close()
 	if !n.IsDir() && !f.Writable && !n.has(flagUnlinked) {
-		return 0, 0, unix.EBADF // it may be the lower's
+		return s, 0, unix.EBADF // it may be the lower's
 	}
 	var st unix.Statx_t
 	if err := sys.Statx(f.FD(), "", &st); err != nil {
-		return 0, 0, err
+		return s, 0, err
 	}
 	links = st.Nlink
 	if n.IsDir() && n.has(flagUnlinked) {
 		links = 0 // some file systems keep the number of a removed directory
 	}
-	return q.allocated(f.FD(), "", &st), links, nil
+	return q.sightOf(f.FD(), "", &st), links, nil
 }

@@ -27,6 +27,9 @@ func (u *Union) writeCharged(n *Node, f *layer.File, p []byte, off int64, killPr
 // reserveFallocate reserves what fallocate(2) on f adds: it either allocates or gives back.
 func (u *Union) reserveFallocate(f *layer.File, mode uint32, off, length int64) (charge, error) {
 	const gives = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_COLLAPSE_RANGE | unix.FALLOC_FL_INSERT_RANGE
+	if mode&gives != 0 {
+		u.quota.punched(length)
+	}
 	if u.quota == nil || mode&gives != 0 || off < 0 || length <= 0 || off+length < 0 {
 		return u.reserve(amount{}, nil) // what is not valid is for the file system to say
 	}
@@ -138,16 +141,16 @@ func (c *copyUp) runCharged() error {
 	if err != nil {
 		return err
 	}
-	used := amount{}
-	defer func() { q.commit(need, used) }()
+	defer func() { q.commit(need, amount{}) }()
 	if err := c.stage(); err != nil {
 		return err
 	}
 	dirfd, name := c.at()
-	bytes, err := q.allocatedAt(dirfd, name)
+	seen, err := q.look(dirfd, name)
 	if err != nil {
 		return err
 	}
+	bytes := seen.expected(need.bytes)
 	if more := bytes - need.bytes; more > 0 { // the lower keeps it more densely: compressed, or in larger files
 		extra, err := q.reserve(amount{bytes: more}, nil)
 		if err != nil {
@@ -160,7 +163,9 @@ func (c *copyUp) runCharged() error {
 	if err := c.publish(); err != nil {
 		return err
 	}
-	used = amount{bytes, 1}
+	// Before a recount sees it, or another operation is done.
+	q.made(c.n, need, amount{bytes, 1})
+	need = amount{}
 	return nil
 }
 
@@ -174,6 +179,10 @@ func (q *quota) replacedDir(n *Node, blocks uint64, stagedName string, fd int, n
 	q.mu.Lock()
 	l := q.ledgers[n]
 	delete(q.ledgers, n)
+	if size, known := q.baseline(n); known {
+		had = size
+	}
+	delete(q.sizes, n)
 	q.mu.Unlock()
 	if l != nil {
 		l.mu.Lock()
@@ -193,5 +202,8 @@ func (q *quota) replacedDir(n *Node, blocks uint64, stagedName string, fd int, n
 	if err != nil {
 		q.u.log.Warn("whiteouts that go with a directory count on until the next mount", "err", err)
 	}
-	q.commit(amount{}, amount{has - had, -int64(whiteouts)})
+	q.mu.Lock()
+	q.counted.add(amount{has - had, -int64(whiteouts)})
+	q.remember(n, has)
+	q.mu.Unlock()
 }

@@ -21,7 +21,12 @@ type stack struct {
 
 func newStack(t testing.TB) *stack {
 	t.Helper()
-	root := t.TempDir()
+	return newStackIn(t, t.TempDir())
+}
+
+// newStackIn makes it in the empty directory root.
+func newStackIn(t testing.TB, root string) *stack {
+	t.Helper()
 	s := &stack{t: t, lower: root + "/lower", upper: root + "/upper", work: root + "/work"}
 	for _, d := range []string{s.lower, s.upper, s.work} {
 		if err := os.Mkdir(d, 0o755); err != nil {
