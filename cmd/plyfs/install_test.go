@@ -20,7 +20,7 @@ func testInstaller(t *testing.T, user bool) *installer {
 	in := &installer{
 		root: root, user: user, home: filepath.Join(root, "home"), uid: os.Geteuid(),
 		program: filepath.Join(root, "usr/local/bin/plyfs-mount"), self: filepath.Join(root, "usr/local/bin/plyfs"),
-		bindir:  filepath.Join(root, "usr/local/bin"),
+		bindir: filepath.Join(root, "usr/local/bin"),
 	}
 	in.getenv = func(name string) string {
 		return map[string]string{"PATH": in.bindir + ":" + filepath.Join(root, "usr/bin")}[name]

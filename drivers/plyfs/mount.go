@@ -26,7 +26,7 @@ type mounter struct {
 	opts    options
 	program string
 	// helper is the name of the program that others run to mount.
-	helper string
+	helper  string
 	log     *slog.Logger
 	servers *servers
 	pool    *pool

@@ -70,6 +70,7 @@ func OpenStack(o mountopt.Options) (s *Stack, err error) {
 	return s, nil
 }
 
+// Close closes all layers. Nothing may use them any more.
 func (s *Stack) Close() {
 	for _, l := range append([]*layer.Layer{s.Upper, s.Work}, s.Lowers...) {
 		if l != nil {

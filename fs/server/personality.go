@@ -19,6 +19,7 @@ type Personality struct {
 	usage   string
 }
 
+// The names of programs.
 const (
 	NameFuseOverlayfs = "fuse-overlayfs"
 	NamePlyfs         = "plyfs"

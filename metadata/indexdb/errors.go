@@ -24,7 +24,7 @@ type damage struct{ error }
 func (d damage) Unwrap() error { return d.error }
 
 // Is makes it metadata.ErrDamaged.
-func (d damage) Is(target error) bool { return target == metadata.ErrDamaged } //nolint:errorlint // it is the target itself
+func (d damage) Is(target error) bool { return target == metadata.ErrDamaged }
 
 // asDamage returns err so that users of records understand it.
 func asDamage(err error) error {
