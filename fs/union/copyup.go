@@ -346,7 +346,7 @@ func (c *copyUp) indexed() bool {
 // (CVE-2023-0386).
 func (u *Union) copiedMode(st *unix.Statx_t) uint32 {
 	mode := uint32(st.Mode) & 0o7777
-	if u.userNS && (st.Uid == overflowID || st.Gid == overflowID) {
+	if (st.Uid == overflowID || st.Gid == overflowID) && u.userNS() {
 		mode &^= unix.S_ISUID | unix.S_ISGID
 	}
 	return mode

@@ -31,7 +31,7 @@ func (u *Union) markUnsynced(n *Node, dirfd int, name string) error {
 	if err := u.noteRecord(); err != nil {
 		return err
 	}
-	m := ovl.UnsyncedMark{Boot: u.boot, Lower: n.lower.viewPath()}
+	m := ovl.UnsyncedMark{Boot: u.boot(), Lower: n.lower.viewPath()}
 	return u.m.Setxattr(dirfd, name, u.names.Unsynced, m.Encode(), 0)
 }
 
@@ -405,7 +405,7 @@ func (r *recovery) file(dirfd int, name string) error {
 	if err != nil {
 		return err
 	}
-	if mark.Boot != r.u.boot {
+	if mark.Boot != r.u.boot() {
 		if err := r.restore(fd, mark); err != nil {
 			unix.Close(fd)
 			return err

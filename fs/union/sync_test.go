@@ -122,7 +122,7 @@ func TestMarkGoesWithFsync(t *testing.T) {
 	u := s.open(nil)
 	n := write(t, u, "new")
 	m, ok := s.mark()
-	if !ok || m.Lower != "f" || m.Boot != u.boot {
+	if !ok || m.Lower != "f" || m.Boot != u.boot() {
 		t.Fatalf("mark after copy-up: %+v, %v", m, ok)
 	}
 	if err := u.Fsync(n, false); err != nil {

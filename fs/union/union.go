@@ -39,13 +39,14 @@ type Union struct {
 	// marks says that copied-up files carry a mark until they are synced.
 	marks bool
 	// userNS says that this process's user namespace is not the initial one.
-	userNS     bool
+	userNS     func() bool
 	euid, egid int
-	boot       string
-	devs       []uint64
-	root       *Node
-	dirs       *layer.Cache
-	files      *layer.Cache
+	// boot identifies the running kernel's boot.
+	boot  func() string
+	devs  []uint64
+	root  *Node
+	dirs  *layer.Cache
+	files *layer.Cache
 
 	renameMu sync.RWMutex
 	indexMu  sync.Mutex // serialises the making of the index directory
@@ -119,8 +120,8 @@ func New(o Options) (u *Union, err error) {
 		return u, fmt.Errorf("a union needs at least one layer: %w", unix.EINVAL)
 	}
 	u.euid, u.egid = os.Geteuid(), os.Getegid()
-	u.userNS = inUserNamespace()
-	u.boot = cow.BootID()
+	u.userNS = sync.OnceValue(inUserNamespace)
+	u.boot = sync.OnceValue(cow.BootID)
 	limit := o.MaxOpenFiles
 	if limit <= 0 {
 		limit = defaultOpenFiles()
