@@ -11,6 +11,7 @@ import (
 
 	"plyfs/cow"
 	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 	"plyfs/internal/testenv"
 )
@@ -45,6 +46,31 @@ func openLayer(t testing.TB, path string) *layer.Layer {
 	must(t, err)
 	t.Cleanup(func() { l.Close() })
 	return l
+}
+
+// abilities is all that a Work found out.
+type abilities struct {
+	names   *ovl.Names
+	durable bool
+	cow.FileFeatures
+	cow.WhiteoutFeatures
+}
+
+func abilitiesOf(t testing.TB, w *cow.Work) abilities {
+	t.Helper()
+	files, err := w.Files()
+	must(t, err)
+	whiteouts, err := w.Whiteouts()
+	must(t, err)
+	return abilities{names: w.Names, durable: w.Durable, FileFeatures: files, WhiteoutFeatures: whiteouts}
+}
+
+// stageOf returns the staging directory of w, which it makes.
+func stageOf(t testing.TB, w *cow.Work) int {
+	t.Helper()
+	fd, err := w.Stage()
+	must(t, err)
+	return fd
 }
 
 // openWork opens dir as a work directory for the time of the test.
@@ -151,6 +177,10 @@ func holdWork(dir string) int {
 	}
 	w, err := cow.OpenWork(l, cow.WorkOptions{Volatile: os.Getenv(envVolatile) != ""})
 	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	if err := w.BeginData(); err != nil {
 		fmt.Println(err)
 		return 1
 	}

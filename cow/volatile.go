@@ -3,6 +3,7 @@ package cow
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,8 @@ import (
 // kernel keeps that for each superblock (errseq_t s_wb_err), but shows it only to syncfs, which writes everything first, and
 // to the overlays above: fsync in a volatile one compares the superblock's state with that at mount, and does nothing else
 // (cf. overlayfs util.c ovl_sync_status). So Work mounts such an overlay over empty directories of its staging directory,
-// and keeps a descriptor of its root. It has no mount point: nobody else sees it, and it goes with the descriptor.
+// and keeps a descriptor of its root. It has no mount point: nobody else sees it, and it goes with the descriptor. That costs
+// about as much as the whole rest of a mount, so it waits for the first data, unless data of the upper may be lost already.
 
 // ErrUnwatched says that failed write-back of a volatile mount can't be seen, and wraps why not: the file system can't be
 // the upper of an overlay (NFS, FUSE, another overlay), or this process may not mount one.
@@ -32,11 +34,46 @@ const (
 	watchWork  = "work"
 )
 
-// WriteBackError returns the errno of the first write-back to the upper's file system that failed since OpenWork, whichever
-// program's data it was, and returns it ever after; nil while none did, and for a mount that is not volatile. It writes
-// nothing and does not block. The error is ErrUnwatched where the kernel can't be asked.
-// Precondition: w is not closed.
+// refusal is how long BeginData's refusal stands: each trial leaves a line in the kernel's log.
+const refusal = time.Second
+
+// BeginData is called before data is written to the upper. In a volatile mount it begins to watch for failed write-back; the error
+// is ErrUnseenWriteBack if it can't, and nothing may be written then. It also makes the staging directory, which a disk
+// that the data fills may have no room for: removals need it. Once it succeeded it does nothing.
+func (w *Work) BeginData() error {
+	if w.begun.Load() {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.begun.Load() {
+		return nil
+	}
+	if w.refused != nil && time.Since(w.refusedAt) < refusal {
+		return w.refused
+	}
+	stage, err := w.stageLocked()
+	if err != nil {
+		return err
+	}
+	if w.volatile {
+		if err := w.watchWriteBack(stage); err != nil {
+			w.refused, w.refusedAt = err, time.Now()
+			return err
+		}
+	}
+	w.begun.Store(true)
+	return nil
+}
+
+// WriteBackError returns the errno of the first write-back to the upper's file system that failed since BeginData, whichever
+// program's data it was, and returns it ever after; nil while none did, before BeginData, which began with nothing that could be lost,
+// and for a mount that is not volatile. It writes nothing and does not block. The error is ErrUnwatched where the kernel
+// can't be asked. Precondition: w is not closed.
 func (w *Work) WriteBackError() error {
+	if !w.begun.Load() {
+		return nil
+	}
 	if w.watch < 0 {
 		return w.unwatched
 	}
@@ -44,27 +81,28 @@ func (w *Work) WriteBackError() error {
 }
 
 // watchWriteBack begins to watch. That it can't is for WriteBackError to say, and no error here.
-func (w *Work) watchWriteBack() error {
+// Precondition: mu is held.
+func (w *Work) watchWriteBack(stage int) error {
 	if !w.Durable {
 		return nil // nothing is ever written back from memory
 	}
-	fd, err := w.mountWatch()
+	fd, err := w.mountWatch(stage)
 	if err == nil {
 		w.watch = fd
 		return nil
 	}
+	w.Discard(watchDir)
 	if errors.Is(err, ErrUnseenWriteBack) {
 		return fmt.Errorf("%w; run sync -f %s, which tells it once, check what the file system holds, and mount again",
 			err, w.base.Path)
 	}
 	w.unwatched = fmt.Errorf("%w: %w", ErrUnwatched, err)
-	w.Discard(watchDir)
 	return nil
 }
 
 // mountWatch mounts the private overlay and returns a descriptor of its root.
-func (w *Work) mountWatch() (int, error) {
-	dir, err := ensureDir(w.stage, watchDir)
+func (w *Work) mountWatch(stage int) (int, error) {
+	dir, err := ensureDir(stage, watchDir)
 	if err != nil {
 		return -1, fmt.Errorf("%s: %w", watchDir, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,6 +73,10 @@ func TestWriteBackError(t *testing.T) {
 	s, dir := starved(t)
 	w := openWork(t, dir, cow.WorkOptions{Volatile: true})
 	plain := openWork(t, s.Root, cow.WorkOptions{})
+	if got := stages(t, dir); !slices.Equal(got, []string{"incompat"}) {
+		t.Errorf("before data was written: %q", got)
+	}
+	must(t, w.WriteBackError(), w.BeginData(), plain.BeginData())
 	for range 2 {
 		must(t, w.WriteBackError())
 	}
@@ -101,10 +106,13 @@ func TestWriteBackError(t *testing.T) {
 	}
 }
 
-// An error from before the mount, which nobody was told of, can't be told apart from a later one.
+// An error from before the mount, which nobody was told of, can't be told apart from a later one. It may be about what the upper
+// of a work directory that was in use holds; elsewhere it only keeps data from being written.
 func TestVolatileRefused(t *testing.T) {
 	testenv.CheckLeaks(t)
 	s, dir := starved(t)
+	fresh := openWork(t, s.Root, cow.WorkOptions{Volatile: true})
+	must(t, os.Mkdir(filepath.Join(dir, "work"), 0o700))
 	lose(t, s)
 	s.Feed(t)
 	base := openLayer(t, dir)
@@ -118,9 +126,18 @@ func TestVolatileRefused(t *testing.T) {
 	if got := stages(t, dir); len(got) != 0 {
 		t.Errorf("a refused mount left %q", got)
 	}
+	for range 2 {
+		if err := fresh.BeginData(); !errors.Is(err, cow.ErrUnseenWriteBack) || !errors.Is(err, unix.EIO) {
+			t.Errorf("data over an error that nobody saw: %v", err)
+		}
+		must(t, fresh.WriteBackError())
+	}
 	if err := syncFS(t, s); err == nil {
 		t.Error("syncfs tells no error")
 	}
+	time.Sleep(time.Second)
+	must(t, fresh.BeginData(), fresh.WriteBackError())
+	fresh.Close()
 	w, err = cow.OpenWork(base, cow.WorkOptions{Volatile: true})
 	must(t, err, w.WriteBackError())
 	w.Close()
@@ -177,6 +194,7 @@ func TestVolatileUnwatched(t *testing.T) {
 	w, err := cow.OpenWork(l, cow.WorkOptions{Volatile: true})
 	must(t, err)
 	defer w.Close()
+	must(t, w.BeginData())
 	if err := w.WriteBackError(); !errors.Is(err, cow.ErrUnwatched) || !strings.Contains(fmt.Sprint(err), "overlay option") {
 		t.Errorf("over an overlay: %v", err)
 	}

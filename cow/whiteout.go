@@ -13,29 +13,37 @@ import (
 // Whiteout stages a whiteout of the kernel's form and returns its name in the staging directory. Whiteouts are links to
 // one inode where the file system's link limit allows (cf. overlayfs dir.c ovl_whiteout).
 //
-// Precondition: Features.MknodWhiteout.
+// Precondition: Whiteouts has Mknod.
 func (w *Work) Whiteout() (string, error) {
+	stage, err := w.Stage()
+	if err != nil {
+		return "", err
+	}
 	name := w.TempName()
-	return name, w.WhiteoutAt(w.stage, name)
+	return name, w.WhiteoutAt(stage, name)
 }
 
 // WhiteoutAt makes a whiteout of the kernel's form named name below dirfd; EEXIST if the name is taken.
 func (w *Work) WhiteoutAt(dirfd int, name string) error {
-	err := w.m.Link(w.stage, sharedWhiteout, dirfd, name)
+	stage, err := w.Stage()
+	if err != nil {
+		return err
+	}
+	err = w.m.Link(stage, sharedWhiteout, dirfd, name)
 	switch {
 	case err == nil || errors.Is(err, unix.EEXIST):
 		return err
 	case errors.Is(err, unix.EMLINK):
 		// The shared inode is full: begin a new one.
-		_ = w.m.Unlink(w.stage, sharedWhiteout)
+		_ = w.m.Unlink(stage, sharedWhiteout)
 	case !errors.Is(err, unix.ENOENT):
 		// The file system links no device nodes (or none of this process): one inode each.
 		return w.mknodWhiteout(dirfd, name)
 	}
-	if err := w.mknodWhiteout(w.stage, sharedWhiteout); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := w.mknodWhiteout(stage, sharedWhiteout); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	err = w.m.Link(w.stage, sharedWhiteout, dirfd, name)
+	err = w.m.Link(stage, sharedWhiteout, dirfd, name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EMLINK) {
 		// Another one that found the old inode full took the new one away, or filled it.
 		return w.mknodWhiteout(dirfd, name)
@@ -52,12 +60,18 @@ func (w *Work) mknodWhiteout(dirfd int, name string) error {
 }
 
 // StatWhiteout fills st with the inode that new whiteouts are links to; ENOENT if there is none yet.
-func (w *Work) StatWhiteout(st *unix.Statx_t) error { return sys.Statx(w.stage, sharedWhiteout, st) }
+func (w *Work) StatWhiteout(st *unix.Statx_t) error {
+	fd := w.StageFD()
+	if fd < 0 {
+		return unix.ENOENT
+	}
+	return sys.Statx(fd, sharedWhiteout, st)
+}
 
 // LastNames is how many of the entries of the staged directory name, which holds no directories, are the last name of their
 // inode.
 func (w *Work) LastNames(name string) (int, error) {
-	fd, err := sys.Openat(w.stage, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := sys.Openat(w.StageFD(), name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return 0, err
 	}
@@ -86,15 +100,18 @@ func (w *Work) discardDir(name string) {
 // RemoveDir takes the directory name below dirfd, which holds nothing but whiteouts, out of the way by one rename and
 // then removes it. With whiteout set, a whiteout of the kernel's form is in its place from the same moment on.
 func (w *Work) RemoveDir(dirfd int, name string, whiteout bool) error {
+	stage, err := w.Stage()
+	if err != nil {
+		return err
+	}
 	tmp := w.TempName()
-	var err error
 	if whiteout {
-		if err = w.WhiteoutAt(w.stage, tmp); err != nil {
+		if err = w.WhiteoutAt(stage, tmp); err != nil {
 			return err
 		}
-		err = w.m.Rename(w.stage, tmp, dirfd, name, unix.RENAME_EXCHANGE)
+		err = w.m.Rename(stage, tmp, dirfd, name, unix.RENAME_EXCHANGE)
 	} else {
-		err = w.m.Rename(dirfd, name, w.stage, tmp, unix.RENAME_NOREPLACE)
+		err = w.m.Rename(dirfd, name, stage, tmp, unix.RENAME_NOREPLACE)
 	}
 	if err == nil {
 		w.discardDir(tmp)
@@ -111,7 +128,7 @@ func (w *Work) RemoveFile(dirfd int, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := w.m.Rename(w.stage, tmp, dirfd, name, 0); err != nil {
+	if err := w.m.Rename(w.StageFD(), tmp, dirfd, name, 0); err != nil {
 		w.Discard(tmp)
 		return err
 	}

@@ -31,6 +31,8 @@ func newBench(t testing.TB) *bench {
 	must(t, os.Mkdir(filepath.Join(dir, "u"), 0o755), os.Mkdir(filepath.Join(dir, "w"), 0o755))
 	b := &bench{TB: t, rec: &recorder{}, dir: dir, upper: openLayer(t, filepath.Join(dir, "u")).FD()}
 	b.Work = openWork(t, filepath.Join(dir, "w"), cow.WorkOptions{Mutator: b.rec.mutator()})
+	stageOf(t, b.Work)
+	b.rec.reset(nil)
 	return b
 }
 

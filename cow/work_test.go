@@ -28,26 +28,24 @@ func stages(t testing.TB, dir string) []string {
 }
 
 func TestWorkFeatures(t *testing.T) {
+	all := abilities{
+		names: ovl.Trusted(), FileFeatures: cow.FileFeatures{Tmpfile: true, StageUnnamed: true, ExactMode: true},
+		WhiteoutFeatures: cow.WhiteoutFeatures{Mknod: true, Rename: true},
+	}
 	if testenv.InUserNamespace() {
-		w := openWork(t, testenv.Scratch(t), cow.WorkOptions{})
-		want := cow.Features{
-			Names: ovl.User(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, StageUnnamed: true, ExactMode: true,
-		}
-		if w.Features != want {
-			t.Errorf("in a user namespace: %+v, want %+v", w.Features, want)
+		all.names = ovl.User()
+		if got := abilitiesOf(t, openWork(t, testenv.Scratch(t), cow.WorkOptions{})); got != all {
+			t.Errorf("in a user namespace: %+v, want %+v", got, all)
 		}
 		return
 	}
-	all := cow.Features{
-		Names: ovl.Trusted(), MknodWhiteout: true, RenameWhiteout: true, Tmpfile: true, StageUnnamed: true, ExactMode: true,
-	}
 	durable := all
-	durable.Durable = true
+	durable.durable = true
 	named := durable
 	named.StageUnnamed = false
 	for _, c := range []struct {
 		about, dir string
-		want       cow.Features
+		want       abilities
 	}{
 		{"tmpfs", testenv.Scratch(t), all},
 		{"ext4", testenv.Ext4(t, 16<<20), durable},
@@ -56,13 +54,15 @@ func TestWorkFeatures(t *testing.T) {
 	} {
 		t.Run(c.about, func(t *testing.T) {
 			w := openWork(t, c.dir, cow.WorkOptions{})
-			if w.Features != c.want {
-				t.Errorf("%+v, want %+v", w.Features, c.want)
+			for range 2 {
+				if got := abilitiesOf(t, w); got != c.want {
+					t.Errorf("%+v, want %+v", got, c.want)
+				}
 			}
 			user := openWork(t, c.dir, cow.WorkOptions{UserXattr: true})
-			c.want.Names = ovl.User()
-			if user.Features != c.want {
-				t.Errorf("with userxattr: %+v, want %+v", user.Features, c.want)
+			c.want.names = ovl.User()
+			if got := abilitiesOf(t, user); got != c.want {
+				t.Errorf("with userxattr: %+v, want %+v", got, c.want)
 			}
 			for _, name := range stages(t, c.dir) {
 				p := filepath.Join(c.dir, "work", name)
@@ -82,10 +82,10 @@ func TestWorkBelowACL(t *testing.T) {
 		"\x04\x00\x05\x00\xff\xff\xff\xff\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
 	must(t, unix.Setxattr(dir, "system.posix_acl_default", []byte(acl), 0))
 	w := openWork(t, dir, cow.WorkOptions{})
-	if !w.Tmpfile || !w.ExactMode {
-		t.Fatalf("%+v", w.Features)
+	if got := abilitiesOf(t, w); !got.Tmpfile || !got.ExactMode {
+		t.Fatalf("%+v", got)
 	}
-	fd, err := new(sys.Mutator).Tmpfile(w.StageFD(), unix.O_RDWR, 0o647)
+	fd, err := new(sys.Mutator).Tmpfile(stageOf(t, w), unix.O_RDWR, 0o647)
 	must(t, err)
 	defer unix.Close(fd)
 	var st unix.Stat_t
@@ -102,8 +102,61 @@ func TestWorkBelowACL(t *testing.T) {
 func TestWorkUmask(t *testing.T) {
 	old := unix.Umask(0o022)
 	defer unix.Umask(old)
-	if w := openWork(t, testenv.Scratch(t), cow.WorkOptions{}); w.ExactMode {
-		t.Errorf("%+v", w.Features)
+	if got := abilitiesOf(t, openWork(t, testenv.Scratch(t), cow.WorkOptions{})); got.ExactMode {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestWorkFullDisk: what a full disk keeps from being tried is tried again.
+func TestWorkFullDisk(t *testing.T) {
+	testenv.CheckLeaks(t)
+	disk := testenv.Scratch(t)
+	must(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "nr_inodes=8"))
+	t.Cleanup(func() { testenv.Unmount(t, disk) })
+	w := openWork(t, disk, cow.WorkOptions{})
+	fill := func() string {
+		for i := 0; ; i++ {
+			p := filepath.Join(disk, fmt.Sprint(i))
+			if err := unix.Mknod(p, unix.S_IFREG, 0); errors.Is(err, unix.ENOSPC) {
+				return filepath.Join(disk, fmt.Sprint(i-1))
+			}
+		}
+	}
+	last := fill()
+	if err := w.BeginData(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("staging on a full disk: %v", err)
+	}
+	must(t, os.Remove(last), w.BeginData())
+	fill()
+	for range 2 {
+		if _, err := w.Files(); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("unnamed files on a full disk: %v", err)
+		}
+		if _, err := w.Whiteouts(); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("whiteouts on a full disk: %v", err)
+		}
+	}
+	must(t, os.Remove(filepath.Join(disk, "0")), os.Remove(filepath.Join(disk, "1")))
+	if got := abilitiesOf(t, w); !got.Mknod || !got.Rename || !got.Tmpfile {
+		t.Errorf("later: %+v", got)
+	}
+	w.Close()
+}
+
+// TestWorkInUse: a mount that stages nothing is seen too.
+func TestWorkInUse(t *testing.T) {
+	testenv.CheckLeaks(t)
+	dir := testenv.Scratch(t)
+	w := openWork(t, dir, cow.WorkOptions{})
+	f, err := os.Open(filepath.Join(dir, "work"))
+	must(t, err)
+	defer f.Close()
+	if !cow.InUse(int(f.Fd())) || len(stages(t, dir)) != 0 || !w.Alone() {
+		t.Errorf("one mount: in use %v, stages %q, alone %v", cow.InUse(int(f.Fd())), stages(t, dir), w.Alone())
+	}
+	w.Close()
+	if cow.InUse(int(f.Fd())) {
+		t.Error("in use after its end")
 	}
 }
 
@@ -116,12 +169,15 @@ func TestWorkStages(t *testing.T) {
 	defer base.Close()
 	w, err := cow.OpenWork(base, cow.WorkOptions{})
 	must(t, err)
+	if early := stages(t, dir); len(early) != 0 {
+		t.Errorf("before anything is staged: %q", early)
+	}
+	var st unix.Stat_t
+	must(t, unix.Fstat(stageOf(t, w), &st))
 	own := stages(t, dir)
 	if len(own) != 1 || w.Base() != base {
 		t.Fatalf("staging directories %q", own)
 	}
-	var st unix.Stat_t
-	must(t, unix.Fstat(w.StageFD(), &st))
 	if st.Mode&0o7777 != 0o700 {
 		t.Errorf("the staging directory has mode %o", st.Mode&0o7777)
 	}
@@ -186,6 +242,7 @@ func TestWorkSweep(t *testing.T) {
 		os.WriteFile(filepath.Join(dir, "other"), nil, 0o600), os.Mkdir(filepath.Join(dir, "work/incompat"), 0o700))
 
 	w := openWork(t, dir, cow.WorkOptions{})
+	stageOf(t, w)
 	own := func() []string {
 		return slices.DeleteFunc(stages(t, dir), func(n string) bool { return n == "incompat" || n == live[0] })
 	}

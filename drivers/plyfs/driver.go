@@ -98,7 +98,12 @@ func formOf(home string, opts options) (f overlaystore.Form, err error) {
 		return f, errors.Join(err, base.Close())
 	}
 	f.Names, f.Whiteouts = w.Names, tarlayer.WhiteoutAny
-	if !w.MknodWhiteout || w.Names == nil || opts.mount.Whiteout == mountopt.WhiteoutAUFS {
+	can, err := w.Whiteouts()
+	if err != nil {
+		w.Close()
+		return f, errors.Join(err, base.Close())
+	}
+	if !can.Mknod || w.Names == nil || opts.mount.Whiteout == mountopt.WhiteoutAUFS {
 		f.Whiteouts = tarlayer.WhiteoutAUFS
 	}
 	w.Close()

@@ -18,10 +18,10 @@ import (
 // shows in the mount table, as far as this process sees it.
 func (c *checker) checkUse() error {
 	who := ""
-	if name, err := c.lockedStage(); err != nil {
+	if name, err := c.lockedBy(); err != nil {
 		return err
 	} else if name != "" {
-		who = fmt.Sprintf("its work directory %s holds %s/%s locked", c.opt.Work.Path, cow.StageDir, name)
+		who = fmt.Sprintf("its work directory %s holds %s locked", c.opt.Work.Path, name)
 	}
 	if who == "" {
 		if at := c.overlayMount(); at != "" {
@@ -40,8 +40,9 @@ func (c *checker) checkUse() error {
 	return fmt.Errorf("upper %s: %s: %w", c.opt.Upper.Path, who, ErrInUse)
 }
 
-// lockedStage is the staging directory of a live mount, "" if there is none.
-func (c *checker) lockedStage() (string, error) {
+// lockedBy is what a live mount holds locked in the work directory, "" if there is none: StageDir, or, if it is of an older version,
+// its staging directory.
+func (c *checker) lockedBy() (string, error) {
 	if c.opt.Work == nil {
 		return "", nil
 	}
@@ -53,6 +54,9 @@ func (c *checker) lockedStage() (string, error) {
 		return "", fmt.Errorf("workdir %s: %s: %w", c.opt.Work.Path, cow.StageDir, err)
 	}
 	defer unix.Close(dir)
+	if cow.InUse(dir) {
+		return cow.StageDir, nil
+	}
 	locked := ""
 	err = layer.List(dir, func(e layer.RawDirent) error {
 		if !strings.HasPrefix(e.Name, cow.StagePrefix) {
@@ -60,7 +64,7 @@ func (c *checker) lockedStage() (string, error) {
 		}
 		held, err := isLocked(dir, e.Name)
 		if held {
-			locked = e.Name
+			locked = cow.StageDir + "/" + e.Name
 		}
 		return err
 	})

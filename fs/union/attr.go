@@ -221,6 +221,9 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 }
 
 func (u *Union) truncate(n *Node, in *SetAttrIn, c *charge) error {
+	if err := u.beginData(); err != nil {
+		return err
+	}
 	f, err := u.dataFile(n, true)
 	if err != nil {
 		return err

@@ -175,36 +175,44 @@ func keepsMode(mode uint32) bool { return mode&(unix.S_ISUID|unix.S_ISGID|unix.S
 
 // stageObject makes the bare object, inaccessible to others until it is complete: one with a name gets its mode at the
 // end.
-func (c *copyUp) stageObject() (err error) {
+func (c *copyUp) stageObject() error {
 	u, n := c.u, c.n
 	w := u.work
+	stage, err := w.Stage()
+	if err != nil {
+		return err
+	}
 	placeholder := u.upper.Override() != "" && n.mode != unix.S_IFDIR && n.mode != unix.S_IFLNK
 	switch {
 	case n.mode == unix.S_IFREG || n.has(flagSpecial) || placeholder:
-		if w.StageUnnamed {
+		f, err := w.Files()
+		if err != nil {
+			return err
+		}
+		if f.StageUnnamed {
 			mode := u.copiedMode(&c.st)
-			if c.moded = w.ExactMode && u.upper.Override() == "" && keepsMode(mode); !c.moded {
+			if c.moded = f.ExactMode && u.upper.Override() == "" && keepsMode(mode); !c.moded {
 				mode = 0o600
 			}
-			c.tmp, err = u.m.Tmpfile(w.StageFD(), unix.O_RDWR, mode)
+			c.tmp, err = u.m.Tmpfile(stage, unix.O_RDWR, mode)
 			return err
 		}
 		c.name = w.TempName()
-		c.tmp, err = u.m.Create(w.StageFD(), c.name, unix.O_RDWR, 0o600)
+		c.tmp, err = u.m.Create(stage, c.name, unix.O_RDWR, 0o600)
 		return err
 	case n.mode == unix.S_IFDIR:
 		c.name = w.TempName()
-		return u.m.Mkdir(w.StageFD(), c.name, 0o700)
+		return u.m.Mkdir(stage, c.name, 0o700)
 	case n.mode == unix.S_IFLNK:
 		target, err := c.target()
 		if err != nil {
 			return err
 		}
 		c.name = w.TempName()
-		return u.m.Symlink(target, w.StageFD(), c.name)
+		return u.m.Symlink(target, stage, c.name)
 	}
 	c.name = w.TempName()
-	return u.m.Mknod(w.StageFD(), c.name, n.mode|0o600, sys.Rdev(&c.st))
+	return u.m.Mknod(stage, c.name, n.mode|0o600, sys.Rdev(&c.st))
 }
 
 func (c *copyUp) target() (string, error) {
@@ -237,6 +245,9 @@ func (c *copyUp) stageData() error {
 	}
 	if size == 0 || c.n.mode != unix.S_IFREG {
 		return nil
+	}
+	if err := u.beginData(); err != nil {
+		return err
 	}
 	src, err := u.lowerData(c.n)
 	if err != nil {

@@ -324,31 +324,39 @@ func (s *staged) stage(p place) error {
 	return s.stageAttrs(p)
 }
 
-func (s *staged) stageObject() (err error) {
+func (s *staged) stageObject() error {
 	w, m := s.u.work, s.u.m
+	stage, err := w.Stage()
+	if err != nil {
+		return err
+	}
 	typ := s.o.mode & unix.S_IFMT
 	placeholder := s.special || s.u.upper.Override() != "" && typ != unix.S_IFDIR && typ != unix.S_IFLNK
 	if typ == unix.S_IFREG || placeholder {
-		if w.StageUnnamed {
+		f, err := w.Files()
+		if err != nil {
+			return err
+		}
+		if f.StageUnnamed {
 			mode := s.mode
-			if s.moded = w.ExactMode && !placeholder && keepsMode(mode); !s.moded {
+			if s.moded = f.ExactMode && !placeholder && keepsMode(mode); !s.moded {
 				mode = 0o600
 			}
-			s.fd, err = m.Tmpfile(w.StageFD(), unix.O_RDWR, mode)
+			s.fd, err = m.Tmpfile(stage, unix.O_RDWR, mode)
 			return err
 		}
 		s.name = w.TempName()
-		s.fd, err = m.Create(w.StageFD(), s.name, unix.O_RDWR, 0o600)
+		s.fd, err = m.Create(stage, s.name, unix.O_RDWR, 0o600)
 		return err
 	}
 	s.name = w.TempName()
 	switch typ {
 	case unix.S_IFDIR:
-		return m.Mkdir(w.StageFD(), s.name, 0o700)
+		return m.Mkdir(stage, s.name, 0o700)
 	case unix.S_IFLNK:
-		return m.Symlink(s.o.target, w.StageFD(), s.name)
+		return m.Symlink(s.o.target, stage, s.name)
 	}
-	return m.Mknod(w.StageFD(), s.name, typ|0o600, s.o.rdev)
+	return m.Mknod(stage, s.name, typ|0o600, s.o.rdev)
 }
 
 func (s *staged) at() (int, string) {
@@ -405,9 +413,18 @@ func (s *staged) stageAttrs(p place) error {
 		}
 	}
 	if typ == unix.S_IFDIR && p.below {
-		return u.work.MakeOpaque(dirfd, name, u.aufs)
+		return u.makeOpaque(dirfd, name)
 	}
 	return nil
+}
+
+// makeOpaque makes a directory of the upper hide the layers below.
+func (u *Union) makeOpaque(dirfd int, name string) error {
+	aufs, _, err := u.whiteouts()
+	if err != nil {
+		return err
+	}
+	return u.work.MakeOpaque(dirfd, name, aufs)
 }
 
 // publish gives the staged object its name, replacing a whiteout.
@@ -491,7 +508,10 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	if u.work == nil {
 		return nil, Attr{}, unix.EROFS
 	}
-	if !u.work.Tmpfile {
+	switch f, err := u.work.Files(); {
+	case err != nil:
+		return nil, Attr{}, err
+	case !f.Tmpfile:
 		return nil, Attr{}, unix.EOPNOTSUPP
 	}
 	if err := u.copyUp(dir, copyMeta, -1); err != nil {

@@ -18,6 +18,11 @@ func (u *Union) file(n *Node, write bool) (*layer.File, error) {
 		}
 		return nil, unix.EINVAL
 	}
+	if write {
+		if err := u.beginData(); err != nil {
+			return nil, err
+		}
+	}
 	if f := u.files.Get(&n.data); f != nil {
 		if (f.Writable || !write) && !n.has(flagUnlinked|flagMetacopy) {
 			return f, nil
@@ -244,6 +249,9 @@ func (u *Union) Backing(n *Node, write bool) (f *layer.File, upper bool, err err
 		return nil, false, unix.EINVAL
 	}
 	if write {
+		if err := u.beginData(); err != nil {
+			return nil, false, err
+		}
 		if err := u.copyUp(n, copyData, -1); err != nil {
 			return nil, false, err
 		}

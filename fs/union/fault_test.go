@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/fs/union/uniontest"
 	"plyfs/fs/union/uniontest/direct"
 	"plyfs/internal/fingerprint"
@@ -81,6 +82,10 @@ func setUp(t testing.TB, o op) (uniontest.Spec, *fingerprint.Tree) {
 	}
 	old := snapshot(t, "at first", tree)
 	if err := tree.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// As a first mount finds it: the staging directory is made by the operation.
+	if err := os.Remove(filepath.Join(s.Work, cow.StageDir)); err != nil {
 		t.Fatal(err)
 	}
 	return s, old

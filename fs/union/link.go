@@ -112,11 +112,15 @@ func (u *Union) linkInto(from loc, p place) error {
 		}
 		return nil
 	}
-	tmp := u.work.TempName()
-	if err := link(u.work.StageFD(), tmp); err != nil {
+	stage, err := u.work.Stage()
+	if err != nil {
 		return err
 	}
-	if err := u.m.Rename(u.work.StageFD(), tmp, p.dir.FD(), p.name, 0); err != nil {
+	tmp := u.work.TempName()
+	if err := link(stage, tmp); err != nil {
+		return err
+	}
+	if err := u.m.Rename(stage, tmp, p.dir.FD(), p.name, 0); err != nil {
 		u.work.Discard(tmp)
 		return err
 	}

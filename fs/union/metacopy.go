@@ -90,6 +90,9 @@ func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
 // copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts, up to
 // the copy's size (cf. copy_up.c ovl_copy_up_meta_inode_data).
 func (u *Union) copyUpData(n *Node, limit int64) error {
+	if err := u.beginData(); err != nil {
+		return err
+	}
 	src, err := u.lowerData(n)
 	if err != nil {
 		return err

@@ -82,14 +82,17 @@ func (u *Union) openQuota() error {
 		ledgers: map[*Node]*ledger{}, sizes: map[*Node]int64{}, parted: map[uint64]int64{}, held: map[*Node]time.Time{},
 	}
 	var st unix.Statx_t
-	if err := sys.Statx(u.work.StageFD(), "", &st); err != nil {
+	stage, err := u.work.Stage()
+	if err != nil {
+		return err
+	}
+	if err := sys.Statx(stage, "", &st); err != nil {
 		return err
 	}
 	q.dir = int64(st.Blocks) * statBlock
 	if q.timing == dataLate {
 		q.writeBack()
 	}
-	var err error
 	if q.counted, err = q.walk(); err != nil {
 		return fmt.Errorf("count what upper %s holds: %w", u.upper.Path, err)
 	}

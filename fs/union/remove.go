@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
@@ -128,10 +129,14 @@ func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
 // removeName does to the upper what removes a non-directory.
 func (u *Union) removeName(r removal) error {
 	w, fd := u.work, r.dir.FD()
-	switch {
-	case !r.below:
+	if !r.below {
 		return u.m.Unlink(fd, r.name)
-	case u.aufs:
+	}
+	aufs, _, err := u.whiteouts()
+	switch {
+	case err != nil:
+		return err
+	case aufs:
 		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
 			return err
 		}
@@ -139,7 +144,7 @@ func (u *Union) removeName(r removal) error {
 	case r.upper:
 		return w.RemoveFile(fd, r.name)
 	}
-	err := w.WhiteoutAt(fd, r.name)
+	err = w.WhiteoutAt(fd, r.name)
 	if errors.Is(err, unix.EEXIST) {
 		return unix.ESTALE // somebody else changed the upper
 	}
@@ -368,16 +373,111 @@ func (u *Union) forgetDirLocked(dir *Node, name string, n *Node) {
 // removeDir does to the upper what removes a directory that shows nothing, but may hold whiteouts.
 func (u *Union) removeDir(r removal) error {
 	w, fd := u.work, r.dir.FD()
+	if !r.below {
+		return w.RemoveDir(fd, r.name, false)
+	}
+	aufs, _, err := u.whiteouts()
 	switch {
-	case r.below && u.aufs:
+	case err != nil:
+		return err
+	case aufs:
 		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
 			return err
 		}
 		return w.RemoveDir(fd, r.name, false)
-	case r.below && !r.upper:
+	case !r.upper:
 		return u.removeName(r)
-	case r.below:
-		return w.RemoveDir(fd, r.name, true)
 	}
-	return w.RemoveDir(fd, r.name, false)
+	return w.RemoveDir(fd, r.name, true)
+}
+
+// checkEmpty says whether the directory that is to be replaced is empty, and makes its upper so.
+func (r *rename) checkEmpty() error {
+	u, d := r.u, r.dst
+	d.dir.mu.Lock()
+	defer d.dir.mu.Unlock()
+	empty, err := u.emptyLocked(d)
+	if err != nil {
+		return err
+	}
+	if !empty {
+		return unix.ENOTEMPTY
+	}
+	if !d.has(flagUpper) {
+		return nil
+	}
+	f, err := u.dirUpper(d)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	bare := true
+	err = layer.List(f.FD(), func(layer.RawDirent) error {
+		bare = false
+		return errStop
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		return err
+	}
+	if bare {
+		return nil
+	}
+	return r.clearEmpty(f)
+}
+
+var errStop = errors.New("stop")
+
+// clearEmpty replaces the upper of an empty merged directory, which holds whiteouts, by an opaque one that holds nothing
+// (cf. overlayfs dir.c ovl_clear_empty): only that can be replaced by rename. Precondition: dst.dir.mu is held.
+func (r *rename) clearEmpty(old *layer.File) error {
+	u := r.u
+	w, name := u.work, u.work.TempName()
+	stage, err := w.Stage()
+	if err != nil {
+		return err
+	}
+	if err := u.m.Mkdir(stage, name, 0o700); err != nil {
+		return err
+	}
+	swapped := false
+	defer func() {
+		if !swapped {
+			w.Discard(name)
+		}
+	}()
+	var st unix.Statx_t
+	if err := sys.Statx(old.FD(), "", &st); err != nil {
+		return err
+	}
+	if err := cow.CopyXattrs(u.m, old.FD(), ".", stage, name, nil); err != nil {
+		return err
+	}
+	if o := u.upper.Override(); o != "" {
+		if v, err := cow.GetXattr(old.FD(), ".", o); err == nil {
+			if err := u.m.Setxattr(stage, name, o, v, 0); err != nil {
+				return err
+			}
+		}
+	}
+	if err := u.makeOpaque(stage, name); err != nil {
+		return err
+	}
+	if err := u.m.Chown(stage, name, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := u.m.Chmod(stage, name, uint32(st.Mode)&0o7777); err != nil {
+		return err
+	}
+	if err := u.m.Utimes(stage, name, sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
+		return err
+	}
+	if err := u.m.Rename(stage, name, r.nf.FD(), r.nname, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	swapped = true
+	u.quota.replacedDir(r.dst, st.Blocks, name, r.nf.FD(), r.nname)
+	u.dirs.Drop(&r.dst.dir.upper)
+	r.dst.dir.lowers, r.dst.dir.rec, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil, nil
+	w.Discard(name)
+	return nil
 }

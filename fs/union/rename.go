@@ -5,9 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"plyfs/cow"
 	"plyfs/cow/layer"
-	"plyfs/internal/sys"
 )
 
 // Rename moves (odir, oname) to (ndir, nname), with the flags of renameat2(2). A directory of lower layers moves in O(1):
@@ -73,6 +71,8 @@ type rename struct {
 	oldBelow, newBelow bool
 	newPlace           place
 	held               bool // dst is about to lose its last name
+	// aufs and byRename are what Union.whiteouts says, once a whiteout comes or goes.
+	aufs, byRename bool
 }
 
 // find looks both names up.
@@ -261,93 +261,6 @@ func (r *rename) check() (err error) {
 	return nil
 }
 
-// checkEmpty says whether the directory that is to be replaced is empty, and makes its upper so.
-func (r *rename) checkEmpty() error {
-	u, d := r.u, r.dst
-	d.dir.mu.Lock()
-	defer d.dir.mu.Unlock()
-	empty, err := u.emptyLocked(d)
-	if err != nil {
-		return err
-	}
-	if !empty {
-		return unix.ENOTEMPTY
-	}
-	if !d.has(flagUpper) {
-		return nil
-	}
-	f, err := u.dirUpper(d)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	bare := true
-	err = layer.List(f.FD(), func(layer.RawDirent) error {
-		bare = false
-		return errStop
-	})
-	if err != nil && !errors.Is(err, errStop) {
-		return err
-	}
-	if bare {
-		return nil
-	}
-	return r.clearEmpty(f)
-}
-
-var errStop = errors.New("stop")
-
-// clearEmpty replaces the upper of an empty merged directory, which holds whiteouts, by an opaque one that holds nothing
-// (cf. overlayfs dir.c ovl_clear_empty): only that can be replaced by rename. Precondition: dst.dir.mu is held.
-func (r *rename) clearEmpty(old *layer.File) error {
-	u := r.u
-	w, name := u.work, u.work.TempName()
-	if err := u.m.Mkdir(w.StageFD(), name, 0o700); err != nil {
-		return err
-	}
-	swapped := false
-	defer func() {
-		if !swapped {
-			w.Discard(name)
-		}
-	}()
-	var st unix.Statx_t
-	if err := sys.Statx(old.FD(), "", &st); err != nil {
-		return err
-	}
-	if err := cow.CopyXattrs(u.m, old.FD(), ".", w.StageFD(), name, nil); err != nil {
-		return err
-	}
-	if o := u.upper.Override(); o != "" {
-		if v, err := cow.GetXattr(old.FD(), ".", o); err == nil {
-			if err := u.m.Setxattr(w.StageFD(), name, o, v, 0); err != nil {
-				return err
-			}
-		}
-	}
-	if err := w.MakeOpaque(w.StageFD(), name, u.aufs); err != nil {
-		return err
-	}
-	if err := u.m.Chown(w.StageFD(), name, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	if err := u.m.Chmod(w.StageFD(), name, uint32(st.Mode)&0o7777); err != nil {
-		return err
-	}
-	if err := u.m.Utimes(w.StageFD(), name, sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
-		return err
-	}
-	if err := u.m.Rename(w.StageFD(), name, r.nf.FD(), r.nname, unix.RENAME_EXCHANGE); err != nil {
-		return err
-	}
-	swapped = true
-	u.quota.replacedDir(r.dst, st.Blocks, name, r.nf.FD(), r.nname)
-	u.dirs.Drop(&r.dst.dir.upper)
-	r.dst.dir.lowers, r.dst.dir.rec, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil, nil
-	w.Discard(name)
-	return nil
-}
-
 // mark records, before anything moves, what the moved objects need at their new places: each mark is true at the old
 // place too.
 func (r *rename) mark() error {
@@ -374,7 +287,7 @@ func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) e
 		}
 	case n.IsDir() && below:
 		u.quota.mark(n, l, 1)
-		if err := u.work.MakeOpaque(l.fd(), l.name, u.aufs); err != nil {
+		if err := u.makeOpaque(l.fd(), l.name); err != nil {
 			return err
 		}
 	case n.has(flagMetacopy):
@@ -432,7 +345,13 @@ func (r *rename) hold() error {
 func (r *rename) move() error {
 	u := r.u
 	ofd, nfd := r.of.FD(), r.nf.FD()
-	whiteout := r.oldBelow || r.leaveWhiteout && u.work.RenameWhiteout
+	if r.oldBelow || r.newBelow || r.leaveWhiteout {
+		var err error
+		if r.aufs, r.byRename, err = u.whiteouts(); err != nil {
+			return err
+		}
+	}
+	whiteout := r.oldBelow || r.leaveWhiteout && r.byRename
 	switch {
 	case r.newPlace.whiteout && (r.src.IsDir() || r.oldBelow):
 		// The whiteout at the new name is what the old one needs.
@@ -443,14 +362,14 @@ func (r *rename) move() error {
 			return ignoreNotExist(u.m.Unlink(ofd, r.oname))
 		}
 		return nil
-	case r.oldBelow && u.aufs:
+	case r.oldBelow && r.aufs:
 		if err := u.aufsWhiteout(ofd, r.oname); err != nil {
 			return err
 		}
 		if err := u.m.Rename(ofd, r.oname, nfd, r.nname, 0); err != nil {
 			return err
 		}
-	case whiteout && u.work.RenameWhiteout:
+	case whiteout && r.byRename:
 		err := u.m.Rename(ofd, r.oname, nfd, r.nname, unix.RENAME_WHITEOUT)
 		if err == nil {
 			u.quota.inodes(1)
@@ -463,7 +382,7 @@ func (r *rename) move() error {
 			return err
 		}
 	}
-	if r.newPlace.aufs || u.aufs && r.newBelow {
+	if r.newPlace.aufs || r.aufs && r.newBelow {
 		return u.dropAUFSWhiteout(nfd, r.nname)
 	}
 	return nil
@@ -579,7 +498,7 @@ func (r *rename) actLeaving() error {
 		return err
 	}
 	s.placed = true
-	if !u.work.RenameWhiteout || u.aufs && r.oldBelow { // else it replaced a whiteout that counts
+	if !r.byRename || r.aufs && r.oldBelow { // else it replaced a whiteout that counts
 		u.quota.inodes(1)
 	}
 	r.settle()

@@ -316,6 +316,9 @@ func (u *Union) recoverUnsynced() error {
 	if !u.work.Alone() {
 		return nil // the marks are those of a mount that is alive
 	}
+	if err := u.beginData(); err != nil {
+		return err
+	}
 	r := &recovery{u: u}
 	defer r.close()
 	if err := r.walk(u.upper.FD(), "."); err != nil {

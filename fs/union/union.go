@@ -34,8 +34,6 @@ type Union struct {
 	index int
 	// names are the attributes that can be written to the upper, nil for none.
 	names *ovl.Names
-	// aufs says that deletions are written in the AUFS form.
-	aufs bool
 	// marks says that copied-up files carry a mark until they are synced.
 	marks bool
 	// userNS says that this process's user namespace is not the initial one.
@@ -71,6 +69,7 @@ type Union struct {
 	describer *describer
 
 	failed      atomic.Bool
+	refused     atomic.Bool // a write was refused since write-back had failed before
 	distrusted  atomic.Bool // the stack index is not believed any more
 	nodes       atomic.Int64
 	copyUps     atomic.Uint64
@@ -170,22 +169,40 @@ func (u *Union) openWork() (err error) {
 	if o.NoXattrs && !o.UserXattr && u.names == nil {
 		u.opt.RedirectDir = RedirectFollow
 	}
-	switch o.Whiteout {
-	case WhiteoutAUFS:
-		u.aufs = true
-	case WhiteoutKernel:
-		if !u.work.MknodWhiteout {
+	if o.Whiteout == WhiteoutKernel {
+		f, err := u.work.Whiteouts()
+		if err != nil {
+			return err
+		}
+		if !f.Mknod {
 			return fmt.Errorf("whiteout=kernel, but %s takes no 0:0 devices from this user: use whiteout=auto: %w",
 				u.upper.Path, unix.EPERM)
 		}
-	default:
-		u.aufs = !u.work.MknodWhiteout
 	}
 	u.marks = u.work.Durable && !o.Volatile && !o.NoFsync && u.names != nil
 	if o.XattrPermissions != XattrPermissionsOff && u.upper.Override() == "" {
 		u.upper.SetOverride(ovl.OverrideNames()[o.XattrPermissions-1])
 	}
 	return nil
+}
+
+// whiteouts says how deletions are written: in the AUFS form, and else, as what a rename leaves behind, in one step with it.
+// Precondition: the union is writable.
+func (u *Union) whiteouts() (aufs, byRename bool, err error) {
+	f, err := u.work.Whiteouts()
+	return u.opt.Whiteout == WhiteoutAUFS || !f.Mknod, f.Rename, err
+}
+
+// beginData is called before data is written to the upper.
+func (u *Union) beginData() error {
+	if u.work == nil {
+		return nil
+	}
+	err := u.work.BeginData()
+	if errors.Is(err, cow.ErrUnseenWriteBack) && !u.refused.Swap(true) {
+		u.log.Error("nothing can be written to a volatile mount", "upper", u.upper.Path, "err", err)
+	}
+	return err
 }
 
 // indexFD is the directory of the hard-link index, -1 for none.

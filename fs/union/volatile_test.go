@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -131,6 +132,9 @@ func unwatch(t *testing.T, u *Union) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := w.BeginData(); err != nil {
+		t.Fatal(err)
+	}
 	u.work.Close()
 	u.opt.Work.Close()
 	u.work, u.opt.Work = w, base
@@ -155,6 +159,109 @@ func TestVolatileFailedWrite(t *testing.T) {
 		if err := u.Fsync(n, false); !errors.Is(err, c.want) {
 			t.Errorf("fsync after a write that gave %v: %v, want %v", c.fail, err, c.want)
 		}
+	}
+}
+
+// TestVolatileBegins: the first data that gets to the upper, and nothing else, makes a volatile mount watch for its loss.
+func TestVolatileBegins(t *testing.T) {
+	testenv.CheckLeaks(t)
+	for _, c := range []struct {
+		name string
+		data bool
+		do   func(u *Union, low, empty *Node) error
+	}{
+		{"metadata", false, func(u *Union, low, empty *Node) error {
+			_, err := u.SetAttr(&Caller{}, low, &SetAttrIn{Valid: SetMode, Mode: 0o600})
+			_, _, mkdir := u.Mkdir(&Caller{}, u.Root(), "dir", 0o755)
+			_, read := u.Read(low, make([]byte, 8), 0)
+			return errors.Join(err, mkdir, read, u.Fsync(low, false), u.Rename(&Caller{}, u.Root(), "empty", u.Root(), "moved", 0))
+		}},
+		{"write", true, func(u *Union, _, empty *Node) error {
+			_, err := u.Write(empty, []byte("x"), 0, false)
+			return err
+		}},
+		{"copy-up", true, func(u *Union, low, _ *Node) error {
+			_, err := u.Write(low, []byte("x"), 0, false)
+			return err
+		}},
+		{"truncate", true, func(u *Union, low, _ *Node) error {
+			_, err := u.SetAttr(&Caller{}, low, &SetAttrIn{Valid: SetSize, Size: 1})
+			return err
+		}},
+		{"fallocate", true, func(u *Union, _, empty *Node) error { return u.Fallocate(empty, 0, 0, 4096, false) }},
+		{"copy range", true, func(u *Union, low, empty *Node) error {
+			_, err := u.CopyRange(low, 0, empty, 0, 3)
+			return err
+		}},
+		{"passthrough", true, func(u *Union, _, empty *Node) error {
+			f, _, err := u.Backing(empty, true)
+			if err == nil {
+				f.Close()
+			}
+			return err
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := testenv.Ext4(t, 16<<20)
+			u := newVolatile(t, dir, nil)
+			defer u.Close()
+			low, _, err := u.Lookup(u.Root(), "f")
+			if err != nil {
+				t.Fatal(err)
+			}
+			empty, _, err := u.Create(&Caller{}, u.Root(), "empty", 0o644, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.do(u, low, empty); err != nil {
+				t.Fatal(err)
+			}
+			watch, err := filepath.Glob(filepath.Join(dir, "work/work/plyfs-*/volatile"))
+			if err != nil || c.data != (len(watch) == 1) {
+				t.Errorf("it watches: %q, %v", watch, err)
+			}
+		})
+	}
+}
+
+// TestVolatileRefusesData: over an error that nobody saw no data is written, until it was told.
+func TestVolatileRefusesData(t *testing.T) {
+	testenv.CheckLeaks(t)
+	s := testenv.NewStarved(t)
+	lost := filepath.Join(s.Root, "lost")
+	if err := os.WriteFile(lost, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.Starve(t)
+	if err := testenv.WriteBack(lost); !isLoss(err) {
+		t.Fatalf("write-back to a full device: %v", err)
+	}
+	s.Feed(t)
+	u := newVolatile(t, s.Root, nil)
+	defer u.Close()
+	n, _, err := u.Create(&Caller{}, u.Root(), "new", 0o644, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := u.Write(n, []byte("x"), 0, false); !errors.Is(err, unix.EIO) || !errors.Is(err, cow.ErrUnseenWriteBack) {
+			t.Errorf("write: %v", err)
+		}
+		if err := u.Fsync(n, false); err != nil {
+			t.Errorf("fsync while nothing was written: %v", err)
+		}
+	}
+	if err := unix.Syncfs(u.upper.FD()); err == nil {
+		t.Error("syncfs tells no error")
+	}
+	for range 100 {
+		if _, err = u.Write(n, []byte("x"), 0, false); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err := errors.Join(err, u.Fsync(n, false)); err != nil {
+		t.Errorf("after it was told: %v", err)
 	}
 }
 

@@ -70,14 +70,15 @@ func (s stack) mount(t *testing.T, merged string) (unmount func()) {
 		if code, out := plyfs(t, "umount", merged); code != 0 {
 			t.Errorf("plyfs umount: exit code %d: %s", code, out)
 		}
-		// The last that a server does is to remove the directory that it staged in.
-		for deadline := time.Now().Add(serverEnd); ; time.Sleep(5 * time.Millisecond) {
-			staging, err := filepath.Glob(filepath.Join(s.work, cow.StageDir, cow.StagePrefix+"*"))
-			if err != nil || len(staging) > 0 && time.Now().After(deadline) {
-				t.Fatalf("the server has not ended: %v, %v", staging, err)
-			}
-			if len(staging) == 0 {
-				return
+		// The last that a server does is to let go of the work directory.
+		dir, err := os.Open(filepath.Join(s.work, cow.StageDir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		for deadline := time.Now().Add(serverEnd); cow.InUse(int(dir.Fd())); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the server has not ended")
 			}
 		}
 	}
