@@ -180,7 +180,28 @@ func prepare() error {
 	if os.Getenv(envStage) != "root" {
 		return nil
 	}
+	if err := coverCache(tmp); err != nil {
+		return err
+	}
 	return openFuse(filepath.Join(tmp, "fuse"))
+}
+
+// coverCache keeps what is written to /var/cache in tmp: engines start servers without this environment, and so with the machine's
+// directory for indexes.
+func coverCache(tmp string) error {
+	const cache = "/var/cache"
+	upper, work := filepath.Join(tmp, "cache"), filepath.Join(tmp, "cache.work")
+	for _, dir := range []string{upper, work} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	options := "lowerdir=" + cache + ",upperdir=" + upper + ",workdir=" + work
+	err := unix.Mount("overlay", cache, "overlay", 0, options)
+	if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("mount an overlay on %s: %w", cache, err)
+	}
+	return nil
 }
 
 // openFuse puts a device that everyone may open over /dev/fuse, so that unprivileged mounts can be tested whatever the
