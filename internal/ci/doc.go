@@ -3,7 +3,7 @@
 //	ci [-check NAME=COMMAND]... [-timeout D] [-- GO-TEST-ARGUMENTS]...
 //
 // Each check is a shell command that counts as one test. Each group of arguments is given to `go test -json`. While
-// they run, one line appears per package; the output of a test is shown only if it fails. At the end stand all
+// they run, one line appears per package; the output of a test is shown only if it fails, and then at once. At the end stand all
 // failures and skipped tests by name, and then the line
 //
 //	N passed, N failed, N skipped

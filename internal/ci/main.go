@@ -20,6 +20,9 @@ import (
 // heartbeat is how long nothing is printed before the names of the running tests are.
 const heartbeat = 30 * time.Second
 
+// patience is how long what was asked to end may take.
+const patience = 10 * time.Second
+
 // maxLine bounds one line of go test's output.
 const maxLine = 16 << 20
 
@@ -85,7 +88,7 @@ func (r *report) runCheck(ctx context.Context, c check) {
 	cmd := exec.Command("sh", "-c", c.command)
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
-	err := wait(ctx, cmd, nil)
+	err := wait(ctx, cmd, syscall.SIGTERM, nil)
 	r.check(c.name, output.String(), err, time.Since(started))
 }
 
@@ -99,7 +102,8 @@ func (r *report) runTests(ctx context.Context, args []string) {
 		r.group(args, "", err)
 		return
 	}
-	err = wait(ctx, cmd, func() { r.consume(stdout) })
+	// Of this signal go removes its directory for builds.
+	err = wait(ctx, cmd, syscall.SIGINT, func() { r.consume(stdout) })
 	r.group(args, stderr.String(), err)
 }
 
@@ -138,8 +142,9 @@ func (r *report) consume(in io.Reader) {
 }
 
 // wait runs the command and, until it ends, whatever consumes its output. The command gets a process group of its own,
-// which is ended as a whole when ctx is done.
-func wait(ctx context.Context, cmd *exec.Cmd, consume func()) error {
+// which is asked by the signal please to end as a whole when ctx is done, so that tests remove what they put on the machine, and
+// killed if it does not.
+func wait(ctx context.Context, cmd *exec.Cmd, please syscall.Signal, consume func()) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("not started: %w", ctx.Err())
 	}
@@ -159,7 +164,11 @@ func wait(ctx context.Context, cmd *exec.Cmd, consume func()) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it may just have ended by itself
-		return fmt.Errorf("ended early: %w", errors.Join(ctx.Err(), <-done))
+		group := -cmd.Process.Pid
+		_ = syscall.Kill(group, please) // it may just have ended by itself
+		kill := time.AfterFunc(patience, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
+		err := <-done
+		kill.Stop()
+		return fmt.Errorf("ended early: %w", errors.Join(ctx.Err(), err))
 	}
 }

@@ -35,10 +35,14 @@ type test struct {
 	output  strings.Builder
 	result  string // "" while it runs
 	parent  bool   // it has subtests
+	shown   bool   // its failure is printed
 }
 
 // failure is a test or a package that failed, and what it printed.
-type failure struct{ name, output string }
+type failure struct {
+	name, output string
+	shown        bool
+}
 
 // report collects results and prints progress. It is used from one goroutine at a time.
 type report struct {
@@ -85,8 +89,17 @@ func (r *report) take(e event) bool {
 	switch e.Action {
 	case "output":
 		t.output.WriteString(e.Output)
-	case "pass", "fail", "skip":
+	case "pass", "skip":
 		t.result = e.Action
+	case "fail":
+		t.result = e.Action
+		if t.parent && p.childFailed(e.Test) {
+			return false
+		}
+		// At once: others of its package may run for an hour more.
+		t.shown = true
+		r.show(failure{name: e.Package + " " + e.Test, output: t.output.String()})
+		return true
 	}
 	return false
 }
@@ -139,9 +152,9 @@ func (r *report) finishPackage(e event, p *pkg) {
 		case t.result == "pass" && !t.parent:
 			passed++
 		case t.result == "fail" && !(t.parent && p.childFailed(name)):
-			failed = append(failed, failure{full, t.output.String()})
+			failed = append(failed, failure{full, t.output.String(), t.shown})
 		case t.result == "" && e.Action == "fail" && !(t.parent && p.childFailed(name)):
-			failed = append(failed, failure{full + " (did not end)", t.output.String()})
+			failed = append(failed, failure{name: full + " (did not end)", output: t.output.String()})
 		}
 	}
 	wholly := e.Action == "fail" && len(failed) == 0
@@ -150,7 +163,7 @@ func (r *report) finishPackage(e event, p *pkg) {
 		if b := r.builds[e.FailedBuild]; b != nil {
 			out = b.String()
 		}
-		failed = append(failed, failure{e.Package, out})
+		failed = append(failed, failure{name: e.Package, output: out})
 	}
 	word := "ok  "
 	if len(failed) > 0 {
@@ -184,10 +197,17 @@ func count(n int, word string) string {
 	return fmt.Sprintf(", %d %s", n, word)
 }
 
-// fail records a failure and prints its output at once.
+// fail records a failure and prints it, if that was not done.
 func (r *report) fail(f failure) {
 	r.failures = append(r.failures, f)
 	r.reported++
+	if !f.shown {
+		r.show(f)
+	}
+}
+
+// show prints a failure.
+func (r *report) show(f failure) {
 	fmt.Fprintf(r.out, "\n--- %s\n", f.name)
 	if text := strings.TrimRight(f.output, "\n"); text != "" {
 		fmt.Fprintln(r.out, indent(text))
@@ -219,7 +239,7 @@ func (r *report) check(name, output string, err error, took time.Duration) {
 		return
 	}
 	fmt.Fprintf(r.out, "FAIL  %-52s %6.1f s\n", name, took.Seconds())
-	r.fail(failure{name, output + err.Error()})
+	r.fail(failure{name: name, output: output + err.Error()})
 }
 
 // group ends one run of go test: packages whose end was never reported, and errors of go test itself, are failures.
@@ -235,7 +255,7 @@ func (r *report) group(args []string, stderr string, err error) {
 	}
 	clear(r.pkgs)
 	if err != nil && r.reported == 0 {
-		r.fail(failure{"go test " + strings.Join(args, " "), r.stray.String() + stderr + err.Error()})
+		r.fail(failure{name: "go test " + strings.Join(args, " "), output: r.stray.String() + stderr + err.Error()})
 	}
 	r.reported = 0
 	r.stray.Reset()

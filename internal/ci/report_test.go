@@ -47,6 +47,28 @@ func TestCountsLeavesOnly(t *testing.T) {
 	}
 }
 
+func TestShowsFailuresAtOnce(t *testing.T) {
+	var out bytes.Buffer
+	r := newReport(&out)
+	feed(r,
+		`{"Action":"run","Package":"p","Test":"TestA"}`,
+		`{"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:7: wrong\n"}`,
+		`{"Action":"fail","Package":"p","Test":"TestA"}`,
+		`{"Action":"run","Package":"p","Test":"TestB"}`,
+	)
+	if !strings.Contains(out.String(), "--- p TestA\n") || !strings.Contains(out.String(), "a_test.go:7: wrong") {
+		t.Errorf("while other tests run the report is %q", out.String())
+	}
+	feed(r,
+		`{"Action":"pass","Package":"p","Test":"TestB"}`,
+		`{"Action":"fail","Package":"p","Elapsed":1.5}`,
+	)
+	r.finish()
+	if n := strings.Count(out.String(), "a_test.go:7: wrong"); n != 1 || lastLine(out.String()) != "1 passed, 1 failed, 0 skipped" {
+		t.Errorf("the failure is printed %d times:\n%s", n, out.String())
+	}
+}
+
 func TestNamesWithSlashes(t *testing.T) {
 	var out bytes.Buffer
 	r := newReport(&out)
@@ -132,6 +154,15 @@ func TestDeadlineEndsACheck(t *testing.T) {
 		t.Errorf("status %d after %v\n%s", status, took, out.String())
 	}
 	if !strings.Contains(out.String(), "deadline") {
+		t.Error(out.String())
+	}
+}
+
+// What go test started gets to undo what it did to the machine.
+func TestDeadlineAsksFirst(t *testing.T) {
+	var out bytes.Buffer
+	run([]string{"-timeout", "500ms", "-check", "slow=trap 'echo undone; exit 1' TERM; sleep 60 & wait"}, &out)
+	if !strings.Contains(out.String(), "undone") {
 		t.Error(out.String())
 	}
 }
