@@ -83,7 +83,7 @@ func TestContainerdRootless(t *testing.T) {
 	c.exec(t, "box", "sh", "-ec", work)
 	live := outputLines(c.exec(t, "box", "/treedump", "/", "data"))
 	c.snapshotter.end(t, syscall.SIGKILL)
-	c.startSnapshotter(t)
+	c.anotherSnapshotter(t)
 	checkLines(t, "the container with another snapshotter", live, outputLines(c.exec(t, "box", "/treedump", "/", "data")))
 	c.ctr(t, "tasks", "kill", "-s", "KILL", "box")
 	c.waitGone(t, "box")
