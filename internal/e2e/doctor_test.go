@@ -312,7 +312,7 @@ func TestDoctorBrokenMounts(t *testing.T) {
 	signal(t, pid, unix.SIGKILL)
 	// Attributes would be answered from the kernel's cache.
 	gone := func() bool { return errors.Is(unix.Statfs(merged, new(unix.Statfs_t)), unix.ENOTCONN) }
-	for deadline := time.Now().Add(10 * time.Second); !gone(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !gone(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the mount of a killed server goes on")
 		}
@@ -343,7 +343,7 @@ func TestDoctorOrphan(t *testing.T) {
 		t.Errorf("the orphan is %s, want %d", orphan.Object, pid)
 	}
 	p.follow(t, orphan, 1)
-	for deadline := time.Now().Add(10 * time.Second); len(p.ask(t).of("left.servers")[0].Object) > 0; {
+	for deadline := time.Now().Add(patience); len(p.ask(t).of("left.servers")[0].Object) > 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("the orphan goes on after the way out")
 		}

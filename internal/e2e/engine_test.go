@@ -239,7 +239,7 @@ func (e *engine) close(t *testing.T) {
 // checkServers waits for the servers of this storage to be gone; nothing but their unmounts ends them.
 func (e *engine) checkServers(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(3 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		left := e.servers()
 		if len(left) == 0 {

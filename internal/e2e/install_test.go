@@ -151,7 +151,7 @@ func (e *engine) removeAll(t *testing.T) {
 		e.run(t, args...)
 	}
 	e.clean = nil
-	deadline := time.Now().Add(3 * time.Second)
+	deadline := time.Now().Add(patience)
 	for len(e.linkServers()) > 0 {
 		if time.Now().After(deadline) {
 			t.Errorf("servers stay after everything was removed: %q", e.linkServers())

@@ -84,7 +84,7 @@ func (in *nestedEngine) commitOpen(t *testing.T) {
 	t.Helper()
 	out := in.script(t, `$E run -d --name box $R `+imageName+` sh -c \
 		'exec 3>/data/dirty; dd if=/dev/zero bs=65536 count=10 >&3 2>/dev/null; echo ready; sleep 1000' >/dev/null
-		for i in $(seq 100); do if $E logs box | grep -q ready; then break; fi; sleep 0.1; done
+		for i in $(seq 300); do if $E logs box | grep -q ready; then break; fi; sleep 0.1; done
 		$E commit box localhost/dirty >/dev/null
 		$E run --rm $R localhost/dirty stat -c %s /data/dirty
 		$E rm -f box >/dev/null; $E rmi -f localhost/dirty >/dev/null`)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"plyfs/internal/e2e/listing"
 )
@@ -118,8 +119,8 @@ ln -s made /data/madelink
 func (p *podmanTest) commitOpen(t *testing.T) {
 	p.run(t, "podman", "run", "-d", "--name", "c", imageName, "sh", "-c",
 		"exec 3>/data/dirty; dd if=/dev/zero bs=65536 count=10 >&3 2>/dev/null; echo ready; sleep 1000")
-	for i := 0; !strings.Contains(p.run(t, "podman", "logs", "c"), "ready"); i++ {
-		if i > 100 {
+	for deadline := time.Now().Add(patience); !strings.Contains(p.run(t, "podman", "logs", "c"), "ready"); {
+		if time.Now().After(deadline) {
 			t.Fatal("the container does not start")
 		}
 	}

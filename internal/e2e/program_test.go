@@ -89,6 +89,9 @@ func isFuse(t testing.TB, target string) bool {
 	return fs.Type == unix.FUSE_SUPER_MAGIC && isMounted(t, target)
 }
 
+// patience is how long something that happens by itself may take on a busy machine, such as the end of a server after its unmount.
+const patience = 30 * time.Second
+
 // unmount calls fusermount3 and checks what the driver relies on: the directory is free at once, and the server ends by
 // itself.
 func unmount(t testing.TB, target string) {
@@ -105,7 +108,7 @@ func unmount(t testing.TB, target string) {
 	if err != nil {
 		t.Errorf("rename over %s after its unmount: %v", target, err)
 	}
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		pids := serversOf(target)
 		if len(pids) == 0 {
