@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/internal/control"
 	"plyfs/internal/testenv"
 )
 
@@ -110,6 +111,10 @@ func newPatient(t *testing.T, uid int) *patient {
 	p.env = []string{
 		"HOME=" + p.home, "PATH=" + dir + ":" + os.Getenv("PATH"), "TMPDIR=" + p.home + "/tmp", "XDG_RUNTIME_DIR=" + p.home + "/run",
 		"PLYFS_ROOT=" + p.home + "/store", "PLYFS_INDEX_DIR=" + p.home + "/index", "LANG=C.UTF-8",
+	}
+	if uid == 0 {
+		// Those of users are below theirs already; a server that is killed leaves its socket.
+		p.env = append(p.env, control.EnvRuntimeDir+"="+p.home+"/run/plyfs")
 	}
 	return p
 }
