@@ -56,12 +56,14 @@ func newEngine(t *testing.T, uid int) *engine {
 	e := &engine{dir: dir, uid: uid, clean: [][]string{
 		{"podman", "rm", "-af", "-t", "0"}, {"buildah", "rm", "-a"}, {"podman", "rmi", "-af"},
 	}}
-	t.Cleanup(func() { e.close(t) })
-	for _, d := range []string{settings, "tmp", "run", "xdg", "graph", "networks"} {
+	for _, d := range []string{settings, "tmp", "vartmp", "run", "xdg", "graph", "networks"} {
 		if err := os.MkdirAll(e.path(d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+	// Engines that are killed leave their copies of images there, whatever TMPDIR says.
+	bindOver(t, e.path("vartmp"), "/var/tmp")
+	t.Cleanup(func() { e.close(t) })
 	e.writeProgram(t)
 	e.writeConfig(t)
 	e.env = []string{
