@@ -236,6 +236,13 @@ func (e *engine) close(t *testing.T) {
 	if err := os.RemoveAll(e.dir); err != nil {
 		t.Errorf("remove the storage: %v", err)
 	}
+	// buildah makes this where a process of its own has got no environment; it stays empty.
+	user := fmt.Sprintf("/tmp/containers-user-%d", e.uid)
+	for _, d := range []string{user + "/containers", user} {
+		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("clean up after buildah: %v", err)
+		}
+	}
 }
 
 // checkServers waits for the servers of this storage to be gone; nothing but their unmounts ends them.
