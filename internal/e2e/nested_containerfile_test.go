@@ -26,9 +26,11 @@ func TestNestedContainerfile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	program, err := os.ReadFile(testenv.Binary(t))
-	if err := errors.Join(err, os.WriteFile(filepath.Join(context, "plyfs"), program, 0o755)); err != nil {
-		t.Fatal(err)
+	for _, program := range []string{testenv.Binary(t), testenv.MountBinary(t)} {
+		text, err := os.ReadFile(program)
+		if err := errors.Join(err, os.WriteFile(filepath.Join(context, filepath.Base(program)), text, 0o755)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n.buildEngines(t, context)
 	n.run(t, "docker-on-plyfs", "podman-as-user-in-podman")
