@@ -3,6 +3,7 @@ package cow
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -33,18 +34,21 @@ type WhiteoutFeatures struct {
 	Mknod, Rename bool
 }
 
-// features are what was found out, nil until then.
+// features are what was found out, nil until then: written under Work.mu, and read without it, since every creation asks.
 type features struct {
-	files     *FileFeatures
-	whiteouts *WhiteoutFeatures
+	files     atomic.Pointer[FileFeatures]
+	whiteouts atomic.Pointer[WhiteoutFeatures]
 }
 
 // Files says how regular files can be staged. The error is what kept it from finding out.
 func (w *Work) Files() (FileFeatures, error) {
+	if f := w.tried.files.Load(); f != nil {
+		return *f, nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.tried.files != nil {
-		return *w.tried.files, nil
+	if f := w.tried.files.Load(); f != nil {
+		return *f, nil
 	}
 	stage, err := w.stageLocked()
 	if err != nil {
@@ -55,16 +59,19 @@ func (w *Work) Files() (FileFeatures, error) {
 		return FileFeatures{}, fmt.Errorf("workdir %s: try unnamed files: %w", w.base.Path, err)
 	}
 	f.StageUnnamed = f.Tmpfile && w.base.FSType != unix.BTRFS_SUPER_MAGIC
-	w.tried.files = &f
+	w.tried.files.Store(&f)
 	return f, nil
 }
 
 // Whiteouts says how whiteouts can be made. The error is what kept it from finding out.
 func (w *Work) Whiteouts() (WhiteoutFeatures, error) {
+	if f := w.tried.whiteouts.Load(); f != nil {
+		return *f, nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.tried.whiteouts != nil {
-		return *w.tried.whiteouts, nil
+	if f := w.tried.whiteouts.Load(); f != nil {
+		return *f, nil
 	}
 	stage, err := w.stageLocked()
 	if err != nil {
@@ -74,7 +81,7 @@ func (w *Work) Whiteouts() (WhiteoutFeatures, error) {
 	if err != nil {
 		return WhiteoutFeatures{}, fmt.Errorf("workdir %s: try whiteouts: %w", w.base.Path, err)
 	}
-	w.tried.whiteouts = &f
+	w.tried.whiteouts.Store(&f)
 	return f, nil
 }
 

@@ -34,12 +34,28 @@ func (indexes) Open(dir string, _ mountopt.Options, u *union.Options, _ *slog.Lo
 		}
 		return nil, fmt.Errorf("index: %w", err)
 	}
-	program, err := sibling.Find(server.NamePlyfs)
+	program, err := other()
 	if err != nil {
 		return nil, err
 	}
 	return nil, server.HandOver(program)
 }
 
+// other finds plyfs. A link of that name to this program would run it again and again.
+func other() (string, error) {
+	program, err := sibling.Find(server.NamePlyfs)
+	if err != nil {
+		return "", err
+	}
+	self, err := os.Stat(server.SelfPath())
+	if err != nil {
+		return "", err
+	}
+	if found, err := os.Stat(program); err != nil || os.SameFile(self, found) {
+		return "", errors.Join(fmt.Errorf("%s is not the program plyfs", program), err)
+	}
+	return program, nil
+}
+
 // Builder implements server.Indexes.
-func (indexes) Builder() (string, error) { return sibling.Find(server.NamePlyfs) }
+func (indexes) Builder() (string, error) { return other() }

@@ -122,6 +122,45 @@ func TestMountProgramAlone(t *testing.T) {
 	}
 }
 
+// TestMountProgramBesideOther: a plyfs that can't run, or is no other program, is as good as none: the mount is served, and the
+// caller gets its verdict.
+func TestMountProgramBesideOther(t *testing.T) {
+	for name, make := range map[string]string{
+		"no program": "echo nonsense >bin/plyfs; chmod +x bin/plyfs",
+		"itself":     "ln bin/fuse-overlayfs bin/plyfs",
+		"no right":   "touch bin/plyfs",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := unionTree(t)
+			shell(t, dir, program(t, "plyfs")+" index build -q --dir $PWD/cache -o lowerdir=lower:lower2; mkdir bin; cp "+
+				testenv.MountBinary(t)+" bin/fuse-overlayfs; "+make)
+			got := shell(t, dir, "bin/fuse-overlayfs -o "+allLayers+",index=./cache,log=log merged; cat merged/file; umount merged")
+			if got != "low\n" {
+				t.Errorf("it shows %q", got)
+			}
+			if log := readLog(t, dir); !strings.Contains(log, "no stack index") || !strings.Contains(log, "plyfs") {
+				t.Errorf("the log does not say what is wrong:\n%s", log)
+			}
+			waitGone(t, dir)
+		})
+	}
+}
+
+// TestMountProgramWarnsOnce: what plyfs finds too, once a mount was handed over to it, is told once.
+func TestMountProgramWarnsOnce(t *testing.T) {
+	dir := unionTree(t)
+	shell(t, dir, program(t, "plyfs")+" index build -q --dir $PWD/cache -o lowerdir=lower:lower2")
+	got := runIn(t, dir, "fuse-overlayfs", "-o", allLayers+",index=./cache,data=passthrough,quota_bytes=1G", "merged")
+	if got.code != 0 || strings.Count(got.stderr, "data=passthrough") != 1 {
+		t.Errorf("%+v", got)
+	}
+	if exe := serverProgram(t, dir); exe != server.NamePlyfs {
+		t.Errorf("it is served by %s", exe)
+	}
+	shell(t, dir, "umount merged")
+	waitGone(t, dir)
+}
+
 // TestMountProgramServes: plyfs-mount serves what has no index, and needs no other program for it.
 func TestMountProgramServes(t *testing.T) {
 	dir := unionTree(t)

@@ -102,23 +102,26 @@ func (s *server) handOver(why error) error {
 		return why
 	}
 	if s.daemon != nil && s.daemon.fd < 0 {
-		return exit.Faultf(exit.Internal, "%v, and it does not take orders", why)
+		return fmt.Errorf("%w, and it does not take orders", why)
 	}
 	env := os.Environ()
 	if s.daemon != nil {
-		env = append(env, fmt.Sprintf("%s=%d", verdictEnv, s.daemon.fd))
-		pass := []int{s.daemon.fd}
-		if s.daemon.target >= 0 {
-			env = append(env, fmt.Sprintf("%s=%d", targetEnv, s.daemon.target))
-			pass = append(pass, s.daemon.target)
-		}
-		for _, fd := range pass {
-			if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
-				return exit.Faultf(exit.System, "keep descriptor %d open: %v", fd, err)
+		pass := []struct {
+			name string
+			fd   int
+		}{{verdictEnv, s.daemon.fd}, {targetEnv, s.daemon.target}}
+		for _, p := range pass {
+			if p.fd < 0 {
+				continue
 			}
+			if _, err := unix.FcntlInt(uintptr(p.fd), unix.F_SETFD, 0); err != nil {
+				return fmt.Errorf("keep descriptor %d open: %w", p.fd, err)
+			}
+			defer unix.CloseOnExec(p.fd) // again, if this goes on
+			env = append(env, fmt.Sprintf("%s=%d", p.name, p.fd))
 		}
 	}
-	return exit.Faultf(exit.System, "run %s: %v", string(other), unix.Exec(string(other), os.Args, env))
+	return fmt.Errorf("run %s: %w", string(other), unix.Exec(string(other), os.Args, env))
 }
 
 // ready detaches the daemon from its caller and tells it that the mount serves. stdin becomes /dev/null, stdout and stderr

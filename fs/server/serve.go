@@ -31,6 +31,7 @@ type server struct {
 
 	controls controls
 	logged   tally
+	pending  []string // see warn
 }
 
 // prepareProcess makes this process one that serves mounts.
@@ -71,6 +72,7 @@ func serve(r request, d *daemon, from Indexes) error {
 // checkOnly is serve without the mount.
 func checkOnly(r request) error {
 	s := &server{request: r, env: readEnvironment()}
+	defer s.printWarnings()
 	layers, err := s.prepare()
 	if err == nil {
 		layers.Close()
@@ -99,15 +101,21 @@ func (s *server) prepare() (*Stack, error) {
 	return layers, nil
 }
 
-// warn prints lines to stderr, which a daemon still has.
-func (s *server) warn(lines ...string) {
-	for _, l := range lines {
+// warn keeps lines for printWarnings.
+func (s *server) warn(lines ...string) { s.pending = append(s.pending, lines...) }
+
+// printWarnings prints what has been warned of to stderr, which a daemon still has. A program that takes over from this one finds
+// it all itself.
+func (s *server) printWarnings() {
+	for _, l := range s.pending {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", s.name, l)
 	}
+	s.pending = nil
 }
 
 // mount does everything up to the mount, which nobody serves yet.
 func (s *server) mount() error {
+	defer s.printWarnings()
 	mc, err := mountConfig(s.request, s.env)
 	if err != nil {
 		return err
@@ -130,9 +138,8 @@ func (s *server) mount() error {
 	uo.Lowers, uo.Upper, uo.Work = layers.Lowers, layers.Upper, layers.Work
 	uo.Logger, uo.Observer = s.log, observer
 	if s.index, err = openIndex(s.indexes, s.opts, &uo, s.log); err != nil {
-		err = s.handOver(err)
-		layers.Close()
-		return err
+		// An index never fails a mount: where the other program can't run, the layers are read.
+		s.log.Warn("no stack index", "error", s.handOver(err))
 	}
 	if s.union, err = union.New(uo); err != nil {
 		s.index.close()
