@@ -119,6 +119,8 @@ func (d *faultyDriver) Put(ctx context.Context, id string) error {
 	return d.f.step("put", false, func() error { return d.Driver.Put(ctx, id) })
 }
 
+func (d *faultyDriver) References() map[string]int { return d.Driver.(drivers.Referrer).References() }
+
 func (d *faultyDriver) Sync(ctx context.Context, ids ...string) error {
 	return d.f.step("sync", true, func() error { return d.Driver.Sync(ctx, ids...) })
 }

@@ -93,7 +93,8 @@ func (s *Store) countMount(name string, by int) (c Container, err error) {
 }
 
 // dropReferences gives back what a process that died had got from the driver for itself, to read a layer: the only references
-// that outlive a process are those of Mount, which the records of containers count. A mount in use stays until the next Open.
+// that outlive a process are those of Mount, which the records of containers count, and one of each snapshot that is mounted. A mount
+// in use stays until the next Open.
 func (s *Store) dropReferences(ctx context.Context) error {
 	d, ok := s.drv.(drivers.Referrer)
 	if !ok {
@@ -105,6 +106,14 @@ func (s *Store) dropReferences(ctx context.Context) error {
 	}
 	wanted := make(map[string]int)
 	err := s.view(func(t *tx) error {
+		if err := t.records(snapshotPrefix, func(r Record) error {
+			if r.Snapshot.Kind == SnapshotActive {
+				wanted[r.Snapshot.ID] = 1
+			}
+			return ctx.Err()
+		}); err != nil {
+			return err
+		}
 		return t.records(containerPrefix, func(r Record) error {
 			c := s.thisBoot(*r.Container)
 			wanted[c.ID] = c.Mounts
@@ -112,7 +121,7 @@ func (s *Store) dropReferences(ctx context.Context) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("compare the mounts of driver %s with the containers: %w", s.drv.Name(), err)
+		return fmt.Errorf("compare the mounts of driver %s with the containers and snapshots: %w", s.drv.Name(), err)
 	}
 	for id, n := range has {
 		for ; n > wanted[id]; n-- {

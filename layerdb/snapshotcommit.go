@@ -66,6 +66,9 @@ func (s *Store) CommitSnapshot(ctx context.Context, name, active string, o Snaps
 	if n.Kind != SnapshotActive {
 		return Snapshot{}, fmt.Errorf("it is not active, but %s: %w", n.Kind, drivers.ErrInUse)
 	}
+	if err := s.unmountSnapshot(ctx, n.ID); err != nil {
+		return Snapshot{}, err
+	}
 	if n.Usage, err = s.drv.Usage(ctx, n.ID); err != nil {
 		return Snapshot{}, err
 	}

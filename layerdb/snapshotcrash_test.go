@@ -28,6 +28,9 @@ func snapshotScenario(s *Store, say func(word, op string)) {
 			return err
 		}
 	}
+	mount := func(name string) func() error {
+		return func() error { _, err := s.MountSnapshot(ctx, name); return err }
+	}
 	remove := func(name string) func() error { return func() error { return s.RemoveSnapshot(ctx, name) } }
 	for _, step := range []struct {
 		op  string
@@ -36,10 +39,13 @@ func snapshotScenario(s *Store, say func(word, op string)) {
 		{"extract-1", create("extract-1", "", SnapshotOptions{Content: SnapshotUnpacked})},
 		{"base", commit("base", "extract-1")},
 		{"work", create("work", "base", SnapshotOptions{Labels: map[string]string{"a": "b"}})},
+		{"mount-work", mount("work")},
 		{"top", commit("top", "work")},
 		{"look", create("look", "top", SnapshotOptions{Kind: SnapshotView})},
 		{"nothing", create("nothing", "", SnapshotOptions{Kind: SnapshotView})},
 		{"box", create("box", "top", SnapshotOptions{})},
+		{"mount-box", mount("box")},
+		{"mount-box-again", mount("box")},
 		{"relabel", func() error {
 			_, err := s.RelabelSnapshot(ctx, "box", func(map[string]string) (map[string]string, error) {
 				return map[string]string{"new": "label"}, nil

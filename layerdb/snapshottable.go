@@ -131,6 +131,9 @@ func (s *Store) endSnapshot(id string) {
 
 // discardSnapshot removes what is there of a snapshot that the database does not name, and its note at the end.
 func (s *Store) discardSnapshot(ctx context.Context, id string) error {
+	if err := s.unmountSnapshot(ctx, id); err != nil {
+		return err
+	}
 	if err := s.drv.Remove(ctx, id); err != nil {
 		return fmt.Errorf("remove layer %s of driver %s: %w", id, s.drv.Name(), err)
 	}

@@ -37,6 +37,12 @@ const (
 	syncContent = "content"
 )
 
+// The values of --mounts.
+const (
+	mountsAuto   = "auto"
+	mountsHelper = "helper"
+)
+
 // snapshotterCommand is plyfs snapshotter.
 func snapshotterCommand() *cli.Command {
 	return daemon.Command(daemon.Spec{
@@ -61,6 +67,11 @@ func snapshotterCommand() *cli.Command {
 				Usage: "`WHAT` is on disk when a snapshot is committed: record, as with containerd's overlayfs, or content",
 			},
 			&cli.StringFlag{
+				Name: "mounts", Value: mountsAuto,
+				Usage: "`WHO` mounts what the driver plyfs serves: helper, a program that containerd runs, or auto, the snapshotter " +
+					"itself where containerd has the same mounts, else the helper",
+			},
+			&cli.StringFlag{
 				Name: "containerd-address", EnvVars: []string{"CONTAINERD_ADDRESS"}, Value: "/run/containerd/containerd.sock",
 				Usage: "`SOCKET` of containerd, whose content store the differ uses; empty for no differ",
 			},
@@ -74,6 +85,10 @@ func runSnapshotter(ctx context.Context, c *cli.Context, log *slog.Logger) (err 
 	if err != nil {
 		return err
 	}
+	who := c.String("mounts")
+	if who != mountsAuto && who != mountsHelper {
+		return cli.Exit(fmt.Sprintf("--mounts %s: want %s or %s", who, mountsAuto, mountsHelper), exitUsage)
+	}
 	o.Log = log
 	address, err := snapshotterAddress(c.String("address"))
 	if err != nil {
@@ -83,7 +98,7 @@ func runSnapshotter(ctx context.Context, c *cli.Context, log *slog.Logger) (err 
 	if err != nil {
 		return err
 	}
-	s, err := snapshotter.New(store, snapshotter.Options{Durable: durable, Log: log})
+	s, err := snapshotter.New(store, snapshotter.Options{Durable: durable, Served: who == mountsAuto, Log: log})
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}
@@ -98,6 +113,7 @@ func runSnapshotter(ctx context.Context, c *cli.Context, log *slog.Logger) (err 
 		d = snapshotter.NewDiffer(s, contentproxy.NewContentStore(conn))
 	}
 	server := grpc.NewServer(
+		grpc.Creds(snapshotter.Credentials()),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(logCalls(log), snapshotter.ForwardContext),
 	)

@@ -9,7 +9,7 @@ import (
 
 // replenishAfter is how long a pool waits for a server to come back before it has another one started: who mounts and unmounts in
 // turn needs no second one.
-const replenishAfter = 100 * time.Millisecond
+const replenishAfter = time.Second
 
 // pool starts servers. In a process that mounts again and again, as a daemon does, it keeps one that waits: the start of a
 // program takes longer than a mount, and whoever starts a container waits for both. That is the one that served the last mount,

@@ -78,7 +78,12 @@ type workbench struct {
 
 func newWorkbench(t testing.TB, base string, f drivers.Factory, options map[string]string) *workbench {
 	t.Helper()
-	s, err := openAt(t.Context(), filepath.Join(base, "store"), f, options)
+	return newWorkbenchWith(t, base, f, options, Options{})
+}
+
+func newWorkbenchWith(t testing.TB, base string, f drivers.Factory, options map[string]string, o Options) *workbench {
+	t.Helper()
+	s, err := openWith(t.Context(), filepath.Join(base, "store"), f, options, o)
 	if err != nil {
 		t.Fatal(err)
 	}

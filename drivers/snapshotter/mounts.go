@@ -86,6 +86,13 @@ func (m mounter) mounts(ctx context.Context, n layerdb.Snapshot, l layerdb.Snaps
 	return p.mounts(n, m.drv.Name() == driverPlyfs)
 }
 
+// servable says whether the snapshot's mount is one that a process serves, and looks the same to everybody. A view is not worth it: its
+// mounts are short, and its layer is its parent's.
+func (m mounter) servable(n layerdb.Snapshot) bool {
+	return m.drv.Name() == driverPlyfs && n.Kind == layerdb.SnapshotActive && !n.Unpacked && n.Parent != "" &&
+		len(servedMaps(n.Labels)) == 0
+}
+
 // single is for layers that hold all that they show.
 func (m mounter) single(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) ([]mount.Mount, error) {
 	meta, err := m.drv.Metadata(ctx, l.Top)

@@ -21,6 +21,9 @@ import (
 type Options struct {
 	// Durable says what is on disk when Commit returns.
 	Durable layerdb.Durability
+	// Served has this process mount what the driver plyfs mounts, for callers that have its mounts, instead of telling how it is
+	// mounted.
+	Served bool
 	// Log takes what is worth knowing; nil discards.
 	Log *slog.Logger
 }
@@ -148,10 +151,11 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, o layerdb.
 	if err != nil {
 		return nil, classified(err)
 	}
-	mounts, err := s.Mounts(ctx, key)
+	// Told is how it is mounted, and nothing mounted yet: containerd asks again when it starts a container, if it ever does.
+	mounts, err := s.plan(ctx, key)
 	if err != nil {
 		// Nobody will ask for a snapshot again of which making failed.
-		return nil, errors.Join(err, s.store.RemoveSnapshot(context.WithoutCancel(ctx), key))
+		return nil, errors.Join(classified(err), s.store.RemoveSnapshot(context.WithoutCancel(ctx), key))
 	}
 	return mounts, nil
 }
@@ -187,7 +191,41 @@ func quotaOf(labels map[string]string) (q drivers.Quota, err error) {
 
 // Mounts implements snapshots.Snapshotter. It may be called as often as one likes, and what it says stays true until the snapshot is
 // committed or removed.
-func (s *Snapshotter) Mounts(ctx context.Context, key string) (mounts []mount.Mount, err error) {
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if s.opt.Served && callerSees(ctx) {
+		mounts, err := s.serve(ctx, key)
+		if mounts != nil || err != nil {
+			return mounts, classified(err)
+		}
+	}
+	mounts, err := s.plan(ctx, key)
+	return mounts, classified(err)
+}
+
+// serve mounts a snapshot, if it is one that a process serves. Where that fails, mounts is nil, and the caller has to do it: it may be
+// that only containerd may mount, and if not, it says why.
+func (s *Snapshotter) serve(ctx context.Context, key string) (mounts []mount.Mount, err error) {
+	servable := false
+	err = s.store.UseSnapshot(ctx, key, func(n layerdb.Snapshot, _ layerdb.SnapshotLayers) error {
+		servable = s.mounts.servable(n)
+		return nil
+	})
+	if !servable || err != nil {
+		return nil, err
+	}
+	root, err := s.store.MountSnapshot(ctx, key)
+	switch {
+	case err == nil:
+		return []mount.Mount{{Type: typeBind, Source: root, Options: []string{"rbind", "rw"}}}, nil
+	case ctx.Err() != nil || errors.Is(err, drivers.ErrNotFound):
+		return nil, err
+	}
+	s.log.Warn("containerd has to mount a snapshot", "snapshot", key, "error", err)
+	return nil, nil
+}
+
+// plan says how a snapshot is mounted.
+func (s *Snapshotter) plan(ctx context.Context, key string) (mounts []mount.Mount, err error) {
 	err = s.store.UseSnapshot(ctx, key, func(n layerdb.Snapshot, l layerdb.SnapshotLayers) error {
 		if n.Kind == layerdb.SnapshotCommitted {
 			return fmt.Errorf("snapshot %s is committed, and not to be mounted; make a view of it: %w", key, drivers.ErrInUse)
@@ -195,10 +233,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) (mounts []mount.Mo
 		mounts, err = s.mounts.mounts(ctx, n, l)
 		return err
 	})
-	if err != nil {
-		return nil, classified(err)
-	}
-	return mounts, nil
+	return mounts, err
 }
 
 // Commit implements snapshots.Snapshotter. It does not take a parent: it does not have the capability rebase.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 
@@ -21,13 +22,17 @@ import (
 
 // openAt opens a snapshotter on a store of the driver.
 func openAt(ctx context.Context, root string, f drivers.Factory, options map[string]string) (*Snapshotter, error) {
+	return openWith(ctx, root, f, options, Options{})
+}
+
+func openWith(ctx context.Context, root string, f drivers.Factory, options map[string]string, o Options) (*Snapshotter, error) {
 	store, err := layerdb.Open(ctx, layerdb.Options{
 		Root: root, Driver: f.Name, Registry: drivers.NewRegistry(f), DriverOptions: options,
 	})
 	if err != nil {
 		return nil, err
 	}
-	s, err := New(store, Options{})
+	s, err := New(store, o)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
@@ -46,13 +51,17 @@ func installPlyfs(t *testing.T) map[string]string {
 
 // suite runs containerd's tests of snapshotters, each on a store of its own beneath base.
 func suite(t *testing.T, name, base string, f drivers.Factory, options map[string]string) {
+	suiteWith(t, name, base, f, options, Options{})
+}
+
+func suiteWith(t *testing.T, name, base string, f drivers.Factory, options map[string]string, o Options) {
 	t.Setenv("TMPDIR", base)
 	testsuite.SnapshotterSuite(t, name, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		s, err := openAt(ctx, root, f, options)
+		s, err := openWith(ctx, root, f, options, o)
 		if err != nil {
 			return nil, nil, err
 		}
-		return s, func() error {
+		return asker{s}, func() error {
 			if err := s.Close(); err != nil {
 				return err
 			}
@@ -61,7 +70,17 @@ func suite(t *testing.T, name, base string, f drivers.Factory, options map[strin
 	})
 }
 
-// checkStore opens the store that a test leaves, and has it checked.
+// asker asks for the mounts of what it prepares, as containerd does before it starts a container.
+type asker struct{ *Snapshotter }
+
+func (s asker) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if m, err := s.Snapshotter.Prepare(ctx, key, parent, opts...); err != nil {
+		return m, err
+	}
+	return s.Mounts(ctx, key)
+}
+
+// checkStore opens the store that a test leaves, has it checked, and removes what may be mounted.
 func checkStore(ctx context.Context, root string, f drivers.Factory, options map[string]string) error {
 	s, err := openAt(ctx, root, f, options)
 	if err != nil {
@@ -72,11 +91,18 @@ func checkStore(ctx context.Context, root string, f drivers.Factory, options map
 	for _, p := range rep.Problems {
 		err = errors.Join(err, errors.New(p.Kind+" "+p.Object+": "+p.Detail))
 	}
-	return err
+	return errors.Join(err, s.Walk(ctx, func(ctx context.Context, i snapshots.Info) error {
+		return s.Remove(ctx, i.Name)
+	}, "kind==active"))
 }
 
 func TestSuitePlyfs(t *testing.T) {
 	suite(t, "plyfs", testenv.Scratch(t), plyfs.Factory(), installPlyfs(t))
+}
+
+// The same where the snapshotter mounts what Mounts tells of.
+func TestSuiteServed(t *testing.T) {
+	suiteWith(t, "plyfs", testenv.Scratch(t), plyfs.Factory(), installPlyfs(t), Options{Served: true})
 }
 
 // The suite leaves the renaming of a directory of a lower layer out for snapshotters of this name, which the kernel refuses.
@@ -92,7 +118,7 @@ func TestSuiteBtrfs(t *testing.T) {
 
 // TestSuiteInUserNamespace leaves out the case of 128 layers, which takes half of all the time, unless PLYFS_LONG is set.
 func TestSuiteInUserNamespace(t *testing.T) {
-	pattern := "^(TestSuitePlyfs|TestSuiteOverlay2|TestSuiteVFS)$"
+	pattern := "^(TestSuitePlyfs|TestSuiteServed|TestSuiteOverlay2|TestSuiteVFS)$"
 	if os.Getenv("PLYFS_LONG") == "" {
 		pattern += "/^[^1]"
 	}

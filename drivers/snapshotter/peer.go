@@ -1,0 +1,105 @@
+package snapshotter
+
+import (
+	"context"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/peer"
+)
+
+// Credentials are those of a server that Register adds to. They ask nothing of a caller, and find out of each connection whether what
+// this process mounts is there for who calls.
+func Credentials() credentials.TransportCredentials {
+	return peerCredentials{insecure.NewCredentials()}
+}
+
+type peerCredentials struct {
+	credentials.TransportCredentials
+}
+
+// peerInfo is what is known of a connection.
+type peerInfo struct {
+	credentials.CommonAuthInfo
+	// sees says that the other side has the mounts of this process.
+	sees bool
+}
+
+// AuthType implements credentials.AuthInfo.
+func (peerInfo) AuthType() string { return "unix" }
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	i := peerInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}
+	if pid, err := peerOf(c); err == nil {
+		i.sees = seesMounts(pid)
+	}
+	return c, i, nil
+}
+
+// Clone implements credentials.TransportCredentials.
+func (p peerCredentials) Clone() credentials.TransportCredentials {
+	return peerCredentials{p.TransportCredentials.Clone()}
+}
+
+// peerOf returns the process at the other end of a Unix socket, 0 for one of which this process sees no number.
+func peerOf(c net.Conn) (pid int, err error) {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return 0, unix.ENOTSOCK
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if cerr != nil {
+		return 0, cerr
+	}
+	if err != nil {
+		return 0, os.NewSyscallError("getsockopt", err)
+	}
+	return int(cred.Pid), nil
+}
+
+// seesMounts says whether a process has the root of this one, and so its mounts: a mount belongs to one namespace.
+func seesMounts(pid int) bool {
+	own, err := rootOf("self")
+	if err != nil {
+		return false
+	}
+	theirs, err := rootOf(strconv.Itoa(pid))
+	return err == nil && theirs == own
+}
+
+// root is the mount and the inode of a root directory.
+type root struct{ mount, inode uint64 }
+
+func rootOf(process string) (root, error) {
+	var st unix.Statx_t
+	path := "/proc/" + process + "/root/"
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_MNT_ID, &st); err != nil {
+		return root{}, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return root{}, unix.EOPNOTSUPP
+	}
+	return root{mount: st.Mnt_id, inode: st.Ino}, nil
+}
+
+// callerSees says whether whoever a call is from has the mounts of this process. One that came through no connection is from this
+// process.
+func callerSees(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return true
+	}
+	i, ok := p.AuthInfo.(peerInfo)
+	return ok && i.sees
+}
