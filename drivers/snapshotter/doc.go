@@ -4,7 +4,8 @@
 //
 // containerd asks how a snapshot is mounted, and mounts it itself, or has its shim do so. What the answer is depends on the driver:
 //
-//	plyfs          fuse3.plyfs-mount, which mount.fuse3 makes by running that program (or plyfs); a bind mount where there is but one layer
+//	plyfs          fuse3.plyfs-mount, which mount.fuse3 makes by running that program (or plyfs), or a bind mount of what Mounts
+//	               mounted (see Options.Served); a bind mount where there is but one layer
 //	overlay2       overlay; a bind mount where there is but one layer
 //	btrfs, vfs     a bind mount of the layer
 //	zfs            a mount of the type zfs
@@ -23,6 +24,6 @@
 //
 // # Crashes and restarts
 //
-// The store says what there is; nothing else is kept. Mounts are of those who made them, so that running containers notice nothing
-// of the end of this process. See layerdb for what is durable.
+// The store says what there is, and the driver what is mounted; nothing else is kept. Servers of mounts outlive this process, so that
+// running containers notice nothing of its end. See layerdb for what is durable.
 package snapshotter

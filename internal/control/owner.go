@@ -188,6 +188,10 @@ func readStore(dir string, uid uint32) map[string]Owner {
 				ID     string            `json:"id"`
 				Labels map[string]string `json:"labels"`
 			} `json:"container"`
+			Snapshot *struct {
+				Name string `json:"name"`
+				ID   string `json:"id"`
+			} `json:"snapshot"`
 			Holder *struct {
 				Kind string `json:"kind"`
 				Key  string `json:"key"`
@@ -202,6 +206,8 @@ func readStore(dir string, uid uint32) map[string]Owner {
 			owners[r.Container.ID] = Owner{
 				Engine: EnginePlyfs, Container: r.Container.Name, Image: r.Container.Labels[imageLabel],
 			}
+		case r.Snapshot != nil:
+			owners[r.Snapshot.ID] = ofSnapshot(r.Snapshot.Name)
 		case r.Holder != nil && r.Holder.Kind == "name":
 			names[string(r.Holder.Data)] = r.Holder.Key
 		}
@@ -215,6 +221,19 @@ func readStore(dir string, uid uint32) map[string]Owner {
 		owners[id] = owner
 	}
 	return owners
+}
+
+// ofSnapshot recognises the snapshot of a container by its name: a snapshotter gets NAMESPACE/NUMBER/KEY from containerd, and dockerd has
+// the namespace moby.
+func ofSnapshot(name string) Owner {
+	part := strings.SplitN(name, "/", 3)
+	switch {
+	case len(part) < 3:
+		return Owner{Engine: EngineContainerd, Container: name}
+	case part[0] == "moby":
+		return Owner{Engine: EngineDocker, Container: short(part[2])}
+	}
+	return Owner{Engine: EngineContainerd, Container: part[0] + "/" + part[2]}
 }
 
 // ofDocker finds the container of a layer in dockerd's directory.

@@ -42,6 +42,9 @@ func TestOwners(t *testing.T) {
 	put(t, store+"/records/2", `{"holder":{"kind":"name","key":"docker.io/library/busybox:latest","data":"c2hhMjU2OmZmZmZmZmZmZmZmZmZmZmY="}}`)
 	put(t, store+"/records/3", `{"container":{"name":"plain","id":"k2"},"drivers":["plyfs"]}`)
 	put(t, store+"/records/4", "damaged")
+	for id, name := range map[string]string{"s1": "default/83/job", "s2": "moby/5/" + cid, "s3": "by-hand"} {
+		put(t, store+"/records/snapshot-"+id, `{"snapshot":{"name":"`+name+`","kind":"active","id":"`+id+`"},"drivers":["plyfs"]}`)
+	}
 
 	plugin := docker + "/plyfs"
 	put(t, docker+"/image/plyfs/layerdb/mounts/"+cid+"/mount-id", "p1")
@@ -66,6 +69,9 @@ func TestOwners(t *testing.T) {
 		{"containerd", task, "/var/lib/x/snapshots/3/fs", control.Owner{Engine: "containerd", Container: "default/job"}},
 		{"containerd on our store", task, store + "/layers/plyfs/k1/diff", control.Owner{Engine: "containerd", Container: "default/job", Image: "docker.io/library/busybox:latest"}},
 		{"containerd unpacks", "/var/lib/containerd/tmpmounts/containerd-mount12", "/x/3/fs", control.Owner{Engine: "containerd"}},
+		{"snapshot", store + "/layers/plyfs/s1/merged", store + "/layers/plyfs/s1/diff", control.Owner{Engine: "containerd", Container: "default/job"}},
+		{"snapshot of docker", store + "/layers/plyfs/s2/merged", store + "/layers/plyfs/s2/diff", control.Owner{Engine: "docker", Container: "dddddddddddd"}},
+		{"snapshot by hand", store + "/layers/plyfs/s3/merged", store + "/layers/plyfs/s3/diff", control.Owner{Engine: "containerd", Container: "by-hand"}},
 		{"store", store + "/run/m", store + "/layers/plyfs/k1/diff", control.Owner{Engine: "plyfs", Container: "mine", Image: "docker.io/library/busybox:latest"}},
 		{"store without image", store + "/run/m", store + "/layers/plyfs/k2/diff", control.Owner{Engine: "plyfs", Container: "plain"}},
 		{"store, gone", store + "/run/m", store + "/layers/plyfs/k3/diff", control.Owner{Engine: "plyfs"}},

@@ -24,6 +24,14 @@ func TestContainerdDrivers(t *testing.T) {
 	}
 }
 
+// TestContainerdHelper is TestContainerd where containerd mounts everything itself.
+func TestContainerdHelper(t *testing.T) {
+	c := prepareContainerd(t, "plyfs")
+	c.mounts = "helper"
+	c.start(t)
+	c.life(t)
+}
+
 // TestContainerd2 runs containerd 2, which has plyfs make and unpack layers too.
 func TestContainerd2(t *testing.T) {
 	bin := buildContainerd(t)
@@ -80,6 +88,7 @@ func TestContainerdRootless(t *testing.T) {
 	c.ctr(t, "images", "import", "--snapshotter", "plyfs", c.path("docker.tar"))
 	checkLines(t, "the image", c.want, c.list(t, imageName))
 	c.ctr(t, append(c.runArgs("-d"), imageName, "box", "sleep", "1000")...)
+	c.checkMounts(t)
 	c.exec(t, "box", "sh", "-ec", work)
 	live := outputLines(c.exec(t, "box", "/treedump", "/", "data"))
 	c.snapshotter.end(t, syscall.SIGKILL)

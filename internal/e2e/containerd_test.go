@@ -27,6 +27,8 @@ type containerdTest struct {
 	whole  *testing.T // the test with all its subtests
 	plyfs  string     // the program
 	driver string
+	// mounts says who mounts containers, as the flag of the snapshotter does.
+	mounts string
 	// bin is where ctr and containerd are, "" for PATH.
 	bin string
 	// config is the version of containerd's configuration: 2 up to containerd 1.7, which here has no differ.
@@ -66,7 +68,7 @@ func prepareContainerd(t *testing.T, driver string) *containerdTest {
 	t.Helper()
 	e := newEngine(t, 0)
 	e.clean = nil
-	c := &containerdTest{engine: e, whole: t, driver: driver, config: 2}
+	c := &containerdTest{engine: e, whole: t, driver: driver, mounts: "auto", config: 2}
 	c.install(t)
 	return c
 }
@@ -149,7 +151,7 @@ func (p *process) end(t *testing.T, sig syscall.Signal) {
 func (c *containerdTest) startSnapshotter(t *testing.T) {
 	t.Helper()
 	c.snapshotter = c.spawn(t, "snapshotter", c.plyfs, "snapshotter", "--address", "unix://"+c.path("plyfs.sock"), "--root", c.path("store"),
-		"--driver", c.driver, "--containerd-address", c.path("containerd.sock"), "--log-level", "debug")
+		"--driver", c.driver, "--mounts", c.mounts, "--containerd-address", c.path("containerd.sock"), "--log-level", "debug")
 	c.waitFor(t, c.snapshotter, func() error {
 		_, err := os.Stat(c.path("plyfs.sock"))
 		return err
@@ -297,9 +299,22 @@ func (c *containerdTest) life(t *testing.T) {
 	t.Run("clean", c.clean)
 }
 
+// checkMounts holds that what containerd gets for the container box is what the snapshotter was told to give.
+func (c *containerdTest) checkMounts(t *testing.T) {
+	t.Helper()
+	if c.driver != "plyfs" {
+		return
+	}
+	want := map[string]string{"auto": "bind ", "helper": "fuse3."}[c.mounts]
+	if m := c.snapshot(t, "mounts", "/x", "box"); !strings.HasPrefix(m, "mount -t "+want) {
+		t.Errorf("a container is mounted with %s", m)
+	}
+}
+
 // restart ends and kills the snapshotter, and containerd, under a container.
 func (c *containerdTest) restart(t *testing.T) {
 	c.ctr(t, append(c.runArgs("-d"), imageName, "box", "sleep", "1000")...)
+	c.checkMounts(t)
 	c.exec(t, "box", "sh", "-ec", work)
 	live := outputLines(c.exec(t, "box", "/treedump", "/", "data"))
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
