@@ -24,6 +24,8 @@ type Mounts struct {
 
 	mu    sync.Mutex
 	table map[string]mountRecord // guarded by mu
+	// making are the ids whose record is there, and whose mount is being made. Guarded by mu.
+	making map[string]bool
 }
 
 // mountRecord is one mounted layer, and the content of its file.
@@ -47,12 +49,12 @@ func OpenMounts(dir string) (*Mounts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identify this boot: %w", err)
 	}
-	m := &Mounts{dir: dir, boot: strings.TrimSpace(string(boot)), table: make(map[string]mountRecord)}
+	m := &Mounts{dir: dir, boot: strings.TrimSpace(string(boot)), table: make(map[string]mountRecord), making: make(map[string]bool)}
 	return m, m.Refresh()
 }
 
 // Refresh reads the counts anew and drops those of mounts that are gone, also the servers of which died. References to
-// plain directories stay.
+// plain directories stay, and those that a Get is about to have. It may be called beside Get and Put.
 func (m *Mounts) Refresh() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -70,6 +72,9 @@ func (m *Mounts) Refresh() error {
 			continue
 		}
 		seen[id] = true
+		if m.making[id] {
+			continue
+		}
 		rec, err := m.readLocked(id)
 		if err != nil || rec.Boot != m.boot || !IsMountPoint(rec.Target) {
 			delete(m.table, id)
@@ -135,13 +140,15 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 	rec = mountRecord{Target: target, Count: 1, Options: o, Boot: m.boot}
 	// The record comes first: a crash between the two leaves a record without a mount, which is dropped, and never a mount
 	// that nobody knows.
+	defer m.make(id)()
 	if err := m.set(id, rec); err != nil {
 		return err
 	}
 	if err := mount(); err != nil {
 		return errors.Join(err, m.drop(id))
 	}
-	if IsMountPoint(target) {
+	// Whoever made it asked its server: that is not done again, which may have to read all layers to answer.
+	if isMountRoot(target, unix.AT_STATX_DONT_SYNC) {
 		return nil
 	}
 	rec.Plain = true
@@ -149,6 +156,18 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 	defer m.mu.Unlock()
 	m.table[id] = rec
 	return m.removeLocked(id)
+}
+
+// make notes that a mount is being made, until done is called.
+func (m *Mounts) make(id string) (done func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.making[id] = true
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.making, id)
+	}
 }
 
 // Put takes a reference away. If it was the last, unmount undoes the mount; while that fails the reference stays.
@@ -164,7 +183,8 @@ func (m *Mounts) Put(id string, unmount func(target string) error) error {
 		rec.Count--
 		return m.set(id, rec)
 	}
-	if rec.Plain || IsMountPoint(rec.Target) {
+	// One whose server is gone is unmounted all the same.
+	if rec.Plain || isMountRoot(rec.Target, unix.AT_STATX_DONT_SYNC) {
 		if err := unmount(rec.Target); err != nil {
 			return err
 		}
@@ -221,9 +241,14 @@ func (m *Mounts) drop(id string) error {
 
 // IsMountPoint says whether something is mounted at path. A FUSE mount whose server is gone does not count as mounted.
 func IsMountPoint(path string) bool {
-	var st unix.Statx_t
 	// Forced: the kernel would answer for a dead server from what it has cached.
-	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
+	return isMountRoot(path, unix.AT_STATX_FORCE_SYNC)
+}
+
+// isMountRoot says whether path is the root of a mount, by a statx with the given way to synchronise.
+func isMountRoot(path string, sync int) bool {
+	var st unix.Statx_t
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | sync
 	if err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st); err != nil {
 		return false
 	}

@@ -91,6 +91,23 @@ func TestMountsRestart(t *testing.T) {
 	}
 }
 
+// A clean-up beside a Get does not take away what that is about to have.
+func TestMountsRefreshBesideGet(t *testing.T) {
+	dir := testenv.Scratch(t)
+	p, m := newPlace(t, dir), openMounts(t, dir)
+	must(t, m.Get("l", p.target, drivers.GetOptions{}, func() error { return errors.Join(m.Refresh(), p.mount(), m.Refresh()) }))
+	if m.Count("l") != 1 {
+		t.Errorf("count %d", m.Count("l"))
+	}
+	if n := openMounts(t, dir); n.Count("l") != 1 {
+		t.Errorf("count %d in the next process", n.Count("l"))
+	}
+	must(t, m.Put("l", func(target string) error { return errors.Join(p.unmount(target), m.Refresh()) }))
+	if m.Count("l") != 0 {
+		t.Errorf("count %d of a mount that was given back", m.Count("l"))
+	}
+}
+
 // A mount that went away behind our back is made anew.
 func TestMountsRemount(t *testing.T) {
 	dir := testenv.Scratch(t)
