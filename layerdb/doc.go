@@ -62,7 +62,9 @@
 // is being made or removed is noted by a file in ROOT/unfinished, and copies of records are written, both without waiting for the disk.
 // After the death of the process both are there. After a power cut they may be missing, and Check tells of what came of that.
 //
-// What a process got from the driver for itself, to read a layer, is given back at the next Open if the process died.
+// What a process got from the driver for itself, to read a layer, is given back at the next Open if the process died. The
+// references that stay are those of mounted containers, which their records count, and one of each active snapshot that
+// MountSnapshot mounted, which goes when the snapshot is committed or removed.
 //
 // # Locks and phases
 //
@@ -71,7 +73,7 @@
 //	gate                       every operation is inside; Migrate is alone; nobody after Close
 //	  mounting, by name          a container's mounts
 //	    containers, by name      a container's content: for reading while it is read, for writing while it is made or removed
-//	  snapshots, by name         a snapshot and its copy; parents for reading
+//	  snapshots, by name         a snapshot, its copy and its mount; parents for reading
 //	  flights, by ChainID        making one layer; who makes several begins with the lowest
 //	    holders, by key          a holder and its copy; who needs several takes them in their order
 //	      graph                  decisions: transactions that change who uses what, and pins
