@@ -26,6 +26,8 @@ type docHost struct {
 	*engine
 	// load takes image.tar in before the first command that needs the image; nil if the commands do.
 	load []string
+	// settle are commands that have the engine do what it put off.
+	settle [][]string
 	// units are the services that systemctl restarts, by name.
 	units   map[string]unit
 	running []*service
@@ -155,6 +157,8 @@ func prepareDocContainerd(t *testing.T, h *docHost) {
 		"plyfs-snapshotter": {args: []string{"plyfs", "snapshotter"}, socket: "/run/plyfs/snapshotter.sock"},
 		"containerd":        {args: []string{"containerd"}, socket: "/run/containerd/containerd.sock"},
 	}
+	// It removes the snapshots of removed containers some time later, and until then they are mounted.
+	h.settle = [][]string{{"ctr", "leases", "create", "--id", "collect"}, {"ctr", "leases", "rm", "--sync", "collect"}}
 }
 
 func makeDirectory(t *testing.T, dir string, uid int) {
@@ -243,6 +247,12 @@ func (h *docHost) start(t *testing.T, name string, u unit) {
 // stop ends the services, the last one first, and what the engines keep.
 func (h *docHost) stop(t *testing.T) {
 	t.Helper()
+	for _, args := range h.settle {
+		if out, err := h.try(args...); err != nil {
+			t.Errorf("%s: %v: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	h.settle = nil
 	for len(h.running) > 0 {
 		s := h.running[len(h.running)-1]
 		h.running = h.running[:len(h.running)-1]
