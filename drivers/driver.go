@@ -149,6 +149,9 @@ type GetOptions struct {
 	// Any takes the mount that is there, whatever its options; the others count only if there is none. It is for those who
 	// merely read.
 	Any bool
+	// Alone refuses, with ErrInUse, to begin a mount beside one that somebody else made of the same writable layer: two servers do
+	// not see at once what the other one writes. Drivers whose mounts the kernel serves need not look.
+	Alone bool
 }
 
 // ApplyOptions are options of one unpacking; nil stands for none.

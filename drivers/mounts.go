@@ -129,7 +129,7 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 	rec, held := m.table[id]
 	m.mu.Unlock()
 	takeAny := o.Any
-	o.Any = false
+	o.Any, o.Alone = false, false
 	if held && (rec.Plain || IsMountPoint(rec.Target)) {
 		if rec.Options != o && !takeAny {
 			return fmt.Errorf("layer %s is mounted with other options: %w", id, ErrInUse)
@@ -183,9 +183,9 @@ func (m *Mounts) Put(id string, unmount func(target string) error) error {
 		rec.Count--
 		return m.set(id, rec)
 	}
-	// One whose server is gone is unmounted all the same.
 	if rec.Plain || isMountRoot(rec.Target, unix.AT_STATX_DONT_SYNC) {
-		if err := unmount(rec.Target); err != nil {
+		// One whose server is gone is not worth the reference, whoever has something open in it.
+		if err := unmount(rec.Target); err != nil && (rec.Plain || IsMountPoint(rec.Target)) {
 			return err
 		}
 	}

@@ -107,7 +107,8 @@ func (s *Store) dropReferences(ctx context.Context) error {
 	wanted := make(map[string]int)
 	err := s.view(func(t *tx) error {
 		if err := t.records(snapshotPrefix, func(r Record) error {
-			if r.Snapshot.Kind == SnapshotActive {
+			if r.Snapshot.Kind == SnapshotActive && !r.Snapshot.Unpacked && has[r.Snapshot.ID] > 0 {
+				s.roots.Store(r.Snapshot.ID, "")
 				wanted[r.Snapshot.ID] = 1
 			}
 			return ctx.Err()

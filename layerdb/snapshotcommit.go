@@ -66,6 +66,11 @@ func (s *Store) CommitSnapshot(ctx context.Context, name, active string, o Snaps
 	if n.Kind != SnapshotActive {
 		return Snapshot{}, fmt.Errorf("it is not active, but %s: %w", n.Kind, drivers.ErrInUse)
 	}
+	n.Name, n.Kind, n.Labels, n.Created = name, SnapshotCommitted, maps.Clone(o.Labels), time.Now().UTC()
+	n.Updated = n.Created
+	if err := n.validate(); err != nil {
+		return Snapshot{}, fmt.Errorf("%w: %w", drivers.ErrInvalid, err)
+	}
 	if err := s.unmountSnapshot(ctx, n.ID); err != nil {
 		return Snapshot{}, err
 	}
@@ -76,11 +81,6 @@ func (s *Store) CommitSnapshot(ctx context.Context, name, active string, o Snaps
 		if err := s.drv.Sync(ctx, n.ID); err != nil {
 			return Snapshot{}, err
 		}
-	}
-	n.Name, n.Kind, n.Labels, n.Created = name, SnapshotCommitted, maps.Clone(o.Labels), time.Now().UTC()
-	n.Updated = n.Created
-	if err := n.validate(); err != nil {
-		return Snapshot{}, fmt.Errorf("%w: %w", drivers.ErrInvalid, err)
 	}
 	return n, s.replaceSnapshot(old, Record{Snapshot: &n, Drivers: old.Drivers})
 }

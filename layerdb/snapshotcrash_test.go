@@ -101,6 +101,15 @@ func mustHaveSnapshots(t *testing.T, o Options, p *progress) {
 	if err := s.drv.List(ctx, func(i drivers.Info) error { has = append(has, i.ID); return nil }); err != nil {
 		t.Fatal(err)
 	}
+	active := make(map[string]bool)
+	for _, n := range all {
+		active[n.ID] = n.Kind == SnapshotActive && !n.Unpacked
+	}
+	for id, count := range s.drv.(drivers.Referrer).References() {
+		if !active[id] || count > 1 {
+			t.Errorf("layer %s has %d references; is it of an active snapshot: %t", id, count, active[id])
+		}
+	}
 	slices.Sort(layers)
 	slices.Sort(has)
 	if !slices.Equal(layers, has) {

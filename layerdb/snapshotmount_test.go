@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
+	"plyfs/internal/testenv"
 )
 
 // mountSnapshot mounts a snapshot, and holds that it has one reference then.
@@ -83,6 +84,77 @@ func TestMountSnapshot(t *testing.T) {
 		t.Errorf("what was written and committed: %q, %v", b, err)
 	}
 	if err := s.RemoveSnapshot(ctx, "child"); err != nil {
+		t.Error(err)
+	}
+}
+
+// References that others have stay theirs.
+func TestMountSnapshotBesideReaders(t *testing.T) {
+	b := vfsBackend()
+	s, err := Open(context.Background(), b.at(filepath.Join(testenv.Scratch(t), "store")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	ctx := context.Background()
+	top := snapshotChain(t, s, 1)
+	n, err := s.CreateSnapshot(ctx, "box", top, SnapshotOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := s.MountSnapshot(ctx, "box"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := s.drv.Get(ctx, n.ID, nil) // who compares it with another
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RemoveSnapshot(ctx, "box"); err != nil {
+		t.Error(err)
+	}
+	if has := s.drv.(drivers.Referrer).References()[n.ID]; has != 1 {
+		t.Errorf("the reader's reference: %d", has)
+	}
+	if _, err := os.Stat(root); err != nil {
+		t.Errorf("what is read is gone: %v", err)
+	}
+	if err := s.drv.Put(ctx, n.ID); err != nil {
+		t.Error(err)
+	}
+	if n, err := s.CleanSnapshots(ctx); n != 1 || err != nil {
+		t.Errorf("clean-up: %d, %v", n, err)
+	}
+}
+
+// A commit that is refused leaves the mount.
+func TestMountSnapshotCommitRefused(t *testing.T) {
+	s, _ := snapshotStore(t)
+	ctx := context.Background()
+	top := snapshotChain(t, s, 1)
+	if _, err := s.CreateSnapshot(ctx, "box", top, SnapshotOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	root := mountSnapshot(t, s, "box")
+	for name, labels := range map[string]map[string]string{top: nil, "new": {"a": string(make([]byte, MaxData))}} {
+		if _, err := s.CommitSnapshot(ctx, name, "box", SnapshotCommit{Labels: labels}); err == nil {
+			t.Errorf("committed as %s", name)
+		}
+		if !drivers.IsMountPoint(root) {
+			t.Fatalf("not mounted after the commit as %s was refused", name)
+		}
+	}
+	if err := s.UnmountSnapshot(ctx, "box"); err != nil || drivers.IsMountPoint(root) {
+		t.Errorf("unmount: %v", err)
+	}
+	if err := s.UnmountSnapshot(ctx, "box"); err != nil {
+		t.Errorf("unmount of what is not mounted: %v", err)
+	}
+	if err := s.UnmountSnapshot(ctx, "none"); !errors.Is(err, drivers.ErrNotFound) {
+		t.Errorf("unmount of nothing: %v", err)
+	}
+	if err := s.RemoveSnapshot(ctx, "box"); err != nil {
 		t.Error(err)
 	}
 }

@@ -51,7 +51,9 @@ type Store struct {
 	containers keyLocks // by name of a container: its content; for writing while it is removed
 	snapshots  keyLocks // by name of a snapshot; for reading by who uses it or makes something over it
 	removals   removals
-	roots      sync.Map // by the driver's id of a snapshot's layer: what MountSnapshot returned
+	// roots has, by the driver's id of a snapshot's layer, what MountSnapshot returned, "" where that was in an earlier process. Each
+	// entry is a reference of the driver. Guarded by snapshots.
+	roots sync.Map
 
 	graph sync.Mutex
 	pins  map[ChainID]*pin // guarded by graph

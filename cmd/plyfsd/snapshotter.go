@@ -113,7 +113,7 @@ func runSnapshotter(ctx context.Context, c *cli.Context, log *slog.Logger) (err 
 		d = snapshotter.NewDiffer(s, contentproxy.NewContentStore(conn))
 	}
 	server := grpc.NewServer(
-		grpc.Creds(snapshotter.Credentials()),
+		grpc.Creds(snapshotter.Credentials(log)),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(logCalls(log), snapshotter.ForwardContext),
 	)

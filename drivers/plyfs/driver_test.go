@@ -189,6 +189,51 @@ func TestServerKilled(t *testing.T) {
 	must(t, d.Remove(ctx, "c"))
 }
 
+// A mount whose server is gone is given back also while somebody has something open in it.
+func TestServerKilledInUse(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	image(t, d, "base", "", "f")
+	must(t, d.CreateReadWrite(t.Context(), "c", "base", nil))
+	root, err := d.Get(t.Context(), "c", nil)
+	must(t, err)
+	f, err := os.Open(root)
+	must(t, err)
+	defer f.Close()
+	kill(t, readRecord(t, base, "c"))
+	must(t, d.Put(t.Context(), "c"))
+	must(t, d.Remove(t.Context(), "c"))
+}
+
+// Who wants to be alone is told of a server that others started.
+func TestGetAlone(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	image(t, d, "base", "", "f")
+	must(t, d.CreateReadWrite(t.Context(), "c", "base", nil))
+	root, err := d.Get(t.Context(), "c", &drivers.GetOptions{Alone: true})
+	must(t, err)
+	_, err = d.Get(t.Context(), "c", &drivers.GetOptions{Alone: true})
+	must(t, errors.Join(err, d.Put(t.Context(), "c"))) // its own is none of others
+	// A copy of the mount keeps the server.
+	elsewhere := filepath.Join(base, "elsewhere")
+	must(t, errors.Join(os.Mkdir(elsewhere, 0o755), unix.Mount(root, elsewhere, "", unix.MS_BIND, "")))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	must(t, d.Put(ctx, "c"))
+	if _, err := d.Get(t.Context(), "c", &drivers.GetOptions{Alone: true}); !errors.Is(err, drivers.ErrInUse) {
+		t.Errorf("beside a server of others: %v, want ErrInUse", err)
+	}
+	must(t, unix.Unmount(elsewhere, 0))
+	for { // the server ends behind the unmount
+		if _, err = d.Get(t.Context(), "c", &drivers.GetOptions{Alone: true}); !errors.Is(err, drivers.ErrInUse) {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	must(t, errors.Join(err, d.Put(t.Context(), "c")))
+}
+
 // TestVolatile: the mark of a volatile mount goes when its server has ended.
 func TestVolatile(t *testing.T) {
 	base := testenv.Scratch(t)

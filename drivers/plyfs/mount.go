@@ -5,20 +5,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/drivers"
 	"plyfs/drivers/internal/overlaystore"
 )
 
-// endWait bounds how long Put waits for a server whose mount is gone. It is longer only if a copy of the mount lives on
-// in another mount namespace: then the server goes with that.
+// endWait bounds how long Put waits for a server whose mount is gone, as its context's deadline does. It is longer only if a copy
+// of the mount lives on in another mount namespace: then the server goes with that.
 const endWait = 30 * time.Second
 
 // mounter starts servers.
@@ -77,6 +80,11 @@ func splitOptions(s string) []string {
 // Mount implements overlaystore.Mounter. Layers are given relative to the home, which is the program's working
 // directory.
 func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string) error {
+	if k.Alone {
+		if err := notServed(k); err != nil {
+			return err
+		}
+	}
 	opts := m.opts.mountOptions(k, func(p string) string { return p })
 	var err error
 	if isOwn(m.program) {
@@ -91,6 +99,25 @@ func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string
 		err = errors.Join(err, overlaystore.Detach(target))
 	}
 	return err
+}
+
+// notServed returns an error that wraps drivers.ErrInUse if a server writes to the stack's upper.
+func notServed(k overlaystore.Stack) error {
+	if k.Work == "" {
+		return nil
+	}
+	dir, err := os.Open(filepath.Join(k.Path(k.Work), cow.StageDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if cow.InUse(int(dir.Fd())) {
+		return fmt.Errorf("another mount of %s is served: %w", k.Path(k.Upper), drivers.ErrInUse)
+	}
+	return nil
 }
 
 // serve starts a server and waits until it serves.
@@ -154,7 +181,11 @@ func (m *mounter) Unmount(ctx context.Context, id, target string) error {
 		return err
 	}
 	// The mount is gone: from here on there is no way back, and the caller's loss of interest does not count.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	wait := endWait
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait)
 	defer cancel()
 	if err := m.servers.wait(ctx, id); err != nil {
 		m.log.Warn("the server of a layer goes on after the unmount", "layer", id, "error", err)

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -14,13 +15,14 @@ import (
 )
 
 // Credentials are those of a server that Register adds to. They ask nothing of a caller, and find out of each connection whether what
-// this process mounts is there for who calls.
-func Credentials() credentials.TransportCredentials {
-	return peerCredentials{insecure.NewCredentials()}
+// this process mounts is there for who calls, which they log.
+func Credentials(log *slog.Logger) credentials.TransportCredentials {
+	return peerCredentials{insecure.NewCredentials(), log}
 }
 
 type peerCredentials struct {
 	credentials.TransportCredentials
+	log *slog.Logger
 }
 
 // peerInfo is what is known of a connection.
@@ -34,17 +36,19 @@ type peerInfo struct {
 func (peerInfo) AuthType() string { return "unix" }
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (p peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	i := peerInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}
-	if pid, err := peerOf(c); err == nil {
+	pid, err := peerOf(c)
+	if err == nil {
 		i.sees = seesMounts(pid)
 	}
+	p.log.Info("a connection", "process", pid, "has these mounts", i.sees)
 	return c, i, nil
 }
 
 // Clone implements credentials.TransportCredentials.
 func (p peerCredentials) Clone() credentials.TransportCredentials {
-	return peerCredentials{p.TransportCredentials.Clone()}
+	return peerCredentials{p.TransportCredentials.Clone(), p.log}
 }
 
 // peerOf returns the process at the other end of a Unix socket, 0 for one of which this process sees no number.

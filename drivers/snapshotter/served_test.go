@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -233,7 +235,7 @@ func TestCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(grpc.Creds(Credentials()))
+	server := grpc.NewServer(grpc.Creds(Credentials(slog.New(slog.DiscardHandler))))
 	Register(server, w.Snapshotter, nil)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
@@ -335,4 +337,84 @@ func TestServedShowsTheSame(t *testing.T) {
 		t.Errorf("they differ:\n%s", fingerprint.Format(d, 20))
 	}
 	w.remove(t, "served", w.mountsOf(t, t.Context(), "served"))
+}
+
+// Beside a mount that containerd made before, none is served: two servers do not see at once what the other one writes.
+func TestServedBesideOthers(t *testing.T) {
+	w := newServed(t)
+	told := w.prepare(t, "box", "top")
+	w.at(t, told, func(root string) {
+		if m := w.mountsOf(t, t.Context(), "box"); !strings.HasPrefix(m.Type, "fuse3.") {
+			t.Errorf("mounted as %+v", m)
+		}
+		mustWrite(t, filepath.Join(root, "new"))
+	})
+	// The server ends some time after the unmount.
+	var box mount.Mount
+	for range 500 {
+		if box = w.mountsOf(t, t.Context(), "box"); isServed(box) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if b, err := os.ReadFile(filepath.Join(box.Source, "new")); err != nil || string(b) != "text" {
+		t.Errorf("mounted as %+v it shows %q, %v", box, b, err)
+	}
+	w.remove(t, "box", box)
+}
+
+// What is served stays so for a snapshotter that would not serve it, and goes when it can't any more.
+func TestServedStays(t *testing.T) {
+	base := testenv.Scratch(t)
+	options := installPlyfs(t)
+	var box mount.Mount
+	t.Run("served", func(t *testing.T) {
+		w := newWorkbenchWith(t, base, plyfs.Factory(), options, Options{Served: true})
+		w.image(t)
+		w.prepare(t, "box", "top")
+		box = w.mountsOf(t, t.Context(), "box")
+	})
+	s, err := openAt(t.Context(), filepath.Join(base, "store"), plyfs.Factory(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	w := &workbench{Snapshotter: s}
+	if m := w.mountsOf(t, t.Context(), "box"); !isServed(m) || m.Source != box.Source {
+		t.Errorf("mounted as %+v, before as %+v", m, box)
+	}
+	labels := map[string]string{snapshots.LabelSnapshotUIDMapping: "0:1000:65536", snapshots.LabelSnapshotGIDMapping: "0:1000:65536"}
+	if _, err := w.Update(t.Context(), snapshots.Info{Name: "box", Labels: labels}); err != nil {
+		t.Fatal(err)
+	}
+	if m := w.mountsOf(t, t.Context(), "box"); !strings.HasPrefix(m.Type, "fuse3.") || drivers.IsMountPoint(box.Source) {
+		t.Errorf("with other owners it is mounted as %+v", m)
+	}
+	if err := w.Remove(t.Context(), "box"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Who has a copy of the mount does not keep containerd waiting for long.
+func TestServedCopies(t *testing.T) {
+	w := newServed(t)
+	for _, end := range []func(key string) error{
+		func(key string) error { return w.Commit(t.Context(), "done", key) },
+		func(key string) error { return w.Remove(t.Context(), key) },
+	} {
+		w.prepare(t, "box", "top")
+		box := w.mountsOf(t, t.Context(), "box")
+		w.at(t, []mount.Mount{box}, func(root string) {
+			mustWrite(t, filepath.Join(root, "file"))
+			if err := end("box"); err != nil {
+				t.Error(err)
+			}
+			if drivers.IsMountPoint(box.Source) {
+				t.Error("it is still mounted")
+			}
+		})
+	}
+	if tree := w.tree(t, "done"); tree.Entries["file"] == nil {
+		t.Error("what was written is not in the committed snapshot")
+	}
 }

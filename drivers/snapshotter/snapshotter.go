@@ -192,25 +192,29 @@ func quotaOf(labels map[string]string) (q drivers.Quota, err error) {
 // Mounts implements snapshots.Snapshotter. It may be called as often as one likes, and what it says stays true until the snapshot is
 // committed or removed.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
-	if s.opt.Served && callerSees(ctx) {
-		mounts, err := s.serve(ctx, key)
-		if mounts != nil || err != nil {
-			return mounts, classified(err)
-		}
+	mounts, err := s.serve(ctx, key)
+	if mounts != nil || err != nil {
+		return mounts, classified(err)
 	}
-	mounts, err := s.plan(ctx, key)
+	mounts, err = s.plan(ctx, key)
 	return mounts, classified(err)
 }
 
-// serve mounts a snapshot, if it is one that a process serves. Where that fails, mounts is nil, and the caller has to do it: it may be
-// that only containerd may mount, and if not, it says why.
+// serve mounts a snapshot, if it is one that a process serves, for callers that have its mounts; also against the options if it is
+// mounted already, since a second server of one upper shows old content. Where it does not, mounts is nil, and the caller has to mount.
 func (s *Snapshotter) serve(ctx context.Context, key string) (mounts []mount.Mount, err error) {
-	servable := false
+	servable, mounted := false, false
 	err = s.store.UseSnapshot(ctx, key, func(n layerdb.Snapshot, _ layerdb.SnapshotLayers) error {
-		servable = s.mounts.servable(n)
+		servable, mounted = s.mounts.servable(n), s.store.SnapshotIsMounted(n)
 		return nil
 	})
-	if !servable || err != nil {
+	if err != nil {
+		return nil, err
+	}
+	if !servable || !(s.opt.Served || mounted) || !callerSees(ctx) {
+		if mounted {
+			err = s.store.UnmountSnapshot(ctx, key)
+		}
 		return nil, err
 	}
 	root, err := s.store.MountSnapshot(ctx, key)
@@ -219,8 +223,11 @@ func (s *Snapshotter) serve(ctx context.Context, key string) (mounts []mount.Mou
 		return []mount.Mount{{Type: typeBind, Source: root, Options: []string{"rbind", "rw"}}}, nil
 	case ctx.Err() != nil || errors.Is(err, drivers.ErrNotFound):
 		return nil, err
+	case errors.Is(err, drivers.ErrInUse):
+		s.log.Info("a snapshot that is mounted by others is not mounted here", "snapshot", key, "error", err)
+	default: // it may be that only containerd may mount; if not, it says why
+		s.log.Warn("containerd has to mount a snapshot", "snapshot", key, "error", err)
 	}
-	s.log.Warn("containerd has to mount a snapshot", "snapshot", key, "error", err)
 	return nil, nil
 }
 

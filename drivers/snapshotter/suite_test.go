@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -77,7 +78,11 @@ func (s asker) Prepare(ctx context.Context, key, parent string, opts ...snapshot
 	if m, err := s.Snapshotter.Prepare(ctx, key, parent, opts...); err != nil {
 		return m, err
 	}
-	return s.Mounts(ctx, key)
+	m, err := s.Mounts(ctx, key)
+	if err == nil && s.opt.Served && m[0].Type != typeBind {
+		err = errors.New("a snapshot is not served")
+	}
+	return m, err
 }
 
 // checkStore opens the store that a test leaves, has it checked, and removes what may be mounted.
@@ -91,9 +96,13 @@ func checkStore(ctx context.Context, root string, f drivers.Factory, options map
 	for _, p := range rep.Problems {
 		err = errors.Join(err, errors.New(p.Kind+" "+p.Object+": "+p.Detail))
 	}
-	return errors.Join(err, s.Walk(ctx, func(ctx context.Context, i snapshots.Info) error {
+	err = errors.Join(err, s.Walk(ctx, func(ctx context.Context, i snapshots.Info) error {
 		return s.Remove(ctx, i.Name)
-	}, "kind==active"))
+	}, "kind==active"), s.Cleanup(ctx))
+	if r, ok := s.store.Driver().(drivers.Referrer); ok && len(r.References()) > 0 {
+		err = errors.Join(err, fmt.Errorf("mounted in the end: %v", r.References()))
+	}
+	return err
 }
 
 func TestSuitePlyfs(t *testing.T) {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -29,8 +28,8 @@ func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
 		return PrintVersion(stdout, p)
 	}
 	d, isDaemon := becomeDaemon(&r)
-	for _, w := range r.warnings {
-		fmt.Fprintln(os.Stderr, w)
+	if !r.foreground || r.fake || r.opts.Remount {
+		r.printWarnings()
 	}
 	if isDaemon {
 		prepareProcess()

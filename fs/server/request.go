@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	"plyfs/fs/mountopt"
@@ -19,7 +20,7 @@ type request struct {
 	fake bool
 	// namespace is a path or process id, empty for the caller's.
 	namespace string
-	// warnings are lines for stderr.
+	// warnings are lines for stderr, see printWarnings.
 	warnings []string
 
 	help, version bool
@@ -92,4 +93,12 @@ func (r *request) checkWords(a mountopt.Args) error {
 		return exit.Faultf(exit.Usage, "more than a source and a mount point given (a word with blanks needs quotes); usage: %s", r.usage)
 	}
 	return nil
+}
+
+// printWarnings prints what the command line gave reason to warn of, once.
+func (r *request) printWarnings() {
+	for _, w := range r.warnings {
+		fmt.Fprintln(os.Stderr, w)
+	}
+	r.warnings = nil
 }

@@ -107,6 +107,7 @@ func (s *server) warn(lines ...string) { s.pending = append(s.pending, lines...)
 // printWarnings prints what has been warned of to stderr, which a daemon still has. A program that takes over from this one finds
 // it all itself.
 func (s *server) printWarnings() {
+	s.request.printWarnings()
 	for _, l := range s.pending {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", s.name, l)
 	}

@@ -103,7 +103,7 @@ func ofTask(target string) (Owner, bool) {
 
 // mergeTarget prefers what the target says of a container in plyfs's own store: an engine uses that store then.
 func mergeTarget(owner Owner, target string) Owner {
-	if task, ok := ofTask(target); ok {
+	if task, ok := ofTask(target); ok && (task.Container != "" || owner.Container == "") {
 		task.Image = owner.Image
 		return task
 	}

@@ -22,8 +22,10 @@ type Stack struct {
 	Upper, Work string
 	// ReadOnly says that nothing must be written to Upper.
 	ReadOnly bool
-	Label    string
-	Quota    drivers.Quota
+	// Alone is that of drivers.GetOptions.
+	Alone bool
+	Label string
+	Quota drivers.Quota
 }
 
 // Path makes one of the Stack's paths absolute.
@@ -70,6 +72,7 @@ func (s *Store) Get(ctx context.Context, id string, o *drivers.GetOptions) (stri
 		return "", fmt.Errorf("mount layer %s: %w", id, err)
 	}
 	// What counts is how it is mounted, not how that was asked for.
+	k.Alone = o.Alone
 	effective := drivers.GetOptions{MountLabel: k.Label, ReadOnly: k.ReadOnly || k.Upper == "", Any: o.Any}
 	err = s.mounts.Get(id, target, effective, func() error { return s.mount(ctx, k, target) })
 	if err != nil {
