@@ -16,7 +16,7 @@ func buildah(t *testing.T, e *engine) {
 	im := engineImage(t)
 	im.writeOCI(t, e.path("oci.tar"), imageName)
 	want := listing.Lines(im.entries("data"))
-	dump := e.treedump(t)
+	dump := e.treedump()
 	list := func(container string) []string {
 		t.Helper()
 		// Root may mount in its own namespace, a user within that which buildah unshare enters.

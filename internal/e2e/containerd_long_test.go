@@ -82,7 +82,6 @@ func TestContainerdRootless(t *testing.T) {
 	im := engineImage(t)
 	im.writeDocker(t, c.path("docker.tar"), imageName)
 	c.want = listing.Lines(im.entries("data"))
-	c.treedump(t)
 	c.becomeUser(t)
 	c.start(t)
 	c.ctr(t, "images", "import", "--snapshotter", "plyfs", c.path("docker.tar"))

@@ -291,7 +291,6 @@ func (c *containerdTest) life(t *testing.T) {
 	im := engineImage(t)
 	im.writeDocker(t, c.path("docker.tar"), imageName)
 	c.want = listing.Lines(im.entries("data"))
-	c.treedump(t)
 	c.ctr(t, "images", "import", "--snapshotter", "plyfs", c.path("docker.tar"))
 	checkLines(t, "the image", c.want, c.list(t, imageName))
 	t.Run("restart", c.restart)

@@ -201,7 +201,7 @@ func rootless(t *testing.T, storage, driver string) {
 	im := engineImage(t)
 	im.writeDocker(t, e.path("docker.tar"), imageName)
 	d := &dockerTest{engine: e, top: t, driver: storage, data: e.path("home/data"), client: dockerClient}
-	d.want, d.dump = listing.Lines(im.entries("data")), e.treedump(t)+":/treedump:ro"
+	d.want, d.dump = listing.Lines(im.entries("data")), e.treedump()+":/treedump:ro"
 	bin, err := filepath.Abs(filepath.Dir(testenv.Binary(t)))
 	if err != nil {
 		t.Fatal(err)

@@ -69,7 +69,7 @@ func newDocker(t *testing.T, driver string, prepare func(*dockerTest)) *dockerTe
 		"DOCKER_BUILDKIT=0")
 	im := engineImage(t)
 	im.writeDocker(t, e.path("docker.tar"), imageName)
-	d.want, d.dump = listing.Lines(im.entries("data")), e.treedump(t)+":/treedump:ro"
+	d.want, d.dump = listing.Lines(im.entries("data")), e.treedump()+":/treedump:ro"
 	t.Cleanup(func() { d.checkEmpty(t) })
 	if prepare != nil {
 		prepare(d)

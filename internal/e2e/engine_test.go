@@ -61,6 +61,7 @@ func newEngine(t *testing.T, uid int) *engine {
 			t.Fatal(err)
 		}
 	}
+	e.buildTreedump(t) // before what may hide the sources
 	// Engines that are killed leave their copies of images there, whatever TMPDIR says.
 	bindOver(t, e.path("vartmp"), "/var/tmp")
 	t.Cleanup(func() { e.close(t) })
@@ -301,16 +302,17 @@ func isMountPoint(dir string) bool {
 	return strings.Contains(string(text), " "+dir+" ")
 }
 
-// treedump builds the program that lists a tree within a container.
-func (e *engine) treedump(t *testing.T) string {
+// treedump is the program that lists a tree within a container.
+func (e *engine) treedump() string { return e.path("treedump") }
+
+// buildTreedump makes it.
+func (e *engine) buildTreedump(t *testing.T) {
 	t.Helper()
-	out := e.path("treedump")
-	cmd := exec.Command("go", "build", "-o", out, "plyfs/internal/e2e/treedump")
+	cmd := exec.Command("go", "build", "-o", e.path("treedump"), "plyfs/internal/e2e/treedump")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build treedump: %v: %s", err, text)
 	}
-	return out
 }
 
 // asEach runs a test as root and as the user.

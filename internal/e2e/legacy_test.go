@@ -15,7 +15,7 @@ func TestLegacyStore(t *testing.T) { asEach(t, legacyStore) }
 func legacyStore(t *testing.T, e *engine) {
 	const second = "localhost/second:1"
 	engineImage(t).writeOCI(t, e.path("oci.tar"), imageName)
-	p := &podmanTest{engine: e, dump: e.treedump(t) + ":/treedump:ro"}
+	p := &podmanTest{engine: e, dump: e.treedump() + ":/treedump:ro"}
 	e.run(t, "podman", "load", "-q", "-i", e.path("oci.tar"))
 	e.run(t, "podman", "tag", imageName, second)
 	want := p.list(t, imageName)

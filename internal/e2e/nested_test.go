@@ -96,7 +96,6 @@ func newNested(t *testing.T, e *engine, outer string) *nested {
 	im := engineImage(t)
 	im.writeDocker(t, e.path("images/layers.tar"), "localhost/layers:latest")
 	n.want = listing.Lines(im.entries("data"))
-	e.treedump(t)
 	if err := os.Rename(e.path("treedump"), e.path("images/treedump")); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func podman(t *testing.T, e *engine) {
 	im := engineImage(t)
 	im.writeDocker(t, e.path("docker.tar"), imageName)
 	im.writeOCI(t, e.path("oci.tar"), imageName)
-	p := &podmanTest{engine: e, want: listing.Lines(im.entries("data")), dump: e.treedump(t) + ":/treedump:ro"}
+	p := &podmanTest{engine: e, want: listing.Lines(im.entries("data")), dump: e.treedump() + ":/treedump:ro"}
 
 	if info := e.run(t, "podman", "info", "--format", "{{.Store.GraphDriverName}} {{.Store.GraphOptions}}"); !strings.Contains(info, "fuse-overlayfs") {
 		t.Errorf("podman info shows no mount program: %s", info)

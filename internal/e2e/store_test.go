@@ -47,7 +47,7 @@ func TestStore(t *testing.T) { asEach(t, storeWithPodman) }
 
 func storeWithPodman(t *testing.T, e *engine) {
 	engineImage(t).writeOCI(t, e.path("oci.tar"), imageName)
-	p := &podmanTest{engine: e, dump: e.treedump(t) + ":/treedump:ro"}
+	p := &podmanTest{engine: e, dump: e.treedump() + ":/treedump:ro"}
 	e.run(t, "podman", "load", "-q", "-i", e.path("oci.tar"))
 	e.run(t, "podman", "save", "-q", "--format", "docker-archive", "-o", e.path("saved.tar"), imageName)
 	if err := os.WriteFile(e.path("work.sh"), []byte(work), 0o644); err != nil {
