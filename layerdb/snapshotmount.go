@@ -29,14 +29,8 @@ func (s *Store) MountSnapshot(ctx context.Context, name string) (root string, er
 		return "", err
 	}
 	defer s.snapshots.lock(name)()
-	var n Snapshot
-	if err := s.view(func(t *tx) error {
-		r, err := t.snapshot(name)
-		if err == nil {
-			n = *r.Snapshot
-		}
-		return err
-	}); err != nil {
+	n, err := s.lockedSnapshot(name)
+	if err != nil {
 		return "", err
 	}
 	if n.Kind != SnapshotActive || n.Unpacked {
@@ -63,6 +57,18 @@ func (s *Store) MountSnapshot(ctx context.Context, name string) (root string, er
 	return root, nil
 }
 
+// lockedSnapshot returns a snapshot. Precondition: its name is locked.
+func (s *Store) lockedSnapshot(name string) (n Snapshot, err error) {
+	err = s.view(func(t *tx) error {
+		r, err := t.snapshot(name)
+		if err == nil {
+			n = *r.Snapshot
+		}
+		return err
+	})
+	return n, err
+}
+
 // SnapshotIsMounted says whether MountSnapshot mounted a snapshot, also in an earlier process, and nothing undid it.
 func (s *Store) SnapshotIsMounted(n Snapshot) bool {
 	_, ok := s.roots.Load(n.ID)
@@ -82,16 +88,9 @@ func (s *Store) UnmountSnapshot(ctx context.Context, name string) error {
 		return err
 	}
 	defer s.snapshots.lock(name)()
-	var id string
-	err = s.view(func(t *tx) error {
-		r, err := t.snapshot(name)
-		if err == nil {
-			id = r.Snapshot.ID
-		}
-		return err
-	})
+	n, err := s.lockedSnapshot(name)
 	if err == nil {
-		err = s.unmountSnapshot(ctx, id)
+		err = s.unmountSnapshot(ctx, n.ID)
 	}
 	if err != nil {
 		return fmt.Errorf("unmount snapshot %s: %w", name, err)
