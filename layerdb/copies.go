@@ -50,6 +50,9 @@ func (c *check) copies(context.Context) error {
 	named := make(map[string]bool)
 	for key, r := range c.all {
 		named[copyName(r)] = true
+		if !r.hasCopy() {
+			continue
+		}
 		same, err := s.sameCopy(r)
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@
 //	ROOT/tarsplit/ID.whole    a layer's stream as it came, where tree and headers do not give it again
 //	ROOT/blobs/               of those who manage images
 //	ROOT/run/DRIVER/          what does not outlive a boot
-//	ROOT/unfinished/ID        a snapshot's layer that is being made or removed
+//	ROOT/unfinished/ID        a snapshot that is being made, changed or removed
 //	ROOT/tmp/                 emptied at Open
 //	ROOT/ballast              space that is given back when the disk is full, so that something can be removed
 //
@@ -36,7 +36,7 @@
 // A layer without any u/ is collected: at once when its last user goes, else by GC. The database is the truth. What it does
 // not name is garbage; what it names and is not there is reported by Check. Should it be lost, Rebuild makes a new one of
 // the copies: a copy is written before the record and removed after it, so it may be ahead by the operation that was interrupted,
-// never behind. Keys of u/ follow from the records.
+// never behind (those of snapshots see below). Keys of u/ follow from the records.
 //
 // # How a layer comes and goes
 //
@@ -59,8 +59,9 @@
 // them; everything else in the store leaves them alone.
 //
 // As containerd makes two or three of them for each layer of an image, one costs one synced transaction, and no more: that a layer
-// is being made or removed is noted by a file in ROOT/unfinished, and copies of records are written, both without waiting for the disk.
-// After the death of the process both are there. After a power cut they may be missing, and Check tells of what came of that.
+// is being made or removed is noted by a file in ROOT/unfinished, which becomes the copy of its record, both without waiting for the
+// disk. The copy follows the commit; should the process die between the two, Open makes it. After a power cut notes and copies may
+// be missing, and Check tells of what came of that.
 //
 // What a process got from the driver for itself, to read a layer, is given back at the next Open if the process died. The
 // references that stay are those of mounted containers, which their records count, and one of each active snapshot that

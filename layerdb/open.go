@@ -204,6 +204,9 @@ func (s *Store) resume(ctx context.Context, m meta, named string) error {
 		// Nothing that is wanted is lost: the next sweep tries again.
 		s.log.Warn("leftovers of interrupted operations stay", "error", err)
 	}
+	if err := s.settleNotes(); err != nil {
+		s.log.Warn("copies of the records of snapshots are missing or stale", "error", err)
+	}
 	if _, err := s.sweepSnapshots(ctx); err != nil {
 		s.log.Warn("leftovers of interrupted operations on snapshots stay", "error", err)
 	}

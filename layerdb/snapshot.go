@@ -195,13 +195,14 @@ func (t *tx) snapshotIsFree(name string) error {
 
 // makeSnapshot makes the snapshot over the driver's layer below. Precondition: its name is locked, and its parent's.
 func (s *Store) makeSnapshot(ctx context.Context, n Snapshot, below string, q drivers.Quota) (err error) {
-	if err := s.beginSnapshot(n.ID); err != nil {
+	r := Record{Snapshot: &n, Drivers: []string{s.drv.Name()}}
+	if err := s.beginSnapshot(r); err != nil {
 		return err
 	}
 	defer func() {
 		switch {
 		case err == nil:
-			s.endSnapshot(n.ID)
+			s.endSnapshot(r)
 		case !uncertain(err):
 			err = errors.Join(err, s.discardSnapshot(context.WithoutCancel(ctx), n.ID))
 			s.removals.made(n.ID)
@@ -211,10 +212,6 @@ func (s *Store) makeSnapshot(ctx context.Context, n Snapshot, below string, q dr
 		if err := s.createSnapshotLayer(ctx, n, below, q); err != nil {
 			return err
 		}
-	}
-	r := Record{Snapshot: &n, Drivers: []string{s.drv.Name()}}
-	if err := s.writeLazyCopy(r); err != nil {
-		return err
 	}
 	return s.updateSnapshots(func(t *tx, _ *snapshotTable) ([]work, error) { return nil, t.put(r) },
 		func(k *snapshotTable) { k.add(&n) })
@@ -293,7 +290,7 @@ func (s *Store) RelabelSnapshot(
 
 // replaceSnapshot puts a record in the place of another one of the same layer. Precondition: the names of both are locked.
 func (s *Store) replaceSnapshot(old, r Record) error {
-	if err := s.writeLazyCopy(r); err != nil {
+	if err := s.noteSnapshot(r); err != nil {
 		return err
 	}
 	err := s.updateSnapshots(func(t *tx, _ *snapshotTable) ([]work, error) {
@@ -307,8 +304,11 @@ func (s *Store) replaceSnapshot(old, r Record) error {
 		}
 		return nil, t.put(r)
 	}, func(k *snapshotTable) { k.names[r.Snapshot.ID] = r.Snapshot.Name })
-	if err != nil && !uncertain(err) {
-		return errors.Join(err, s.writeLazyCopy(old))
+	switch {
+	case err == nil:
+		s.settleNote(r)
+	case !uncertain(err):
+		err = errors.Join(err, removeFile(s.notePath(r.Snapshot.ID)))
 	}
 	return err
 }

@@ -226,3 +226,41 @@ func TestSnapshotsConcurrently(t *testing.T) {
 	}
 	removeSnapshots(t, s, all)
 }
+
+// A snapshot that is unpacked gets its copy when it is committed, also if the store was opened anew in between.
+func TestSnapshotCopyFollowsCommit(t *testing.T) {
+	s, o := snapshotStore(t)
+	ctx := context.Background()
+	copies := func() int {
+		entries, err := os.ReadDir(s.path(recordsDir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	if _, err := s.CreateSnapshot(ctx, "extract", "", SnapshotOptions{Content: SnapshotUnpacked}); err != nil || copies() != 0 {
+		t.Fatal(err, copies())
+	}
+	closeStore(t, s)
+	s = reopen(t, o)
+	defer func() { closeStore(t, s) }()
+	if _, err := s.CommitSnapshot(ctx, "base", "extract", SnapshotCommit{}); err != nil || copies() != 1 {
+		t.Fatal(err, copies())
+	}
+	if _, err := s.CreateSnapshot(ctx, "box", "base", SnapshotOptions{}); err != nil || copies() != 2 {
+		t.Fatal(err, copies())
+	}
+	// One that cannot be removed keeps it.
+	if err := s.RemoveSnapshot(ctx, "base"); !errors.Is(err, drivers.ErrInUse) || copies() != 2 {
+		t.Error(err, copies())
+	}
+	if rep, err := s.Check(ctx, CheckOptions{}); err != nil || len(rep.Problems) > 0 {
+		t.Errorf("%+v, %v", rep.Problems, err)
+	}
+	if notes, err := os.ReadDir(s.path(notesDir)); err != nil || len(notes) > 0 {
+		t.Error(notes, err)
+	}
+	if err := errors.Join(s.RemoveSnapshot(ctx, "box"), s.RemoveSnapshot(ctx, "base")); err != nil || copies() != 0 {
+		t.Error(err, copies())
+	}
+}

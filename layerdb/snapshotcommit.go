@@ -126,7 +126,7 @@ func (s *Store) forgetSnapshot(name string) (w work, err error) {
 	}); err != nil {
 		return work{}, err
 	}
-	if err := s.noteSnapshot(w.ID); err != nil {
+	if err := s.noteRemoval(r); err != nil {
 		return work{}, err
 	}
 	err = s.updateSnapshots(func(t *tx, k *snapshotTable) ([]work, error) {
@@ -136,7 +136,7 @@ func (s *Store) forgetSnapshot(name string) (w work, err error) {
 		return []work{w}, t.delete(snapshotKey(name))
 	}, func(k *snapshotTable) { k.remove(r.Snapshot) })
 	if err != nil && !uncertain(err) {
-		return work{}, errors.Join(err, removeFile(s.notePath(w.ID)))
+		s.settleNote(r)
 	}
 	return w, err
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"plyfs/drivers"
@@ -94,39 +93,106 @@ func (s *Store) SnapshotOf(ctx context.Context, id string) (name string, err err
 	return k.names[id], nil
 }
 
-// A note is an empty file named by the driver's id of a snapshot's layer that is being made or removed. Unlike the notes of works
-// it is not durable: it is there after the death of the process. After a power cut it may be lost with what it is about, or
-// without it: then Check finds a layer that nothing names. So a snapshot costs one sync, and not three.
+// A note is a file named by the driver's id of a snapshot's layer that is being made, changed or removed. It is the copy of the
+// snapshot's record on its way: one that is made, or changed, becomes the copy behind the commit; that of one that is removed was the
+// copy. So an operation needs no other file: a file system that has just removed many looks long for a free inode. A snapshot that is
+// unpacked gets its copy when it is committed; until then the note stays, empty.
+//
+// Unlike the notes of works it is not durable: it is there after the death of the process. After a power cut it may be lost with what
+// it is about, or without it: then Check finds a layer that nothing names. So a snapshot costs one sync, and not three.
 
 func (s *Store) notePath(id string) string { return s.path(notesDir, id) }
 
-func (s *Store) noteSnapshot(id string) error {
-	f, err := os.OpenFile(s.notePath(id), os.O_CREATE|os.O_WRONLY, 0o600)
+// hasCopy says whether there is a copy of the record when nothing is under way.
+func (r Record) hasCopy() bool {
+	return r.Snapshot == nil || !r.Snapshot.Unpacked || r.Snapshot.Kind == SnapshotCommitted
+}
+
+// noteSnapshot notes that the snapshot's record is about to become r.
+func (s *Store) noteSnapshot(r Record) error {
+	var b []byte
+	if r.hasCopy() {
+		var err error
+		if b, err = copyOf(r); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile(s.notePath(r.Snapshot.ID), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	if len(b) > 0 {
+		_, err = f.Write(b)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write the copy of the record of snapshot %s: %w", r.Snapshot.Name, errors.Join(err, removeFile(f.Name())))
+	}
+	return nil
+}
+
+// noteRemoval notes that a snapshot is about to be removed.
+func (s *Store) noteRemoval(r Record) error {
+	err := os.Rename(s.path(recordsDir, copyName(r)), s.notePath(r.Snapshot.ID))
+	if errors.Is(err, os.ErrNotExist) {
+		return s.noteSnapshot(r)
+	}
+	return err
+}
+
+// settleNote makes a note the copy of the record, which the database has.
+func (s *Store) settleNote(r Record) {
+	if !r.hasCopy() {
+		return
+	}
+	if err := os.Rename(s.notePath(r.Snapshot.ID), s.path(recordsDir, copyName(r))); err != nil {
+		s.log.Warn("the copy of a snapshot's record is stale until the store is opened anew", "snapshot", r.Snapshot.Name, "error", err)
+	}
+}
+
+// settleNotes does so with all notes about what the database names, at Open.
+func (s *Store) settleNotes() error {
+	notes, err := os.ReadDir(s.path(notesDir))
+	if err != nil || len(notes) == 0 {
+		return err
+	}
+	noted := make(map[string]bool, len(notes))
+	for _, note := range notes {
+		noted[note.Name()] = true
+	}
+	return s.view(func(t *tx) error {
+		return t.records(snapshotPrefix, func(r Record) error {
+			switch {
+			case !noted[r.Snapshot.ID]:
+				return nil
+			case !r.hasCopy():
+				return removeFile(s.notePath(r.Snapshot.ID))
+			}
+			if err := s.noteSnapshot(r); err != nil {
+				return err
+			}
+			s.settleNote(r)
+			return nil
+		})
+	})
 }
 
 // beginSnapshot notes that a snapshot is being made.
-func (s *Store) beginSnapshot(id string) error {
+func (s *Store) beginSnapshot(r Record) error {
 	if err := s.needSpace(addSpace); err != nil {
 		return err
 	}
-	s.removals.make(id)
-	if err := s.noteSnapshot(id); err != nil {
-		s.removals.made(id)
+	s.removals.make(r.Snapshot.ID)
+	if err := s.noteSnapshot(r); err != nil {
+		s.removals.made(r.Snapshot.ID)
 		return err
 	}
 	return nil
 }
 
-// endSnapshot takes the note away: the database names what was made.
-func (s *Store) endSnapshot(id string) {
-	if err := removeFile(s.notePath(id)); err != nil {
-		s.log.Warn("the note of a snapshot that was made stays until the next clean-up", "error", err)
-	}
-	s.removals.made(id)
+// endSnapshot ends that: the database names what was made.
+func (s *Store) endSnapshot(r Record) {
+	s.settleNote(r)
+	s.removals.made(r.Snapshot.ID)
 }
 
 // discardSnapshot removes what is there of a snapshot that the database does not name, and its note at the end.
@@ -170,7 +236,7 @@ func (s *Store) sweepSnapshots(ctx context.Context) (n int, err error) {
 	return n, errors.Join(errs...)
 }
 
-// deadSnapshots lists what notes are about and the database does not name, the topmost first, and takes other notes away.
+// deadSnapshots lists what notes are about and the database does not name, the topmost first.
 func (s *Store) deadSnapshots(ctx context.Context) (dead []work, err error) {
 	notes, err := os.ReadDir(s.path(notesDir))
 	if err != nil || len(notes) == 0 {
@@ -191,40 +257,13 @@ func (s *Store) deadSnapshots(ctx context.Context) (dead []work, err error) {
 	}
 	for _, note := range notes {
 		id := note.Name()
-		if drivers.ValidID(id) != nil || s.removals.busy(id) {
-			continue
-		}
-		if _, named := k.names[id]; named {
-			if err := removeFile(s.notePath(id)); err != nil {
-				return nil, err
-			}
+		if _, named := k.names[id]; named || drivers.ValidID(id) != nil || s.removals.busy(id) {
 			continue
 		}
 		dead = append(dead, work{Driver: s.drv.Name(), ID: id, Parent: parents[id]})
 	}
 	s.removals.note(dead)
 	return topDown(dead), nil
-}
-
-// writeLazyCopy replaces the copy of a record, without waiting for the disk: behind a power cut it may be that of an earlier
-// moment, of which Check tells. A snapshot is committed for each layer of an image, and containerd has a record of its own.
-func (s *Store) writeLazyCopy(r Record) error {
-	b, err := copyOf(r)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(s.path(tempDir), "file-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.path(recordsDir), copyName(r)))
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write the copy of the record of snapshot %s: %w", r.Snapshot.Name, err), removeFile(f.Name()))
-	}
-	return nil
 }
 
 // IsSnapshotID says whether a word has the form of the driver's id of a snapshot's layer.

@@ -270,6 +270,9 @@ func ioctlPtr(fd int, req uintptr, arg unsafe.Pointer) error {
 	return errnoErr(e)
 }
 
+// FlagTopDir is FS_TOPDIR_FL of include/uapi/linux/fs.h, a flag of SetFlags: the directories in this one are unrelated.
+const FlagTopDir = 0x20000
+
 // GetFlags reads the inode flags of an open file (FS_IOC_GETFLAGS, chattr(1)).
 func GetFlags(fd int) (uint32, error) {
 	v, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)

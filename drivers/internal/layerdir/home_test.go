@@ -62,6 +62,14 @@ func TestOpen(t *testing.T) {
 	}
 }
 
+// ext4 puts layers far from each other.
+func TestOpenSpreads(t *testing.T) {
+	h := open(t, filepath.Join(testenv.Ext4(t, 16<<20), "home"))
+	if flags, err := sys.GetFlags(h.FD()); err != nil || flags&sys.FlagTopDir == 0 {
+		t.Errorf("flags %#x, %v", flags, err)
+	}
+}
+
 func TestCreate(t *testing.T) {
 	h := open(t, filepath.Join(testenv.Scratch(t), "home"))
 	var stage string

@@ -230,9 +230,6 @@ func (s *Store) fill(dir, root string, l *layer) (err error) {
 	if len(l.below) > 0 {
 		files[lowerFile] = lowerOf(l.below)
 	}
-	if !l.Writable {
-		files[committedFile] = ""
-	}
 	if l.restoring {
 		files[restoringFile] = ""
 	}

@@ -9,7 +9,6 @@
 //	    lower            l/LINK:l/LINK..., the layers below, topmost first; none for a layer without a parent
 //	    work/            work directory of a writable layer
 //	    merged/          where it is mounted, while it is
-//	    committed        an image layer, whose diff does not change any more
 //	    restoring        an image layer that was lost, made anew beneath layers that have it as their parent: no content yet
 //	    layer.json       parent, label and quota; moby's directories have none, and are image layers here
 //	  .empty/            a lower for layers without a parent, which the kernel wants

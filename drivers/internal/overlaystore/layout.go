@@ -25,7 +25,6 @@ const (
 	mergedDir     = "merged"
 	linkFile      = "link"
 	lowerFile     = "lower"
-	committedFile = "committed"
 	recordFile    = "layer.json"
 	restoringFile = "restoring"
 	emptyDir      = ".empty"
