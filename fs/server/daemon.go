@@ -81,6 +81,7 @@ func becomeDaemon(r *request) (*daemon, bool) {
 	}
 	_ = os.Unsetenv(verdictEnv)
 	unix.CloseOnExec(fd)
+	_ = unix.Close(launch.TableFD) // it may not be there
 	d := &daemon{fd: fd, target: -1, send: func(verdict []byte) error {
 		_, err := fdSocket(fd).Write(verdict)
 		return errors.Join(err, unix.Close(fd))

@@ -12,6 +12,7 @@ import (
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
 	"plyfs/internal/exit"
+	"plyfs/internal/launch"
 )
 
 // server is one mount being served by this process.
@@ -37,8 +38,16 @@ type server struct {
 // prepareProcess makes this process one that serves mounts.
 func prepareProcess() {
 	RaiseFileLimit()
+	go widenTable()
 	paceCollector()
 	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
+}
+
+// widenTable makes room in the table of descriptors, beside the opening of the layers, unless launch did; see launch.TableFD.
+func widenTable() {
+	if fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, launch.TableFD); err == nil {
+		_ = unix.Close(fd)
+	}
 }
 
 // serve mounts what r says and serves it until it is unmounted. d is nil in the foreground. The process has been prepared; of the

@@ -37,6 +37,12 @@ type Failure struct {
 // Error returns the text.
 func (f *Failure) Error() string { return f.Text }
 
+// TableFD is a descriptor that a server may find open, and closes: it is there so that the table of descriptors, which the server gets
+// while it has one thread, has room for more. When the table of several threads grows, at 64 descriptors for the first time, the kernel
+// waits until no processor reads the old one (cf. Linux fs/file.c expand_fdtable): some 10 ms, in the middle of the first request that
+// looks into a directory of many layers.
+const TableFD = 1023
+
 var (
 	// ErrInterrupted says that the user did not want to wait. The server finds out, and gives up.
 	ErrInterrupted = errors.New("interrupted")
@@ -75,6 +81,7 @@ func Start(s Server) error {
 		attr.Files = append(attr.Files, uintptr(s.Target))
 		attr.Env = append(attr.Env, TargetEnv+"=4")
 	}
+	attr.Files = roomy(attr.Files, null)
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt)
 	pid, err := syscall.ForkExec(s.Program, s.Args, attr)
@@ -90,6 +97,19 @@ func Start(s Server) error {
 	case <-interrupted:
 		return ErrInterrupted
 	}
+}
+
+// roomy has file passed as TableFD too, if this process may have that many descriptors.
+func roomy(files []uintptr, file int) []uintptr {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil || l.Cur < 2*TableFD {
+		return files
+	}
+	const none = ^uintptr(0)
+	for len(files) < TableFD {
+		files = append(files, none)
+	}
+	return append(files, uintptr(file))
 }
 
 // await reads a server's verdict.
