@@ -2,10 +2,13 @@ package launch
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
 )
@@ -58,5 +61,27 @@ func TestStartPassesTarget(t *testing.T) {
 	s.Target = int(f.Fd())
 	if err := Start(s); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStartMakesRoom: the server's table of descriptors is large from the beginning, where it may be, and nothing else is in it.
+func TestStartMakesRoom(t *testing.T) {
+	const verdict = `printf '\0' >&$` + mountopt.VerdictEnv
+	room := fmt.Sprintf(`test "$(sed -n 's/^FDSize:[[:space:]]*//p' /proc/$$/status)" -gt %d && `, TableFD)
+	if err := Start(server(t, room+fmt.Sprintf(`test -e /proc/$$/fd/%d && `, TableFD)+verdict)); err != nil {
+		t.Error(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = TableFD
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	err := Start(server(t, fmt.Sprintf(`! test -e /proc/$$/fd/%d && `, TableFD)+verdict))
+	if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || rerr != nil {
+		t.Error(err, rerr)
 	}
 }
