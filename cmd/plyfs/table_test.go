@@ -1,0 +1,38 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"plyfs/internal/launch"
+	"plyfs/internal/testenv"
+)
+
+// TestServerHasRoom: a server has a large table of descriptors when it serves, which need not grow while requests wait, and keeps
+// open nothing of how it got it.
+func TestServerHasRoom(t *testing.T) {
+	dir := unionTree(t)
+	mustMount(t, dir, "fuse-overlayfs", "-o", allLayers, "merged")
+	pids := servers(testenv.Binary(t), dir)
+	if len(pids) != 1 {
+		t.Fatalf("servers %v", pids)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pids[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(status), "\nFDSize:")
+	size := 0
+	if _, err := fmt.Sscan(text, &size); err != nil || size <= launch.TableFD {
+		t.Errorf("a table of %d descriptors, %v", size, err)
+	}
+	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pids[0], launch.TableFD)); err == nil {
+		t.Errorf("descriptor %d stays open", launch.TableFD)
+	}
+	if got := runIn(t, dir, "plyfs", "umount", "merged"); got != (result{}) {
+		t.Errorf("umount: %+v", got)
+	}
+	waitGone(t, dir)
+}
