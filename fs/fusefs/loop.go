@@ -36,6 +36,7 @@ const (
 // of its client, and nothing is handed from thread to thread. A watchdog adds readers while handlers block.
 type fastTransport struct {
 	*FS
+	dev     *Device
 	fd      int
 	library *fuse.ProtocolServer
 	dog     watchdog
@@ -46,7 +47,10 @@ type fastTransport struct {
 	ending  bool      // guarded by mu
 	failure error     // guarded by mu; why reading ended, when not by unmounting
 
-	crowd atomic.Int32  // len(active)
+	crowd  atomic.Int32  // len(active)
+	closes atomic.Uint64 // RELEASE requests, see learnNoOpen
+	probed atomic.Bool
+
 	ended chan struct{} // closed when the first reader ends for good
 	left  chan struct{} // closed when the last one did
 }
@@ -62,7 +66,7 @@ type reader struct {
 }
 
 func (f *FS) serveFast(dev *Device, report func(error)) error {
-	t := &fastTransport{FS: f, fd: dev.Fd(), ended: make(chan struct{}), left: make(chan struct{})}
+	t := &fastTransport{FS: f, dev: dev, fd: dev.Fd(), ended: make(chan struct{}), left: make(chan struct{})}
 	t.dog.init(t)
 	r, err := t.newReader()
 	if err != nil {
@@ -71,15 +75,15 @@ func (f *FS) serveFast(dev *Device, report func(error)) error {
 	if mounted, err := t.handshake(r); err != nil || !mounted {
 		return err
 	}
-	f.tune(dev)
-	spareProcessors()
 	t.mu.Lock()
 	t.enlist(r)
 	t.mu.Unlock()
 	go t.run(r)
 	go t.dog.run()
-	f.learnNoOpen(dev)
 	report(nil)
+	// Nobody waits for these.
+	spareProcessors()
+	f.tune(dev)
 	<-t.ended
 	t.dog.stop()
 	select {
@@ -262,8 +266,13 @@ func (t *fastTransport) run(r *reader) {
 		}
 		n := r.state.Add(1) // odd: busy
 		t.dog.rouse()
-		if op := req.opcode(); op == opFsync || op == opFsyncdir {
+		switch req.opcode() {
+		case opFsync, opFsyncdir:
 			t.relieve(r)
+		case opRelease:
+			t.closes.Add(1)
+		case opCreate:
+			t.learnNoOpen(r, req)
 		}
 		if reply := r.handle(req); len(reply) > 0 {
 			if err := t.write(reply); err != nil {

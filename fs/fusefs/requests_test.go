@@ -71,6 +71,35 @@ func TestRequestsNoOpen(t *testing.T) {
 	wantRequests(t, "chmod", got, map[string]uint64{"LOOKUP": 1, "SETATTR": 1, "GETATTR": 1})
 }
 
+// TestNoOpenLearnt: a mount in which files are only created tells of few of their ends, wherever they are created, and the kernel
+// is told while somebody uses the mount anyway.
+func TestNoOpenLearnt(t *testing.T) {
+	m := mountUnion(t, nil, func(c *serverConfig) { c.Data = DataNoOpen })
+	create := func(dir string, from, to int) {
+		for i := from; i < to; i++ {
+			fd, err := unix.Open(fmt.Sprintf("%s/f%d", dir, i), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o644)
+			must(t, err)
+			must(t, unix.Close(fd))
+		}
+	}
+	must(t, os.Mkdir(m.path("dir"), 0o755))
+	create(m.path("."), 0, 2*probeAfter) // not in the root: the probe is looked up there
+	got := m.requests(func() { create(m.path("."), 100, 100+probeAfter) })
+	if got["RELEASE"] == 0 {
+		t.Fatalf("the kernel knows before it could be told: %v", got)
+	}
+	got = m.requests(func() { create(m.path("dir"), 0, 4*probeAfter) })
+	if got["CREATE"] != 4*probeAfter || got["RELEASE"] > 2 || got["OPEN"] != 1 {
+		t.Errorf("requests %v", got)
+	}
+	if _, err := os.Lstat(m.path(probeName)); !os.IsNotExist(err) {
+		t.Errorf("the probe file: %v", err)
+	}
+	if got := len(listDir(t, m.path("dir"))); got != 4*probeAfter {
+		t.Errorf("%d files", got)
+	}
+}
+
 // TestRequestsPassthrough: data never passes through the server.
 func TestRequestsPassthrough(t *testing.T) {
 	m := mountUnion(t, func(lower string) { writeFile(t, lower+"/file", "content") },
