@@ -19,6 +19,8 @@ INSTALL ?= install
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X plyfs/internal/version.version=$(VERSION)
+# plyfs-mount forks before Go starts, where it can; see internal/launch/early.
+ENTRY   := $(if $(filter amd64 arm64,$(shell $(GO) env GOARCH)),-E plyfs/internal/launch/early.Entry)
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 CI      := $(GO) run ./internal/ci
 SCRIPTS := $(shell find internal -name '*.sh') .ci/run
@@ -60,7 +62,8 @@ VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut $(wildcard ./drivers/d
 all: build man completions ## Build everything that install installs (the default)
 
 build: ## Build ./plyfs, ./plyfs-mount and ./plyfsd, static, without cgo
-	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o '$(BIN)/' ./cmd/plyfs ./cmd/plyfs-mount ./cmd/plyfsd
+	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -ldflags 'plyfs/cmd/plyfs-mount=$(LDFLAGS) $(ENTRY)' \
+		-o '$(BIN)/' ./cmd/plyfs ./cmd/plyfs-mount ./cmd/plyfsd
 
 # `make && sudo make install PREBUILT=1` installs what is built already, and so needs no Go as root. Of man and completions it
 # says that the programs in BIN are to be asked as they are.

@@ -315,6 +315,29 @@ func TestForegroundSignals(t *testing.T) {
 	}
 }
 
+// TestSignalWhileMounting: at whatever moment a signal comes, no mount stays without its server.
+func TestSignalWhileMounting(t *testing.T) {
+	dir := unionTree(t)
+	leavesNothing(t, dir)
+	for i := range 40 {
+		cmd := command(t, dir, "plyfs", "mount", "-f", "-o", allLayers, "merged")
+		if i%2 == 0 {
+			cmd = command(t, dir, "fuse-overlayfs", "-f", "-o", allLayers, "merged")
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(i) * 500 * time.Microsecond)
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		err := cmd.Wait()
+		if mounts := mountsOn(t, filepath.Join(dir, "merged")); len(mounts) != 0 {
+			t.Fatalf("run %d (%v): still mounted", i, err)
+		}
+	}
+}
+
 func TestForegroundUnmount(t *testing.T) {
 	dir := unionTree(t)
 	cmd, stderr := startForeground(t, dir, allLayers+",loglevel=error")

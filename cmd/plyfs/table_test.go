@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"plyfs/fs/mountopt"
 	"plyfs/internal/launch"
 	"plyfs/internal/testenv"
 )
@@ -30,6 +31,11 @@ func TestServerHasRoom(t *testing.T) {
 	}
 	if _, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pids[0], launch.TableFD)); err == nil {
 		t.Errorf("descriptor %d stays open", launch.TableFD)
+	}
+	// Only a server that plyfs-mount forked before it began knows of no launcher.
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pids[0]))
+	if err != nil || strings.Contains(string(environ), mountopt.VerdictEnv) {
+		t.Errorf("the server was started the long way: %v", err)
 	}
 	if got := runIn(t, dir, "plyfs", "umount", "merged"); got != (result{}) {
 		t.Errorf("umount: %+v", got)

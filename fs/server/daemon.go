@@ -11,6 +11,7 @@ import (
 	"plyfs/fs/mountopt"
 	"plyfs/internal/exit"
 	"plyfs/internal/launch"
+	"plyfs/internal/launch/early"
 )
 
 // A daemon is this program started again with the same arguments; these variables tell it so and are removed from its
@@ -72,9 +73,12 @@ type daemon struct {
 	told bool
 }
 
-// becomeDaemon reports whether this process was started by startDaemon, and prepares it if so: r's target is the passed
+// becomeDaemon reports whether this process was started by startDaemon, or forked to be what that starts, and prepares it if so: r's target is the passed
 // descriptor, and neither the variables nor the descriptors get into other programs.
 func becomeDaemon(r *request) (*daemon, bool) {
+	if early.Child() {
+		return &daemon{fd: early.Report, target: -1, send: sendTo(early.Report)}, true
+	}
 	fd, err := strconv.Atoi(os.Getenv(verdictEnv))
 	if err != nil || fd < 3 {
 		return nil, false
@@ -82,10 +86,7 @@ func becomeDaemon(r *request) (*daemon, bool) {
 	_ = os.Unsetenv(verdictEnv)
 	unix.CloseOnExec(fd)
 	_ = unix.Close(launch.TableFD) // it may not be there
-	d := &daemon{fd: fd, target: -1, send: func(verdict []byte) error {
-		_, err := fdSocket(fd).Write(verdict)
-		return errors.Join(err, unix.Close(fd))
-	}}
+	d := &daemon{fd: fd, target: -1, send: sendTo(fd)}
 	if n, err := strconv.Atoi(os.Getenv(targetEnv)); err == nil {
 		_ = os.Unsetenv(targetEnv)
 		unix.CloseOnExec(n)
@@ -93,6 +94,14 @@ func becomeDaemon(r *request) (*daemon, bool) {
 	}
 	r.warnings = nil // the caller printed them
 	return d, true
+}
+
+// sendTo returns a daemon's send that writes to fd, and closes it.
+func sendTo(fd int) func(verdict []byte) error {
+	return func(verdict []byte) error {
+		_, err := fdSocket(fd).Write(verdict)
+		return errors.Join(err, unix.Close(fd))
+	}
 }
 
 // handOver makes this process, which has mounted nothing yet, the program that why names. It returns only if that is no HandOver,

@@ -13,12 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/exit"
+	"plyfs/internal/launch"
+	"plyfs/internal/launch/early"
 )
 
 // Main is the program under any name that mounts: it returns when the mount serves, or in the foreground when it is
 // gone again. args are those behind the program's name, which has to be os.Args[0].
 func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
+	if err, started := launch.Outcome(); started {
+		return launchFault(err)
+	}
 	r, err := parseRequest(p, args)
+	if early.Child() && (err != nil || !r.wantsServer()) {
+		early.HandBack()
+	}
 	switch {
 	case err != nil:
 		return err
@@ -32,8 +40,7 @@ func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
 		r.printWarnings()
 	}
 	if isDaemon {
-		prepareProcess()
-		err := serve(r, d, from)
+		err := prepareProcess(true).serve(r, d, from)
 		if err != nil {
 			d.failed(err)
 		}
@@ -52,14 +59,18 @@ func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
 	case r.fake:
 		return checkOnly(r)
 	case r.foreground:
-		prepareProcess()
-		return serve(r, nil, from)
+		return prepareProcess(false).serve(r, nil, from)
 	}
 	// Before another process is started, and before it has other descriptors.
 	if err := checkTarget(r.target); err != nil {
 		return err
 	}
 	return startDaemon(r)
+}
+
+// wantsServer reports whether all that r asks for is a server of its own, in the namespaces that this process is in.
+func (r *request) wantsServer() bool {
+	return !r.help && !r.version && !r.foreground && !r.fake && !r.opts.Remount && r.namespace == ""
 }
 
 // silent keeps the exit code of err and drops its text, which the caller of a daemon prints.

@@ -1,23 +1,22 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
-
-	"golang.org/x/sys/unix"
+	"sync"
 
 	"plyfs/fs/fusefs"
 	"plyfs/fs/mountopt"
 	"plyfs/fs/union"
 	"plyfs/internal/exit"
-	"plyfs/internal/launch"
 )
 
 // server is one mount being served by this process.
 type server struct {
 	request
+	process *process
 	env     environment
 	log     *slog.Logger
 	logFile *os.File // nil for stderr
@@ -27,39 +26,26 @@ type server struct {
 
 	union *union.Union
 	index *stackIndex
-	dev   *fusefs.Device
 	fs    *fusefs.FS
+
+	ending sync.Mutex
+	dev    *fusefs.Device // set once, with ending held
+	ended  bool           // a signal came; guarded by ending
 
 	controls controls
 	logged   tally
 	pending  []string // see warn
 }
 
-// prepareProcess makes this process one that serves mounts.
-func prepareProcess() {
-	RaiseFileLimit()
-	go widenTable()
-	paceCollector()
-	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
-}
-
-// widenTable makes room in the table of descriptors, beside the opening of the layers, unless launch did; see launch.TableFD.
-func widenTable() {
-	if fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, launch.TableFD); err == nil {
-		_ = unix.Close(fd)
-	}
-}
-
 // serve mounts what r says and serves it until it is unmounted. d is nil in the foreground. The process has been prepared; of the
 // mount, nothing stays in it.
-func serve(r request, d *daemon, from Indexes) error {
-	s := &server{request: r, daemon: d, indexes: from, env: readEnvironment()}
+func (p *process) serve(r request, d *daemon, from Indexes) error {
+	s := &server{request: r, process: p, daemon: d, indexes: from, env: readEnvironment()}
 	defer s.closeLog()
+	defer p.takeSignals(nil)
 	if err := s.mount(); err != nil {
 		return err
 	}
-	stop := s.handleSignals()
-	defer stop()
 	err := s.serveMount()
 	s.withdrawControls()
 	if cerr := s.dev.Close(); err == nil && cerr != nil {
@@ -155,15 +141,44 @@ func (s *server) mount() error {
 		s.index.close()
 		return exit.Faultf(exit.Mount, "%v", err)
 	}
-	if s.dev, err = fusefs.Mount(mc); err != nil {
+	s.process.takeSignals(s)
+	dev, err := fusefs.Mount(mc)
+	if err != nil {
+		err = mountFault(s.target, err)
+	} else {
+		err = s.adopt(dev)
+	}
+	if err != nil {
 		_ = s.union.Close()
 		s.index.close()
-		return mountFault(s.target, err)
+		return err
 	}
 	fc := serveConfig(s.opts)
 	fc.Logger, fc.Observer = s.log, observer
 	s.fs = fusefs.New(s.union, fc)
 	return nil
+}
+
+// adopt makes dev the mount, unless a signal came before there was one.
+func (s *server) adopt(dev *fusefs.Device) error {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	if s.ended {
+		return errors.Join(exit.Faultf(exit.Interrupted, "ended by a signal before the mount served"), dev.Unmount(), dev.Close())
+	}
+	s.dev = dev
+	return nil
+}
+
+// end unmounts, as soon as there is a mount. Requests are answered until that has happened.
+func (s *server) end() error {
+	s.ending.Lock()
+	defer s.ending.Unlock()
+	s.ended = true
+	if s.dev == nil {
+		return nil
+	}
+	return s.dev.Unmount()
 }
 
 // serveMount answers requests until the mount is gone. All paths are resolved by now, so that a daemon can leave the
@@ -227,53 +242,5 @@ func (s *server) openLog() error {
 func (s *server) closeLog() {
 	if s.logFile != nil {
 		_ = s.logFile.Close() // each record has been written
-	}
-}
-
-// handleSignals unmounts on SIGTERM, SIGINT and SIGHUP, whereupon serve returns when the last file is closed; the second
-// of them ends the process at once, which loses nothing but open files: data goes straight to the upper layer. SIGUSR1
-// logs the counters. The returned function stops it all.
-func (s *server) handleSignals() (stop func()) {
-	signal.Ignore(unix.SIGPIPE)
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
-	done := make(chan struct{})
-	go func() {
-		ending := false
-		for {
-			select {
-			case <-done:
-				return
-			case sig := <-signals:
-				switch {
-				case sig == unix.SIGUSR1:
-					s.logCounters()
-				case ending:
-					s.log.Warn("ended by a second signal, files may have been open", "signal", sig.String())
-					os.Exit(exit.Interrupted)
-				default:
-					ending = true
-					s.log.Info("unmounting", "signal", sig.String())
-					if err := s.dev.Unmount(); err != nil {
-						s.log.Error("unmount failed", "error", err)
-						ending = false
-					}
-				}
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(signals)
-		close(done)
-	}
-}
-
-// RaiseFileLimit takes all descriptors that this process may have. The Go runtime does so too, but gives the old limit back
-// to programs that it starts.
-func RaiseFileLimit() {
-	var l unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
-		l.Cur = l.Max
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 	}
 }

@@ -31,6 +31,7 @@ const reuseLimit = 24 << 20
 
 // standby is this process while it waits for mounts to serve, one after the other.
 type standby struct {
+	process *process
 	orders  fdSocket
 	indexes Indexes
 	// dir is the directory that it was started in, out and err the files that it was given. A mount that is served leaves all three.
@@ -54,7 +55,7 @@ func StandBy(fd int, from Indexes) error {
 	if err := s.keep(); err != nil {
 		return exit.Faultf(exit.System, "stand by: %v", err)
 	}
-	prepareProcess()
+	s.process = prepareProcess(false)
 	for first := true; ; first = false {
 		if !first {
 			if err := s.restore(); err != nil {
@@ -102,7 +103,7 @@ func (s *standby) serve(order []string) error {
 	d := &daemon{fd: -1, target: -1, send: s.tell}
 	r, err := orderedMount(order)
 	if err == nil {
-		err = serve(r, d, s.indexes)
+		err = s.process.serve(r, d, s.indexes)
 	}
 	if err == nil && !d.told {
 		err = exit.Faultf(exit.Mount, "%s: the mount was gone before it was served", r.target)

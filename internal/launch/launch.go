@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/mountopt"
+	"plyfs/internal/launch/early"
 	"plyfs/internal/sys"
 )
 
@@ -41,7 +42,7 @@ func (f *Failure) Error() string { return f.Text }
 // while it has one thread, has room for more. When the table of several threads grows, at 64 descriptors for the first time, the kernel
 // waits until no processor reads the old one (cf. Linux fs/file.c expand_fdtable): some 10 ms, in the middle of the first request that
 // looks into a directory of many layers.
-const TableFD = 1023
+const TableFD = early.Room
 
 var (
 	// ErrInterrupted says that the user did not want to wait. The server finds out, and gives up.
@@ -97,6 +98,21 @@ func Start(s Server) error {
 	case <-interrupted:
 		return ErrInterrupted
 	}
+}
+
+// Outcome reports, in a program that forked before it began (see package early), whether a server that is this program's child has
+// done what Start would do, and what came of it.
+func Outcome() (err error, started bool) { //nolint:revive // the error is the outcome
+	f, failed, err := early.Outcome()
+	if err != nil || !failed {
+		return err, failed
+	}
+	defer unix.Close(f.Rest)
+	rest, err := io.ReadAll(sys.FDReader(f.Rest))
+	if err != nil {
+		return fmt.Errorf("the server's verdict can't be read: %w", err), true
+	}
+	return outcome(append(f.Verdict, rest...), func() string { return waitFor(f.Pid) }), true
 }
 
 // roomy has file passed as TableFD too, if this process may have that many descriptors.

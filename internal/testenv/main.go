@@ -71,7 +71,11 @@ func build(dir string, o Options) []string {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return []string{envBinaryError + "=" + err.Error()}
 	}
-	args := []string{"build", "-o", bin + "/", "plyfs/cmd/plyfs", "plyfs/cmd/plyfs-mount"}
+	args := []string{"build"}
+	if runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64" {
+		args = append(args, "-ldflags=plyfs/cmd/plyfs-mount=-E plyfs/internal/launch/early.Entry") // as in the Makefile
+	}
+	args = append(args, "-o", bin+"/", "plyfs/cmd/plyfs", "plyfs/cmd/plyfs-mount")
 	if o.Daemons {
 		args = append(args, "plyfs/cmd/plyfsd")
 	}

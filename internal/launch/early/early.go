@@ -3,7 +3,7 @@
 // itself again, since of several threads a fork keeps one, and each start of a Go program takes a third of the time of a mount.
 // (cf. runc's libcontainer/nsenter, which has the same reason, and does it in C.)
 //
-// A program takes part if it is linked with -E plyfs/internal/launch/early.entry, on amd64 and arm64; in any other none of this
+// A program takes part if it is linked with -E plyfs/internal/launch/early.Entry, on amd64 and arm64; in any other none of this
 // happens, and launch.Start is the way. So it is too where an argument names an inherited descriptor (/dev/fd/N), where a variable
 // says that this process is a server already (_PLYFS_...), where a standard file is closed, and where the kernel has no close_range
 // (before 5.9).
@@ -11,7 +11,7 @@
 // The child cannot know yet what it is asked for. It reads its arguments as ever, and if it turns out not to be a server, it hands
 // the work back and exits: then the parent starts, as if it had not waited.
 //
-//	entry ── fork ── parent: waits ─────────────────────────── verdict 0: exits
+//	Entry ── fork ── parent: waits ─────────────────────────── verdict 0: exits
 //	           │                                               another, or none: Go starts, Outcome says which
 //	           └──── child: Go starts; Child is true; then it serves and writes the verdict, or calls HandBack
 //
@@ -40,7 +40,7 @@ const (
 	roleParent = 2
 )
 
-// What entry found out, before there was a runtime to ask.
+// What Entry found out, before there was a runtime to ask.
 var (
 	role uint32
 	// pid is the child's.
@@ -52,9 +52,6 @@ var (
 	// verdict is what was read.
 	verdict byte
 )
-
-// entry is where the program starts. It is not to be called.
-func entry()
 
 // Child reports whether this process is the child.
 func Child() bool { return role == roleChild }

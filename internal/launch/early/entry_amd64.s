@@ -21,8 +21,12 @@
 #define PLYFS 0x5f5346594c505f
 #define SEVEN 0xffffffffffffff
 
-// func entry()
-TEXT ·entry(SB),NOSPLIT|NOFRAME,$0
+// The registers that a system call keeps are as good as variables here, and nothing is pushed: the stack belongs to whoever goes on.
+// Eight bytes can be read of any string: behind the last one there are the program's name and a word of zeros (cf. Linux
+// fs/exec.c bprm_mm_init).
+
+// func Entry()
+TEXT ·Entry(SB),NOSPLIT|NOFRAME,$0
 	LEAQ	8(SP), BX // argv, and behind its end the environment
 	MOVQ	$DEV_FD, DX
 argument:
@@ -91,7 +95,7 @@ child:
 	MOVL	$const_Report, SI
 	MOVL	$O_CLOEXEC, DX
 	MOVL	$SYS_dup3, AX
-	SYSCALL // fails if it is REPORT already
+	SYSCALL // to no effect if it has that number already
 	MOVL	$(const_Report+1), DI
 	MOVL	$0xffffffff, SI
 	XORL	DX, DX
@@ -104,7 +108,7 @@ child:
 	MOVL	$const_Room, DX
 	MOVL	$SYS_fcntl, AX
 	SYSCALL
-	MOVL	AX, DI // or an error, which no descriptor has for a number
+	MOVL	AX, DI // an error is no descriptor's number
 	MOVL	$SYS_close, AX
 	SYSCALL
 	MOVL	$const_roleChild, ·role(SB)

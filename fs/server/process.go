@@ -1,0 +1,92 @@
+package server
+
+import (
+	"os"
+	"os/signal"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/internal/exit"
+	"plyfs/internal/launch"
+)
+
+// process is this process as one that serves mounts, one after the other.
+type process struct {
+	// serving is the mount that signals are about, nil while there is none.
+	serving atomic.Pointer[server]
+	// listening is closed when signals are caught.
+	listening chan struct{}
+}
+
+// prepareProcess makes this process one that serves mounts. roomy says that its table of descriptors is large. What takes its time
+// is done beside the opening of the layers.
+func prepareProcess(roomy bool) *process {
+	RaiseFileLimit()
+	if !roomy {
+		go widenTable()
+	}
+	p := &process{listening: make(chan struct{})}
+	go p.handleSignals()
+	paceCollector()
+	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
+	return p
+}
+
+// RaiseFileLimit takes all descriptors that this process may have. The Go runtime does so too, but gives the old limit back
+// to programs that it starts.
+func RaiseFileLimit() {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
+		l.Cur = l.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	}
+}
+
+// widenTable makes room in the table of descriptors; see launch.TableFD.
+func widenTable() {
+	if fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, launch.TableFD); err == nil {
+		_ = unix.Close(fd)
+	}
+}
+
+// takeSignals makes s, which is about to mount, what signals are about; nil stands for nothing. It waits until they are caught.
+func (p *process) takeSignals(s *server) {
+	<-p.listening
+	p.serving.Store(s)
+}
+
+// handleSignals unmounts on SIGTERM, SIGINT and SIGHUP, whereupon serve returns when the last file is closed; the second
+// of them ends the process at once, which loses nothing but open files: data goes straight to the upper layer. Without a mount they
+// do what they do to any process. SIGUSR1 logs the counters. It does not return.
+//
+// The signals are caught once for all mounts that this process serves: to catch one takes the runtime longer than to mount.
+func (p *process) handleSignals() {
+	signal.Ignore(unix.SIGPIPE)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
+	close(p.listening)
+	var ending *server
+	for sig := range signals {
+		s := p.serving.Load()
+		switch {
+		case sig == unix.SIGUSR1:
+			if s != nil {
+				s.logCounters()
+			}
+		case s == nil:
+			signal.Reset(sig)
+			_ = unix.Kill(os.Getpid(), sig.(unix.Signal))
+		case s == ending:
+			s.log.Warn("ended by a second signal, files may have been open", "signal", sig.String())
+			os.Exit(exit.Interrupted)
+		default:
+			s.log.Info("unmounting", "signal", sig.String())
+			if err := s.end(); err != nil {
+				s.log.Error("unmount failed", "error", err)
+				continue
+			}
+			ending = s
+		}
+	}
+}
