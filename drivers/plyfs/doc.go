@@ -3,7 +3,8 @@
 // another overlay, with quotas on every file system, and renames directories of an image in O(1).
 //
 // The server is the program plyfs (cmd/plyfs), started directly: mountopt.StandbyEnv says how it is told what to serve, and
-// how it tells when it does. A process that mounts more than once keeps one server started in advance. Another mount program
+// how it tells when it does. The server of a mount that is gone serves the next one, and a
+// process that mounts more than once has one started in advance where none is free. Another mount program
 // with the command line of fuse-overlayfs can be named (mount_program); then the conventions of containers/storage count, and
 // the program ends by itself at some time after Put.
 //

@@ -11,9 +11,9 @@ import (
 // turn needs no second one.
 const replenishAfter = time.Second
 
-// pool starts servers. In a process that mounts again and again, as a daemon does, it keeps one that waits: the start of a
-// program takes longer than a mount, and whoever starts a container waits for both. That is the one that served the last mount,
-// or one started in advance. A process that mounts once, as a command does, keeps none that nobody would use.
+// pool starts servers, and keeps one that waits: the start of a program takes longer than a mount, and so does its end, and whoever
+// starts a container waits for both. That is the one that served the last mount. In a process that mounts again and again, as a daemon
+// does, it may also be one started in advance; one that mounts once, as a command does, gets none that nobody would use.
 type pool struct {
 	program, dir string
 
@@ -90,7 +90,7 @@ func (o *pool) replenish() {
 // keep takes a process that waits. It is dismissed if there is one already, or none is wanted.
 func (o *pool) keep(p *process) {
 	o.mu.Lock()
-	wanted := o.spare == nil && !o.closed && o.mounts > 1
+	wanted := o.spare == nil && !o.closed
 	if wanted {
 		o.spare = p
 		o.stopLocked()

@@ -30,8 +30,8 @@ func waitForSpare(t *testing.T, o *pool) serverRecord {
 	}
 }
 
-// TestStandby: who mounts twice has a server that stands by, which serves the next mount, and after that stands by again; one
-// that dies meanwhile is no loss, and none outlives the driver.
+// TestStandby: the server of a mount that is gone stands by and serves the next one; who mounts twice has one that stands by
+// meanwhile; one that dies is no loss, and none outlives the driver.
 func TestStandby(t *testing.T) {
 	base := testenv.Scratch(t)
 	d, err := Open(t.Context(), drivers.Options{
@@ -50,9 +50,11 @@ func TestStandby(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(root, "f"), []byte(id), 0o644))
 		return readRecord(t, base, id)
 	}
-	mounted("a")
+	first := mounted("a")
 	must(t, d.Put(t.Context(), "a"))
-	mounted("a")
+	if got := mounted("a"); got != first {
+		t.Errorf("process %d serves, and %d did before", got.PID, first.PID)
+	}
 	spare := waitForSpare(t, d.pool)
 	if got := mounted("b"); got != spare {
 		t.Errorf("process %d serves, and %d stood by", got.PID, spare.PID)

@@ -90,6 +90,7 @@ func try(ctx context.Context, dir string, opts options, program string) (err err
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, m.pool.close()) }()
 	k := overlaystore.Stack{ID: "probe", Home: dir, Lowers: []string{"lower"}, Upper: "upper", Work: "work"}
 	merged := filepath.Join(dir, "merged")
 	if err := m.Mount(ctx, k, merged); err != nil {
