@@ -13,7 +13,7 @@ const (
 	// another reader starts after one to two ticks.
 	tick = time.Millisecond
 	// idleTicks without any request put the watchdog to sleep.
-	idleTicks = 10
+	idleTicks = 4
 	// yieldTicks is how often a reader has to begin a new time slice: well below the 10 milliseconds after which the
 	// runtime takes the processor away from a goroutine that did not. A reader that never leaves it would lose its
 	// processor at each read that waits from then on, and the runtime's monitor, once it had something to take, would

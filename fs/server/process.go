@@ -62,6 +62,7 @@ func (p *process) takeSignals(s *server) {
 //
 // The signals are caught once for all mounts that this process serves: to catch one takes the runtime longer than to mount.
 func (p *process) handleSignals() {
+	_ = quietMonitor() // it is no worse than it was
 	signal.Ignore(unix.SIGPIPE)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
