@@ -28,6 +28,9 @@ const (
 	// graceful is how long Serve waits, after the mount is gone, for handlers that are still at work.
 	graceful = 5 * time.Second
 
+	// settleAfter is when a mount gets what only one that is used for a while is better for.
+	settleAfter = 5 * time.Millisecond
+
 	// shortReply is the size up to which answers are written without telling the scheduler.
 	shortReply = 1024
 )
@@ -81,10 +84,12 @@ func (f *FS) serveFast(dev *Device, report func(error)) error {
 	go t.run(r)
 	go t.dog.run()
 	report(nil)
-	// Nobody waits for these.
-	spareProcessors()
-	f.tune(dev)
+	later := time.AfterFunc(settleAfter, func() {
+		spareProcessors()
+		f.tune(dev)
+	})
 	<-t.ended
+	later.Stop()
 	t.dog.stop()
 	select {
 	case <-t.left:

@@ -23,12 +23,17 @@ type controls struct {
 	mu     sync.Mutex
 	server *control.Server
 	closed bool
+	// later makes the socket.
+	later *time.Timer
 }
+
+// controlsAfter is when the socket is made: a mount that is gone before needs none, and who asks for it has a program to start first.
+const controlsAfter = 5 * time.Millisecond
 
 // offerControls makes the socket, in the background: nobody waits for it, and without it the mount does as well.
 func (s *server) offerControls() {
 	s.controls.started = time.Now()
-	go func() {
+	s.controls.later = time.AfterFunc(controlsAfter, func() {
 		dir, err := control.Dir()
 		if err != nil {
 			s.log.Debug("no control socket", "error", err)
@@ -48,7 +53,7 @@ func (s *server) offerControls() {
 		if err != nil {
 			s.log.Debug("no control socket", "error", err)
 		}
-	}()
+	})
 }
 
 // within reports whether path is top, or beneath it. Both are absolute, or top is "".
@@ -66,6 +71,9 @@ func (s *server) noteWorkDir() {
 
 // withdrawControls removes the socket. The union is not used by it any more afterwards.
 func (s *server) withdrawControls() {
+	if s.controls.later != nil {
+		s.controls.later.Stop() // if it runs already, it finds them closed
+	}
 	s.controls.mu.Lock()
 	defer s.controls.mu.Unlock()
 	s.controls.closed = true
