@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -159,6 +160,37 @@ func TestMountProgramWarnsOnce(t *testing.T) {
 	}
 	shell(t, dir, "umount merged")
 	waitGone(t, dir)
+}
+
+// TestMountProgramNames: plyfs-mount hands a mount over under whatever name it was called, and the server has what it had from the
+// beginning.
+func TestMountProgramNames(t *testing.T) {
+	dir := unionTree(t)
+	shell(t, dir, program(t, "plyfs")+" index build -q --dir $PWD/cache -o lowerdir=lower:lower2")
+	beside := filepath.Dir(testenv.MountBinary(t))
+	for _, name := range []string{"plyfs-mount", "my-mount", "fuse-overlayfs", "mount.fuse3.plyfs"} {
+		args := []string{"-o", allLayers + ",index=" + dir + "/cache", "x", "merged"}
+		if name == "fuse-overlayfs" {
+			args = slices.Delete(args, 2, 3)
+		} else if name == "mount.fuse3.plyfs" {
+			args = []string{"x", filepath.Join(dir, "merged"), args[0], args[1]}
+		}
+		link := filepath.Join(testenv.Scratch(t), name)
+		if err := os.Symlink(filepath.Join(beside, server.NameMount), link); err != nil {
+			t.Fatal(err)
+		}
+		if got := runIn(t, dir, link, args...); got != (result{}) {
+			t.Fatalf("%s: %+v", name, got)
+		}
+		if exe := serverProgram(t, dir); exe != server.NamePlyfs {
+			t.Errorf("%s: served by %s", name, exe)
+		}
+		checkRoom(t, servers(testenv.Binary(t), dir)[0])
+		if got := shell(t, dir, "cat merged/file; umount merged"); got != "low\n" {
+			t.Errorf("%s: the mount shows %q", name, got)
+		}
+		waitGone(t, dir)
+	}
 }
 
 // TestMountProgramServes: plyfs-mount serves what has no index, and needs no other program for it.

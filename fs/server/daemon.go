@@ -73,8 +73,8 @@ type daemon struct {
 	told bool
 }
 
-// becomeDaemon reports whether this process was started by startDaemon, or forked to be what that starts, and prepares it if so: r's target is the passed
-// descriptor, and neither the variables nor the descriptors get into other programs.
+// becomeDaemon reports whether this process was started by startDaemon, or forked to be what that starts, and prepares it if so: r's
+// target is the passed descriptor, and neither the variables nor the descriptors get into other programs.
 func becomeDaemon(r *request) (*daemon, bool) {
 	if early.Child() {
 		return &daemon{fd: early.Report, target: -1, send: sendTo(early.Report)}, true
@@ -131,7 +131,16 @@ func (s *server) handOver(why error) error {
 			env = append(env, fmt.Sprintf("%s=%d", p.name, p.fd))
 		}
 	}
-	return fmt.Errorf("run %s: %w", string(other), unix.Exec(string(other), os.Args, env))
+	return fmt.Errorf("run %s: %w", string(other), unix.Exec(string(other), handedOver(os.Args), env))
+}
+
+// handedOver is the command line by which plyfs does what plyfs-mount was called to do by args. Under a name that says that it
+// mounts, it is the same; under its own, or one of the user's choice, plyfs would look for a command.
+func handedOver(args []string) []string {
+	if _, ok := PersonalityOf(args[0]); ok {
+		return args
+	}
+	return append([]string{NamePlyfs, "mount"}, args[1:]...)
 }
 
 // ready detaches the daemon from its caller and tells it that the mount serves. stdin becomes /dev/null, stdout and stderr
