@@ -170,9 +170,10 @@ func TestMountProgramNames(t *testing.T) {
 	beside := filepath.Dir(testenv.MountBinary(t))
 	for _, name := range []string{"plyfs-mount", "my-mount", "fuse-overlayfs", "mount.fuse3.plyfs"} {
 		args := []string{"-o", allLayers + ",index=" + dir + "/cache", "x", "merged"}
-		if name == "fuse-overlayfs" {
+		switch name {
+		case "fuse-overlayfs":
 			args = slices.Delete(args, 2, 3)
-		} else if name == "mount.fuse3.plyfs" {
+		case "mount.fuse3.plyfs":
 			args = []string{"x", filepath.Join(dir, "merged"), args[0], args[1]}
 		}
 		link := filepath.Join(testenv.Scratch(t), name)
