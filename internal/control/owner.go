@@ -73,6 +73,9 @@ func (o *Owners) Find(target, upper string, uid uint32) Owner {
 		return Owner{Engine: EnginePodman}
 	case isDir(filepath.Join(home, "image", driver, "layerdb")):
 		return o.ofDocker(home, driver, id, uid)
+	case driver == "layers" && isDir(filepath.Join(filepath.Dir(home), "image", filepath.Base(home), "layerdb")):
+		// A graph-driver plugin keeps its layers in a directory where dockerd would have a driver's own.
+		return o.ofDocker(filepath.Dir(home), filepath.Base(home), id, uid)
 	}
 	return Owner{}
 }
@@ -159,17 +162,7 @@ func (o *Owners) ofStore(root, id string, uid uint32) Owner {
 		owners = readStore(filepath.Join(root, "records"), uid)
 		o.stores[root] = owners
 	}
-	owner := owners[id]
-	if owner.Container == "" {
-		return owner
-	}
-	// The store of a graph-driver plugin lies where dockerd would have a driver's own, and its containers have dockerd's ids.
-	if home, driver := filepath.Dir(root), filepath.Base(root); isDir(filepath.Join(home, "image", driver, "layerdb")) {
-		if docker := o.ofDocker(home, driver, owner.Container, uid); docker.Container != "" {
-			return docker
-		}
-	}
-	return owner
+	return owners[id]
 }
 
 // imageLabel is the label of a container with the id of its image (layerdb/image.LabelImage).

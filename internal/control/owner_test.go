@@ -48,7 +48,6 @@ func TestOwners(t *testing.T) {
 
 	plugin := docker + "/plyfs"
 	put(t, docker+"/image/plyfs/layerdb/mounts/"+cid+"/mount-id", "p1")
-	put(t, plugin+"/records/1", `{"container":{"name":"p1","id":"k9"},"drivers":["plyfs"]}`)
 
 	task := "/run/containerd/io.containerd.runtime.v2.task/default/job/rootfs"
 	for _, tt := range []struct {
@@ -64,7 +63,8 @@ func TestOwners(t *testing.T) {
 		{"docker", docker + "/fuse-overlayfs/m1/merged", docker + "/fuse-overlayfs/m1/diff", control.Owner{Engine: "docker", Container: "db", Image: "postgres"}},
 		{"docker init layer", docker + "/fuse-overlayfs/m1-init/merged", docker + "/fuse-overlayfs/m1-init/diff", control.Owner{Engine: "docker", Container: "db", Image: "postgres"}},
 		{"docker without config", docker + "/fuse-overlayfs/m2/merged", docker + "/fuse-overlayfs/m2/diff", control.Owner{Engine: "docker", Container: "eeeeeeeeeeee"}},
-		{"docker plugin", plugin + "/run/x", plugin + "/layers/plyfs/k9/diff", control.Owner{Engine: "docker", Container: "db", Image: "postgres"}},
+		{"docker plugin", plugin + "/layers/p1/merged", plugin + "/layers/p1/diff", control.Owner{Engine: "docker", Container: "db", Image: "postgres"}},
+		{"docker plugin, read-only", plugin + "/layers/p1/merged", "", control.Owner{Engine: "docker", Container: "db", Image: "postgres"}},
 		{"docker 29", docker + "/rootfs/plyfs/" + cid, "/x/1/fs", control.Owner{Engine: "docker", Container: "dddddddddddd"}},
 		{"containerd", task, "/var/lib/x/snapshots/3/fs", control.Owner{Engine: "containerd", Container: "default/job"}},
 		{"containerd on our store", task, store + "/layers/plyfs/k1/diff", control.Owner{Engine: "containerd", Container: "default/job", Image: "docker.io/library/busybox:latest"}},
