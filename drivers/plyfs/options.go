@@ -88,6 +88,11 @@ func (o options) check() error {
 // isOwn says whether a mount program is plyfs, by its name, as plyfs tells from its own name what it was called as.
 func isOwn(program string) bool { return filepath.Base(program) == Name }
 
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // resolveProgram finds the mount program.
 func resolveProgram(program string) (string, error) {
 	if program != "" {
@@ -97,7 +102,8 @@ func resolveProgram(program string) (string, error) {
 		}
 		return program, nil
 	}
-	if self, err := os.Executable(); err == nil && isOwn(self) {
+	// In a mount namespace that was made within a chroot the name of this program's file leads nowhere.
+	if self, err := os.Executable(); err == nil && isOwn(self) && exists(self) {
 		return self, nil
 	}
 	program, err := exec.LookPath(Name)

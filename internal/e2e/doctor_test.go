@@ -288,6 +288,13 @@ func TestDoctorInUserNamespace(t *testing.T) {
 	d.want(t, "kernel.passthrough", "note")
 }
 
+// In a chroot, as build tools make them, what doctor starts in a mount namespace of its own finds the programs by PATH.
+func TestDoctorInChroot(t *testing.T) {
+	p := newPatient(t, 0)
+	p.before = []string{"unshare", "-m", "sh", "-ec", `mount --rbind / "$0"; exec chroot "$0" "$@"`, testenv.Scratch(t)}
+	p.ask(t).never(t, "fuse.mount", "kernel.overlay", "storage.drivers")
+}
+
 // Mounts whose servers were killed, or don't answer, are found without getting stuck.
 func TestDoctorBrokenMounts(t *testing.T) {
 	p := newPatient(t, 0)
