@@ -12,5 +12,5 @@ trap 'exit 130' INT TERM
 export CGO_ENABLED=0
 go build -o "$bin/" ./internal/vm ./cmd/plyfs
 go build -o "$bin/" ./internal/ci
-PLYFS_TEST_BINARY=$bin/plyfs "$bin/ci" -timeout 40m -- -tags vm,invariants -count=1 -timeout 29m \
-	-exec "$bin/vm -machine '$machine' -disk $disk -disk $disk -timeout 30m" "$@"
+PLYFS_TEST_BINARY=$bin/plyfs "$bin/ci" -timeout 130m -- -tags vm,invariants -count=1 -timeout 119m \
+	-exec "$bin/vm -machine '$machine' -disk $disk -disk $disk -timeout 120m" "$@"
