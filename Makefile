@@ -40,7 +40,8 @@ DEPS_ENGINES := podman buildah crun runc containers-storage fuse-overlayfs busyb
 	iproute2 dpkg debootstrap debian-archive-keyring
 
 # What the tests of packages call besides.
-DEPS_PACKAGES := busybox-static dpkg rpm lintian groff-base man-db mandoc systemd zsh fish
+DEPS_PACKAGES := busybox-static dpkg rpm lintian groff-base man-db mandoc systemd zsh fish dbus libpam-systemd docker.io containerd runc \
+	rootlesskit passwd curl
 
 # Packages with what they and their tests import; those whose tests mount import testenv.
 PACKAGES   := $(GO) list -f '{{.ImportPath}} {{.Imports}} {{.TestImports}} {{.XTestImports}}' ./...

@@ -93,6 +93,9 @@ func TestUnitsKeepMountsAlive(t *testing.T) {
 		if !slices.Equal(u.keys["KillMode"], []string{"process"}) {
 			t.Errorf("%s: KillMode is %v: a restart would kill the servers of mounts", u.path, u.keys["KillMode"])
 		}
+		if !slices.Equal(u.keys["TasksMax"], []string{"infinity"}) || !slices.Equal(u.keys["OOMPolicy"], []string{"continue"}) {
+			t.Errorf("%s: TasksMax is %v, OOMPolicy %v: servers of mounts are in its group, too", u.path, u.keys["TasksMax"], u.keys["OOMPolicy"])
+		}
 		if slices.Contains(u.keys["RestrictSUIDSGID"], "yes") {
 			t.Errorf("%s: RestrictSUIDSGID keeps layers from having such files", u.path)
 		}
