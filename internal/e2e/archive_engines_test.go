@@ -84,6 +84,9 @@ func (im *image) files() (layers [][]byte, conf []byte) {
 	c := config{Architecture: runtime.GOARCH, OS: "linux", Created: time.Unix(epoch, 0).UTC()}
 	c.Config.Env = []string{"PATH=/bin"}
 	c.Config.Cmd = []string{"sh"}
+	if im.cmd != nil {
+		c.Config.Cmd = im.cmd
+	}
 	c.RootFS.Type = "layers"
 	for i := range im.layers {
 		layer := im.tarball(i)

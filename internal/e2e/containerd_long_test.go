@@ -34,19 +34,23 @@ func TestContainerdHelper(t *testing.T) {
 
 // TestContainerd2 runs containerd 2, which has plyfs make and unpack layers too.
 func TestContainerd2(t *testing.T) {
-	bin := buildContainerd(t)
 	c := prepareContainerd(t, "plyfs")
+	c.useModule(buildContainerd(t))
+	c.start(t)
+	c.life(t)
+	if n := c.calls(t, "Apply"); n == 0 {
+		t.Error("plyfs unpacked no layer")
+	}
+}
+
+// useModule has everything run the containerd of that directory.
+func (c *containerdTest) useModule(bin string) {
 	c.bin, c.config = bin+"/", 3
 	for i, v := range c.env {
 		if rest, ok := strings.CutPrefix(v, "PATH="); ok {
 			// containerd starts its shim from there.
 			c.env[i] = "PATH=" + bin + ":" + rest
 		}
-	}
-	c.start(t)
-	c.life(t)
-	if n := c.calls(t, "Apply"); n == 0 {
-		t.Error("plyfs unpacked no layer")
 	}
 }
 

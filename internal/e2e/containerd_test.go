@@ -33,7 +33,9 @@ type containerdTest struct {
 	bin string
 	// config is the version of containerd's configuration: 2 up to containerd 1.7, which here has no differ.
 	config int
-	want   []string
+	// cri says that containerd serves Kubernetes' interface too.
+	cri  bool
+	want []string
 	// within is the command that runs others where the daemons are, none for this namespace.
 	within []string
 	// flags are those of ctr run.
@@ -179,10 +181,14 @@ func (c *containerdTest) collect(t *testing.T) {
 
 // containerdConfig is a configuration in which nothing of the machine's containerd counts.
 func (c *containerdTest) containerdConfig() string {
+	disabled := `"io.containerd.internal.v1.opt"`
+	if !c.cri {
+		disabled += `, "io.containerd.grpc.v1.cri"`
+	}
 	text := fmt.Sprintf(`version = %d
 root = %q
 state = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+disabled_plugins = [`+disabled+`]
 [grpc]
   address = %q
 [proxy_plugins.plyfs]
@@ -191,9 +197,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 `, c.config, c.path("containerd"), c.path("containerd-run"), c.path("containerd.sock"), c.path("plyfs.sock"))
 	if c.config < 3 {
 		// containerd 1.6 ends in a panic over a proxy plugin that is no snapshotter and no content store.
-		return text
+		return text + c.criConfig()
 	}
-	return text + fmt.Sprintf(`[proxy_plugins.plyfs-diff]
+	return text + c.criConfig() + fmt.Sprintf(`[proxy_plugins.plyfs-diff]
   type = "diff"
   address = %q
 [plugins."io.containerd.service.v1.diff-service"]
@@ -203,6 +209,37 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
   snapshotter = "plyfs"
   differ = "plyfs-diff"
 `, c.path("plyfs.sock"), runtime.GOARCH)
+}
+
+// criConfig has containers of Kubernetes on plyfs. Their pause is the test's own image, and runs where nobody may become a worse victim
+// for the kernel than he is.
+func (c *containerdTest) criConfig() string {
+	switch {
+	case !c.cri:
+		return ""
+	case c.config < 3:
+		return fmt.Sprintf(`[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %q
+  stats_collect_period = 1
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "plyfs"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = %q
+`, imageName, c.path("cni"))
+	}
+	return fmt.Sprintf(`[proxy_plugins.plyfs.exports]
+  root = %q
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "plyfs"
+  stats_collect_period = 1
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = %q
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    conf_dir = %q
+`, c.path("store"), imageName, c.path("cni"))
 }
 
 func (c *containerdTest) startContainerd(t *testing.T) {

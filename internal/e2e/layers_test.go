@@ -27,6 +27,8 @@ type change struct {
 type image struct {
 	layers [][]change
 	tree   map[string]*listing.Entry
+	// cmd is what a container runs for which nothing else is said: sh, if this is nil.
+	cmd []string
 }
 
 func newImage() *image { return &image{tree: make(map[string]*listing.Entry)} }

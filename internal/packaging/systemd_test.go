@@ -189,8 +189,9 @@ func TestUnitsUnderSystemd(t *testing.T) {
 	}
 	m.put(t, "/root/plyfs.deb", string(text))
 	m.root(t, "dpkg -i /root/plyfs.deb")
-	if out := m.root(t, "systemd-analyze verify plyfs-snapshotter.service plyfs-graphplugin.service plyfs-graphplugin.socket plyfs-metrics.service"); out != "" {
-		t.Errorf("systemd-analyze verify: %s", out)
+	const verify = "systemd-analyze verify plyfs-snapshotter.service plyfs-graphplugin.service plyfs-graphplugin.socket plyfs-metrics.service" //nolint:misspell // a program's name
+	if out := m.root(t, verify); out != "" {
+		t.Errorf("%s: %s", verify, out)
 	}
 	m.root(t, `mkdir -p /root/image/bin && cp /bin/busybox /root/image/bin && tar -C /root/image -c . >/root/image.tar
 		useradd -m -s /bin/sh `+machineUser+` && loginctl enable-linger `+machineUser+`
