@@ -55,7 +55,7 @@ EXERCISE_TIME ?= 10m
 # tested in it.
 KERNEL      ?= uml
 VM_DISK     ?= 8G
-VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut $(wildcard ./drivers/devicemapper) ./drivers/zfs ./drivers/overlay2 ./drivers/vfs
+VM_PACKAGES ?= ./internal/vm/smoke ./internal/vm/powercut ./internal/vm/upper $(wildcard ./drivers/devicemapper) ./drivers/zfs ./drivers/overlay2 ./drivers/vfs
 
 .PHONY: all build man completions install uninstall deb rpm fmt lint test test-unit test-root test-exercise test-crash test-conformance \
 	test-engines test-packages test-vm vm-run vm-shell fuzz bench demo deps deps-engines deps-packages clean help

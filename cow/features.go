@@ -32,6 +32,9 @@ type FileFeatures struct {
 type WhiteoutFeatures struct {
 	// Mknod says that 0:0 character devices can be made, Rename that renameat2 leaves one behind.
 	Mknod, Rename bool
+	// Exchange says that renameat2 lets two entries change places: without, a directory can't replace a whiteout of that form in one
+	// step, nor such a whiteout a directory.
+	Exchange bool
 }
 
 // features are what was found out, nil until then: written under Work.mu, and read without it, since every creation asks.
@@ -130,22 +133,36 @@ func (w *Work) tryWhiteouts(stage int) (f WhiteoutFeatures, err error) {
 	if hindered(err) {
 		return f, err
 	}
+	f.Mknod = err == nil && isWhiteout(stage, a)
 	if err != nil {
-		return f, nil
+		// Any two entries tell whether they can change places.
+		if err = unix.Mknodat(stage, a, unix.S_IFREG|0o600, 0); err != nil {
+			return f, onlyHindered(err)
+		}
 	}
 	defer func() { _ = unix.Unlinkat(stage, a, 0) }()
-	if f.Mknod = isWhiteout(stage, a); !f.Mknod {
-		return f, nil
-	}
-	err = unix.Renameat2(stage, a, stage, b, unix.RENAME_WHITEOUT)
+	err = w.m.TryRename(stage, a, stage, b, unix.RENAME_WHITEOUT)
 	if hindered(err) {
 		return f, err
 	}
 	if err == nil {
-		f.Rename = isWhiteout(stage, a)
-		_ = unix.Unlinkat(stage, b, 0)
+		// Both names are taken now. A mount that gives that flag of itself, as plyfs does, need not have the other.
+		f.Rename = f.Mknod && isWhiteout(stage, a)
+	} else if err = unix.Mknodat(stage, b, unix.S_IFREG|0o600, 0); err != nil {
+		return f, onlyHindered(err)
 	}
-	return f, nil
+	defer func() { _ = unix.Unlinkat(stage, b, 0) }()
+	err = w.m.TryRename(stage, a, stage, b, unix.RENAME_EXCHANGE)
+	f.Exchange = err == nil
+	return f, onlyHindered(err)
+}
+
+// onlyHindered is the error of a trial that failed, nil if that is the answer.
+func onlyHindered(err error) error {
+	if hindered(err) {
+		return err
+	}
+	return nil
 }
 
 func isWhiteout(dirfd int, name string) bool {

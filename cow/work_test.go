@@ -30,7 +30,7 @@ func stages(t testing.TB, dir string) []string {
 func TestWorkFeatures(t *testing.T) {
 	all := abilities{
 		names: ovl.Trusted(), FileFeatures: cow.FileFeatures{Tmpfile: true, StageUnnamed: true, ExactMode: true},
-		WhiteoutFeatures: cow.WhiteoutFeatures{Mknod: true, Rename: true},
+		WhiteoutFeatures: cow.WhiteoutFeatures{Mknod: true, Rename: true, Exchange: true},
 	}
 	if testenv.InUserNamespace() {
 		all.names = ovl.User()

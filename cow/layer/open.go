@@ -88,6 +88,9 @@ func (o *Opener) describe(l *Layer) error {
 	return nil
 }
 
+// zfsMagic is the type of file system that zfs's statfs(2) tells (openzfs, ZFS_SUPER_MAGIC).
+const zfsMagic = 0x2fc12fc1
+
 // askDevice finds out about the device of l by asking for l's root.
 func askDevice(l *Layer) (d device, err error) {
 	var fs unix.Statfs_t
@@ -96,7 +99,10 @@ func askDevice(l *Layer) (d device, err error) {
 	}
 	d.fsType = int64(fs.Type)
 	d.fsID = uint64(uint32(fs.Fsid.Val[0])) | uint64(uint32(fs.Fsid.Val[1]))<<32
-	d.uuid, _ = sys.FSUUID(l.fd)
+	var known bool
+	if d.uuid, known = sys.FSUUID(l.fd); !known && d.fsType == zfsMagic {
+		d.uuid = ovl.ZFS(d.fsID)
+	}
 	if h, err := sys.Handle(l.fd, ""); err == nil {
 		o := ovl.Origin{UUID: d.uuid, FileHandle: h}
 		ino, ok := o.Inode()

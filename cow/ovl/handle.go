@@ -79,11 +79,30 @@ const (
 	fidXFS64Par = 0x82
 )
 
+// zfsTag begins what stands for the UUID of a dataset of zfs.
+const zfsTag = "plyfszfs"
+
+// ZFS stands for the UUID that the datasets of zfs do not have, made of fsid, by which statfs(2) tells them apart. It also says how their
+// handles are read: they have the type and length of tmpfs's.
+func ZFS(fsid uint64) (uuid [16]byte) {
+	copy(uuid[:], zfsTag)
+	binary.LittleEndian.PutUint64(uuid[len(zfsTag):], fsid)
+	return uuid
+}
+
+// fsid is what the UUID was made of, if it is one of ZFS.
+func (o Origin) fsid() uint64 { return binary.LittleEndian.Uint64(o.UUID[len(zfsTag):]) }
+
 // Inode reads the inode number out of a handle of a known file system; ok is false for others. The caller checks once
 // per layer, on an inode whose number it knows, that the layer's file system encodes as assumed.
 func (o Origin) Inode() (ino uint64, ok bool) {
 	b := o.Bytes
 	switch {
+	case o.UUID == ZFS(o.fsid()): // length, number of six bytes, generation of four (cf. openzfs zfs_vfsops.c zfs_fid)
+		if o.Type == fidIno32 && len(b) == 12 && binary.NativeEndian.Uint16(b) == 10 {
+			return binary.LittleEndian.Uint64(b[2:]) & (1<<48 - 1), true
+		}
+		return 0, false
 	case o.Type == fidIno32 && len(b) == 12: // tmpfs: generation, low, high
 		return uint64(binary.NativeEndian.Uint32(b[4:])) | uint64(binary.NativeEndian.Uint32(b[8:]))<<32, true
 	case o.Type == fidIno32 && len(b) >= 8:

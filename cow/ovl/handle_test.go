@@ -58,6 +58,25 @@ func TestParseOrigin(t *testing.T) {
 	}
 }
 
+// A dataset of zfs has handles of tmpfs's type and length, and no UUID.
+func TestInodeOfZFS(t *testing.T) {
+	handle := sys.FileHandle{Type: 1, Bytes: unhex(t, "0a00785634120000abcdef01")}
+	o, err := ovl.ParseOrigin(ovl.Origin{UUID: ovl.ZFS(0xfedcba9876543210), FileHandle: handle}.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ino, ok := o.Inode(); !ok || ino != 0x12345678 {
+		t.Errorf("inode %#x, %v", ino, ok)
+	}
+	o.Bytes = o.Bytes[:8]
+	if ino, ok := o.Inode(); ok {
+		t.Errorf("a handle that is too short: inode %#x", ino)
+	}
+	if ovl.ZFS(1) == ovl.ZFS(2) {
+		t.Error("two datasets have one identity")
+	}
+}
+
 func TestParseOriginRefuses(t *testing.T) {
 	native, foreign := byteOrders()
 	fid := uuidHex + "0c00000078563412"

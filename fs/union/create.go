@@ -420,17 +420,23 @@ func (s *staged) stageAttrs(p place) error {
 
 // makeOpaque makes a directory of the upper hide the layers below.
 func (u *Union) makeOpaque(dirfd int, name string) error {
-	aufs, _, err := u.whiteouts()
+	form, err := u.whiteouts()
 	if err != nil {
 		return err
 	}
-	return u.work.MakeOpaque(dirfd, name, aufs)
+	return u.work.MakeOpaque(dirfd, name, form.aufs)
 }
 
 // publish gives the staged object its name, replacing a whiteout.
 func (s *staged) publish(p place) error {
 	u, m := s.u, s.u.m
 	w := u.work
+	isDir := s.o.mode&unix.S_IFMT == unix.S_IFDIR
+	if p.whiteout && isDir {
+		if err := u.unblock(&p); err != nil {
+			return err
+		}
+	}
 	switch {
 	case !p.whiteout && s.name == "":
 		if err := m.LinkFD(s.fd, p.dir.FD(), p.name); err != nil {
@@ -445,7 +451,7 @@ func (s *staged) publish(p place) error {
 			return err
 		}
 		flags := uint(0)
-		if s.o.mode&unix.S_IFMT == unix.S_IFDIR {
+		if isDir {
 			flags = unix.RENAME_EXCHANGE // a directory does not replace a whiteout by itself
 		}
 		if err := m.Rename(w.StageFD(), s.name, p.dir.FD(), p.name, flags); err != nil {

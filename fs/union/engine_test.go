@@ -7,6 +7,7 @@ import (
 	"plyfs/fs/union/uniontest"
 	"plyfs/fs/union/uniontest/direct"
 	"plyfs/fs/union/uniontest/mounted"
+	"plyfs/internal/sys"
 	"plyfs/internal/testenv"
 )
 
@@ -28,6 +29,18 @@ func TestEngineIndexed(t *testing.T) {
 // TestEngineFewDescriptors runs it with so few descriptors that nearly every operation opens anew.
 func TestEngineFewDescriptors(t *testing.T) {
 	uniontest.Run(t, uniontest.Setup{Factory: direct.Engine{MaxOpenFiles: 16}})
+}
+
+// TestEnginePlainRenames runs it where renameat2 takes no flags.
+func TestEnginePlainRenames(t *testing.T) {
+	uniontest.Run(t, uniontest.Setup{
+		Factory: direct.Engine{Mutator: &sys.Mutator{NoRenameFlags: true}}, Cross: []uniontest.Factory{mounted.Kernel{}},
+	})
+}
+
+// TestEngineAUFS runs it with the AUFS form of whiteouts.
+func TestEngineAUFS(t *testing.T) {
+	uniontest.Run(t, uniontest.Setup{Factory: direct.Engine{AUFS: true}})
 }
 
 // TestEngineReadsKernel lets the engine show what the kernel's overlayfs wrote.

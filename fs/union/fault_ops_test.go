@@ -1,6 +1,8 @@
 package union_test
 
 import (
+	"strings"
+
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/union/uniontest"
@@ -11,6 +13,11 @@ type op struct {
 	name   string
 	before func(t uniontest.Tree) error
 	do     func(t uniontest.Tree) error
+}
+
+// stepwise says that it takes more steps where renameat2 takes no flags.
+func (o op) stepwise() bool {
+	return strings.HasPrefix(o.name, "mkdir") || strings.HasPrefix(o.name, "rmdir") || strings.HasPrefix(o.name, "rename")
 }
 
 // faultLayers are lowers with one of everything.

@@ -145,21 +145,34 @@ func oneOf(t testing.TB, when string, got, before, after *fingerprint.Tree, also
 // TestFailAtEveryCall fails each mutating operation at its first, second and so on changing system call, until it
 // succeeds: at once and after opening anew the tree is the old one or the new one.
 func TestFailAtEveryCall(t *testing.T) {
+	eachOp(t, func(t *testing.T, o op, plain bool) {
+		after := outcome(t, o)
+		for i := 1; !failAt(t, o, plain, i, after); i++ {
+			if t.Failed() || i > mostFaults {
+				t.Fatalf("stopped at call %d", i)
+			}
+		}
+	})
+}
+
+// eachOp tests each operation, and those that plain renames do in more steps with them, too.
+func eachOp(t *testing.T, test func(t *testing.T, o op, plain bool)) {
 	for _, o := range faultOps() {
 		t.Run(o.name, func(t *testing.T) {
 			t.Parallel()
-			after := outcome(t, o)
-			for i := 1; !failAt(t, o, i, after); i++ {
-				if t.Failed() || i > mostFaults {
-					t.Fatalf("stopped at call %d", i)
-				}
-			}
+			test(t, o, false)
 		})
+		if o.stepwise() {
+			t.Run(o.name+"/plain", func(t *testing.T) {
+				t.Parallel()
+				test(t, o, true)
+			})
+		}
 	}
 }
 
 // failAt does the operation with its i-th call failing, and reports whether it had fewer.
-func failAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
+func failAt(t *testing.T, o op, plain bool, i int, after *fingerprint.Tree) (done bool) {
 	t.Helper()
 	s, before := setUp(t, o)
 	var count atomic.Int64
@@ -172,7 +185,7 @@ func failAt(t *testing.T, o op, i int, after *fingerprint.Tree) (done bool) {
 		}
 		return nil
 	}
-	tree := openEngine(t, direct.Engine{Mutator: &sys.Mutator{Hook: hook}}, s)
+	tree := openEngine(t, direct.Engine{Mutator: &sys.Mutator{Hook: hook, NoRenameFlags: plain}}, s)
 	armed.Store(true)
 	err := o.do(tree)
 	armed.Store(false)
@@ -207,22 +220,24 @@ const envKill = "PLYFS_TEST_KILL"
 
 // killSpec is what the child works on: the operation, the call at which it dies, and where.
 type killSpec struct {
-	op   string
-	at   int
-	spec uniontest.Spec
+	op    string
+	plain bool
+	at    int
+	spec  uniontest.Spec
 }
 
 func (k killSpec) String() string {
-	return strings.Join(append([]string{k.op, strconv.Itoa(k.at), k.spec.Upper, k.spec.Work}, k.spec.Lowers...), "\n")
+	return strings.Join(append([]string{k.op, strconv.FormatBool(k.plain), strconv.Itoa(k.at), k.spec.Upper, k.spec.Work}, k.spec.Lowers...), "\n")
 }
 
 func parseKillSpec(v string) (k killSpec, err error) {
 	f := strings.Split(v, "\n")
-	if len(f) < 5 {
+	if len(f) < 6 {
 		return k, fmt.Errorf("%s: %d fields", envKill, len(f))
 	}
-	at, err := strconv.Atoi(f[1])
-	return killSpec{op: f[0], at: at, spec: uniontest.Spec{Upper: f[2], Work: f[3], Lowers: f[4:]}}, err
+	plain, perr := strconv.ParseBool(f[1])
+	at, err := strconv.Atoi(f[2])
+	return killSpec{op: f[0], plain: plain, at: at, spec: uniontest.Spec{Upper: f[3], Work: f[4], Lowers: f[5:]}}, errors.Join(perr, err)
 }
 
 // childMain does one operation and dies of SIGKILL before its i-th changing system call, if this process was started for
@@ -254,7 +269,7 @@ func killChild(v string) error {
 		}
 		return nil
 	}
-	tree, err := direct.Engine{Mutator: &sys.Mutator{Hook: hook}}.Tree(k.spec)
+	tree, err := direct.Engine{Mutator: &sys.Mutator{Hook: hook, NoRenameFlags: k.plain}}.Tree(k.spec)
 	if err != nil {
 		return err
 	}
@@ -271,31 +286,28 @@ func killChild(v string) error {
 // TestKillAtEveryCall kills a process before the first, second and so on changing system call of each operation and of
 // the clean end after it: what a new process then shows is the old tree or the new one.
 func TestKillAtEveryCall(t *testing.T) {
-	for _, o := range faultOps() {
-		t.Run(o.name, func(t *testing.T) {
-			t.Parallel()
-			after := outcome(t, o)
-			var also []*fingerprint.Tree
-			if o.name == "rename-whiteout" {
-				// The one exception, see docs/semantics.md: a kill may leave the rename without its whiteout.
-				plain := o
-				plain.do = rename("f", "d/n", 0)
-				also = append(also, outcome(t, plain))
+	eachOp(t, func(t *testing.T, o op, plain bool) {
+		after := outcome(t, o)
+		var also []*fingerprint.Tree
+		if o.name == "rename-whiteout" {
+			// The one exception, see docs/semantics.md: a kill may leave the rename without its whiteout.
+			moved := o
+			moved.do = rename("f", "d/n", 0)
+			also = append(also, outcome(t, moved))
+		}
+		for i := 1; !killAt(t, o, plain, i, after, also...); i++ {
+			if t.Failed() || i > mostFaults {
+				t.Fatalf("stopped at call %d", i)
 			}
-			for i := 1; !killAt(t, o, i, after, also...); i++ {
-				if t.Failed() || i > mostFaults {
-					t.Fatalf("stopped at call %d", i)
-				}
-			}
-		})
-	}
+		}
+	})
 }
 
-func killAt(t *testing.T, o op, i int, after *fingerprint.Tree, also ...*fingerprint.Tree) (done bool) {
+func killAt(t *testing.T, o op, plain bool, i int, after *fingerprint.Tree, also ...*fingerprint.Tree) (done bool) {
 	t.Helper()
 	s, before := setUp(t, o)
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envKill+"="+killSpec{op: o.name, at: i, spec: s}.String())
+	cmd.Env = append(os.Environ(), envKill+"="+killSpec{op: o.name, plain: plain, at: i, spec: s}.String())
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		checkOpen(t, s, "undisturbed", after, after)

@@ -132,11 +132,11 @@ func (u *Union) removeName(r removal) error {
 	if !r.below {
 		return u.m.Unlink(fd, r.name)
 	}
-	aufs, _, err := u.whiteouts()
+	form, err := u.whiteouts()
 	switch {
 	case err != nil:
 		return err
-	case aufs:
+	case form.aufs:
 		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
 			return err
 		}
@@ -171,6 +171,41 @@ func (u *Union) dropAUFSWhiteout(dirfd int, name string) error {
 		u.quota.inodes(-1)
 	}
 	return ignoreNotExist(err)
+}
+
+// endBridge puts a whiteout of the kernel's form, if that is the form, in the place of the AUFS form's. Until it has, that one does, so that
+// an error is none of the operation.
+func (u *Union) endBridge(form whiteoutForm, dirfd int, name string) {
+	if form.aufs {
+		return
+	}
+	err := u.work.WhiteoutAt(dirfd, name)
+	if err == nil {
+		err = u.dropAUFSWhiteout(dirfd, name)
+	}
+	if err != nil {
+		u.log.Debug("a deletion stays in the AUFS form", "name", name, "err", err)
+	}
+}
+
+// unblock prepares the whiteout at p for a directory, if the two can't change places: in the AUFS form it hides the lowers beside the name
+// that it leaves free.
+func (u *Union) unblock(p *place) error {
+	if form, err := u.whiteouts(); err != nil || form.exchange {
+		return err
+	}
+	if p.below {
+		if err := u.aufsWhiteout(p.dir.FD(), p.name); err != nil {
+			return err
+		}
+		p.aufs = true
+	}
+	if err := u.m.Unlink(p.dir.FD(), p.name); err != nil {
+		return err
+	}
+	u.replacedWhiteout(p)
+	p.whiteout, p.last = false, false
+	return nil
 }
 
 // replacedWhiteout notes that the whiteout at p is gone.
@@ -376,19 +411,23 @@ func (u *Union) removeDir(r removal) error {
 	if !r.below {
 		return w.RemoveDir(fd, r.name, false)
 	}
-	aufs, _, err := u.whiteouts()
+	form, err := u.whiteouts()
 	switch {
 	case err != nil:
 		return err
-	case aufs:
-		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
-			return err
-		}
-		return w.RemoveDir(fd, r.name, false)
 	case !r.upper:
 		return u.removeName(r)
+	case !form.aufs && form.exchange:
+		return w.RemoveDir(fd, r.name, true)
 	}
-	return w.RemoveDir(fd, r.name, true)
+	if err := u.aufsWhiteout(fd, r.name); err != nil {
+		return err
+	}
+	if err := w.RemoveDir(fd, r.name, false); err != nil {
+		return err
+	}
+	u.endBridge(form, fd, r.name)
+	return nil
 }
 
 // checkEmpty says whether the directory that is to be replaced is empty, and makes its upper so.
@@ -431,6 +470,16 @@ var errStop = errors.New("stop")
 // (cf. overlayfs dir.c ovl_clear_empty): only that can be replaced by rename. Precondition: dst.dir.mu is held.
 func (r *rename) clearEmpty(old *layer.File) error {
 	u := r.u
+	if u.work.Names == nil {
+		// What makes a directory opaque without attributes is a file in it.
+		r.takeAway = true
+		return nil
+	}
+	if form, err := u.whiteouts(); err != nil {
+		return err
+	} else if !form.exchange {
+		return r.clearInPlace(old)
+	}
 	w, name := u.work, u.work.TempName()
 	stage, err := w.Stage()
 	if err != nil {
@@ -459,7 +508,8 @@ func (r *rename) clearEmpty(old *layer.File) error {
 			}
 		}
 	}
-	if err := u.makeOpaque(stage, name); err != nil {
+	// In the form of attributes whatever the form of whiteouts: for the moment that it is there.
+	if err := w.MakeOpaque(stage, name, false); err != nil {
 		return err
 	}
 	if err := u.m.Chown(stage, name, int(st.Uid), int(st.Gid)); err != nil {
@@ -479,5 +529,35 @@ func (r *rename) clearEmpty(old *layer.File) error {
 	u.dirs.Drop(&r.dst.dir.upper)
 	r.dst.dir.lowers, r.dst.dir.rec, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil, nil
 	w.Discard(name)
+	return nil
+}
+
+// clearInPlace makes the upper of an empty merged directory opaque, and then removes the whiteouts in it: it shows nothing at any moment.
+// Precondition: dst.dir.mu is held.
+func (r *rename) clearInPlace(old *layer.File) error {
+	u, dst := r.u, r.dst
+	if err := u.work.MakeOpaque(r.nf.FD(), r.nname, false); err != nil {
+		return err
+	}
+	dst.dir.lowers, dst.dir.rec, dst.dir.names, dst.dir.listing = nil, nil, nil, nil
+	var names []string
+	if err := layer.List(old.FD(), func(e layer.RawDirent) error {
+		names = append(names, e.Name)
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, name := range names {
+		var st unix.Statx_t
+		if err := sys.Statx(old.FD(), name, &st); err != nil {
+			return err
+		}
+		if err := u.m.Unlink(old.FD(), name); err != nil {
+			return err
+		}
+		if st.Nlink == 1 {
+			u.quota.inodes(-1)
+		}
+	}
 	return nil
 }

@@ -71,8 +71,10 @@ type rename struct {
 	oldBelow, newBelow bool
 	newPlace           place
 	held               bool // dst is about to lose its last name
-	// aufs and byRename are what Union.whiteouts says, once a whiteout comes or goes.
-	aufs, byRename bool
+	// form is what Union.whiteouts says, once a whiteout comes or goes.
+	form whiteoutForm
+	// takeAway says that dst has to leave its name before src gets it.
+	takeAway bool
 }
 
 // find looks both names up.
@@ -347,11 +349,21 @@ func (r *rename) move() error {
 	ofd, nfd := r.of.FD(), r.nf.FD()
 	if r.oldBelow || r.newBelow || r.leaveWhiteout {
 		var err error
-		if r.aufs, r.byRename, err = u.whiteouts(); err != nil {
+		if r.form, err = u.whiteouts(); err != nil {
 			return err
 		}
 	}
-	whiteout := r.oldBelow || r.leaveWhiteout && r.byRename
+	if r.newPlace.whiteout && (r.src.IsDir() || r.oldBelow) {
+		if err := u.unblock(&r.newPlace); err != nil {
+			return err
+		}
+	}
+	if r.takeAway {
+		if err := r.takeDstAway(); err != nil {
+			return err
+		}
+	}
+	whiteout := r.oldBelow || r.leaveWhiteout && r.form.byRename
 	switch {
 	case r.newPlace.whiteout && (r.src.IsDir() || r.oldBelow):
 		// The whiteout at the new name is what the old one needs.
@@ -362,14 +374,15 @@ func (r *rename) move() error {
 			return ignoreNotExist(u.m.Unlink(ofd, r.oname))
 		}
 		return nil
-	case r.oldBelow && r.aufs:
+	case r.oldBelow && r.form.bridged():
 		if err := u.aufsWhiteout(ofd, r.oname); err != nil {
 			return err
 		}
 		if err := u.m.Rename(ofd, r.oname, nfd, r.nname, 0); err != nil {
 			return err
 		}
-	case whiteout && r.byRename:
+		u.endBridge(r.form, ofd, r.oname)
+	case whiteout && r.form.byRename:
 		err := u.m.Rename(ofd, r.oname, nfd, r.nname, unix.RENAME_WHITEOUT)
 		if err == nil {
 			u.quota.inodes(1)
@@ -382,10 +395,23 @@ func (r *rename) move() error {
 			return err
 		}
 	}
-	if r.newPlace.aufs || r.aufs && r.newBelow {
+	if r.newPlace.aufs || r.form.aufs && r.newBelow {
 		return u.dropAUFSWhiteout(nfd, r.nname)
 	}
 	return nil
+}
+
+// takeDstAway takes the directory that is to be replaced, and that cannot be made empty, out of the way. A whiteout hides what the lowers
+// have of it until src has the name; a kill in between leaves src at its old one.
+func (r *rename) takeDstAway() error {
+	u := r.u
+	if r.newBelow {
+		if err := u.aufsWhiteout(r.nf.FD(), r.nname); err != nil {
+			return err
+		}
+		r.newPlace.aufs = true
+	}
+	return u.work.RemoveDir(r.nf.FD(), r.nname, false)
 }
 
 // moveExchange leaves a whiteout on a file system that has no RENAME_WHITEOUT: a whiteout takes the new name first and
@@ -498,7 +524,7 @@ func (r *rename) actLeaving() error {
 		return err
 	}
 	s.placed = true
-	if !r.byRename || r.aufs && r.oldBelow { // else it replaced a whiteout that counts
+	if !r.form.byRename || r.form.aufs && r.oldBelow { // else it replaced a whiteout that counts
 		u.quota.inodes(1)
 	}
 	r.settle()
@@ -509,6 +535,9 @@ func (r *rename) actLeaving() error {
 // undo moves the object back over the whiteout that the rename left.
 func (r *rename) undo() error {
 	u := r.u
+	if r.form.bridged() {
+		return r.undoBridged()
+	}
 	err := u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, unix.RENAME_EXCHANGE)
 	if err != nil { // no whiteout was left
 		return u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, unix.RENAME_NOREPLACE)
@@ -517,4 +546,38 @@ func (r *rename) undo() error {
 		return nil
 	}
 	return u.m.Unlink(r.nf.FD(), r.nname)
+}
+
+// undoBridged is undo without the flags of renameat2.
+func (r *rename) undoBridged() error {
+	u := r.u
+	old := place{parent: r.odir, dir: r.of, name: r.oname, below: r.oldBelow}
+	if r.oldBelow {
+		if err := u.examine(r.odir, &old); err != nil {
+			return err
+		}
+	}
+	if old.whiteout && r.src.IsDir() {
+		if err := u.unblock(&old); err != nil {
+			return err
+		}
+	}
+	if r.newBelow {
+		if err := u.aufsWhiteout(r.nf.FD(), r.nname); err != nil {
+			return err
+		}
+	}
+	if err := u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, 0); err != nil {
+		return err
+	}
+	if old.whiteout {
+		u.replacedWhiteout(&old)
+	}
+	if r.newBelow {
+		u.endBridge(r.form, r.nf.FD(), r.nname)
+	}
+	if old.aufs {
+		return u.dropAUFSWhiteout(r.of.FD(), r.oname)
+	}
+	return nil
 }

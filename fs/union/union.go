@@ -186,11 +186,22 @@ func (u *Union) openWork() (err error) {
 	return nil
 }
 
-// whiteouts says how deletions are written: in the AUFS form, and else, as what a rename leaves behind, in one step with it.
-// Precondition: the union is writable.
-func (u *Union) whiteouts() (aufs, byRename bool, err error) {
+// whiteoutForm is how deletions are written.
+type whiteoutForm struct {
+	// aufs says that they are in the AUFS form for good.
+	aufs bool
+	// byRename says that a rename leaves one of the kernel's form behind, in one step; exchange that such a one and a directory change
+	// places. Without, one of the AUFS form, which has a name of its own, bridges the time between two steps.
+	byRename, exchange bool
+}
+
+// bridged says that what a rename takes away needs a whiteout of the AUFS form first.
+func (f whiteoutForm) bridged() bool { return f.aufs || !f.byRename && !f.exchange }
+
+// whiteouts says how deletions are written. Precondition: the union is writable.
+func (u *Union) whiteouts() (whiteoutForm, error) {
 	f, err := u.work.Whiteouts()
-	return u.opt.Whiteout == WhiteoutAUFS || !f.Mknod, f.Rename, err
+	return whiteoutForm{aufs: u.opt.Whiteout == WhiteoutAUFS || !f.Mknod, byRename: f.Rename, exchange: f.Exchange}, err
 }
 
 // beginData is called before data is written to the upper.

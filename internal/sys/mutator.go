@@ -15,6 +15,8 @@ type Mutator struct {
 	// Hook, when not nil, is called before each system call with its name; an error is returned instead of making
 	// the call. It may be called from several goroutines.
 	Hook func(op string) error
+	// NoRenameFlags has renameat2 refuse all flags, as ZFS before 2.2, NFS and some file systems of FUSE do.
+	NoRenameFlags bool
 }
 
 func (m *Mutator) do(op string, f func() error) error {
@@ -113,11 +115,31 @@ func (m *Mutator) LinkFD(fd int, dirfd int, name string) error {
 	})
 }
 
-// Rename is renameat2(2).
+// Rename is renameat2(2). On a file system that takes no flags, RENAME_NOREPLACE is a look at the new name and then a rename without:
+// what another process makes there in between is replaced, if rename(2) can.
 func (m *Mutator) Rename(odirfd int, oname string, ndirfd int, nname string, flags uint) error {
 	return m.do("rename", func() error {
-		return twoNames(unix.SYS_RENAMEAT2, odirfd, oname, ndirfd, nname, uintptr(flags))
+		err := m.TryRename(odirfd, oname, ndirfd, nname, flags)
+		if flags != unix.RENAME_NOREPLACE || !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		var st unix.Statx_t
+		switch err := Statx(ndirfd, nname, &st); {
+		case err == nil:
+			return unix.EEXIST
+		case !errors.Is(err, unix.ENOENT):
+			return err
+		}
+		return m.TryRename(odirfd, oname, ndirfd, nname, 0)
 	})
+}
+
+// TryRename is Rename that shows what the file system can: without Hook, and with its own answer to flags.
+func (m *Mutator) TryRename(odirfd int, oname string, ndirfd int, nname string, flags uint) error {
+	if m != nil && m.NoRenameFlags && flags != 0 {
+		return unix.EINVAL
+	}
+	return twoNames(unix.SYS_RENAMEAT2, odirfd, oname, ndirfd, nname, uintptr(flags))
 }
 
 // Unlink removes an entry that is no directory.

@@ -174,7 +174,7 @@ func (h *Home) Create(ctx context.Context, id string, fill func(dir string) erro
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("make layer %s: %w", id, err)
 	}
-	switch err := unix.Renameat2(h.fd, stage, h.fd, id, unix.RENAME_NOREPLACE); {
+	switch err := (*sys.Mutator)(nil).Rename(h.fd, stage, h.fd, id, unix.RENAME_NOREPLACE); {
 	case errors.Is(err, unix.EEXIST):
 		return fmt.Errorf("layer %s: %w", id, drivers.ErrExists)
 	case err != nil:
@@ -198,7 +198,7 @@ func (h *Home) RemoveReleasing(ctx context.Context, id string, release func(dir 
 	}
 	trash := removingPrefix + rand.Text()
 	defer h.hold(trash)()
-	switch err := unix.Renameat2(h.fd, id, h.fd, trash, unix.RENAME_NOREPLACE); {
+	switch err := (*sys.Mutator)(nil).Rename(h.fd, id, h.fd, trash, unix.RENAME_NOREPLACE); {
 	case errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.EBUSY):

@@ -166,6 +166,10 @@ func (c *C) delete(v victim) func() {
 		c.OK(c.Mkdir(p, 0o755))
 		return func() { c.Lists(p); lists("v", "w")() }
 	case "exchange":
+		if c.Is(PlainRenames) {
+			c.Remove(p)
+			return func() { c.Absent(p); c.Lists(v.dir()) }
+		}
 		c.OK(c.Mkdir(v.dir()+"/e", 0o755))
 		c.OK(c.Rename(p, v.dir()+"/e", unix.RENAME_EXCHANGE))
 		c.Lists(p)

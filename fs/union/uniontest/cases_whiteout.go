@@ -106,7 +106,7 @@ func whiteoutCases() []Case {
 			c.OK(c.Rmdir("d"))
 			c.Lists(".", "x")
 		}},
-		{Name: "whiteout/written-form", Lowers: []Layer{{Reg("f", ""), Reg("d/x", "")}}, Run: caseWrittenForm},
+		{Name: "whiteout/written-form", Not: AUFSForm, Lowers: []Layer{{Reg("f", ""), Reg("d/x", "")}}, Run: caseWrittenForm},
 		{
 			Name: "whiteout/aufs-written", Lowers: []Layer{{Reg("f", ""), Reg("d/x", ""), Reg("d/y", ""), Reg("r", "r")}}, Not: Kernel,
 			Options: []string{"whiteout=aufs"}, NoCross: "the kernel's overlayfs does not read this form",

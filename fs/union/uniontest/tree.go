@@ -28,6 +28,11 @@ const (
 	SharedUpper
 	// Passthrough maps and reads a file directly from its layer while it is open.
 	Passthrough
+	// PlainRenames says that renameat2 takes no flags on the layers' file system. Names that leave no room for the AUFS form's prefix can't
+	// be renamed there.
+	PlainRenames
+	// AUFSForm is set where whiteouts are written in the AUFS form.
+	AUFSForm
 )
 
 // Spec is what a tree is opened over.

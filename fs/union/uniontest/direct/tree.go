@@ -31,6 +31,10 @@ type Engine struct {
 	Index   func(made union.StackIndex) union.StackIndex
 	// Verify compares all that the index says with the layers.
 	Verify bool
+	// AUFS has whiteouts written in the AUFS form.
+	AUFS bool
+	// PlainRenames says that the layers' file system takes no flags of renameat2; that the Mutator refuses them says it, too.
+	PlainRenames bool
 	// Quota bounds uppers. With it, or with an option quota_..., a closing tree checks that the account is exact.
 	Quota union.Quota
 }
@@ -39,8 +43,14 @@ type Engine struct {
 func (Engine) Name() string { return "engine" }
 
 // Traits returns those of the machine's root without a mount.
-func (Engine) Traits() uniontest.Traits {
+func (e Engine) Traits() uniontest.Traits {
 	t := uniontest.SharedUpper
+	if e.PlainRenames || e.Mutator != nil && e.Mutator.NoRenameFlags {
+		t |= uniontest.PlainRenames
+	}
+	if e.AUFS {
+		t |= uniontest.AUFSForm
+	}
 	if !testenv.InUserNamespace() {
 		t |= uniontest.Devices | uniontest.Trusted | uniontest.InitialRoot
 	}
@@ -93,6 +103,9 @@ func (t *Tree) Union() *union.Union { return t.u }
 func (t *Tree) open() error {
 	o := union.Options{Mutator: t.engine.Mutator, MaxOpenFiles: t.engine.MaxOpenFiles, UserXattr: testenv.InUserNamespace()}
 	o.Quota = t.engine.Quota
+	if t.engine.AUFS {
+		o.Whiteout = union.WhiteoutAUFS
+	}
 	for _, opt := range t.spec.Options {
 		k, v, _ := strings.Cut(opt, "=")
 		if limit := map[string]*int64{"quota_bytes": &o.Quota.Bytes, "quota_inodes": &o.Quota.Inodes}[k]; limit != nil {

@@ -29,6 +29,8 @@ type Plyfs struct {
 	// Patience is how long a mount may exist before its server is killed, so that a case that hangs fails instead; 0
 	// means 2 minutes.
 	Patience time.Duration
+	// PlainRenames says that the layers' file system takes no flags of renameat2.
+	PlainRenames bool
 }
 
 // Name returns "plyfs-" and the data mode.
@@ -39,6 +41,9 @@ func (p Plyfs) Traits() uniontest.Traits {
 	t := rootTraits()
 	if p.Data == "passthrough" {
 		t |= uniontest.Passthrough
+	}
+	if p.PlainRenames {
+		t |= uniontest.PlainRenames
 	}
 	return t
 }
