@@ -40,12 +40,12 @@ var other = map[string]string{
 	"data/seek":             "the same",
 	"data/punch-hole":       "the same",
 	"copy-up/holes":         "the same",
-	"copy-up/capability":    "a write leaves a file's capabilities",
+	"copy-up/capability":    "a write leaves a file's capabilities, in a dataset by itself, too",
 
-	"basic/btime": "there are no times of birth before zfs 2.2",
+	"basic/btime": "zfs 2.1 tells no times of birth",
 
-	// The virtual machine's kernel, before Linux 6.16, ends munmap before the server has what was written; an unmount drops it.
-	"mapping/shared-write": "on ext4 in that machine, too",
+	// The virtual machine's Linux 6.1 ends munmap before the server has what was written, and an unmount drops it.
+	"mapping/shared-write": "on ext4 in that machine, and with fuse-overlayfs, too",
 
 	// Nor is it an upper for the kernel's overlayfs.
 	"nesting/kernel-upper-on-it": "without flags of renameat2",
