@@ -1,6 +1,9 @@
 package drivers
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Classes of errors. What drivers return wraps one of them wherever a caller would act on it; a protocol or a command
 // line maps each of them once.
@@ -11,6 +14,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrInUse says that something is mounted, or is needed by something else.
 	ErrInUse = errors.New("in use")
+	// ErrHangs, which wraps ErrInUse, says that the server of a mount does not answer: whoever asks the mount waits with it.
+	ErrHangs = fmt.Errorf("%w by a server that does not answer", ErrInUse)
 	// ErrInvalid says that an argument can never be right.
 	ErrInvalid = errors.New("invalid argument")
 	// ErrNotSupported says that this driver cannot do that here: the kernel, the backing file system or a privilege is

@@ -184,8 +184,8 @@ func (m *Mounts) Put(id string, unmount func(target string) error) error {
 		return m.set(id, rec)
 	}
 	if rec.Plain || isMountRoot(rec.Target, unix.AT_STATX_DONT_SYNC) {
-		// One whose server is gone is not worth the reference, whoever has something open in it.
-		if err := unmount(rec.Target); err != nil && (rec.Plain || IsMountPoint(rec.Target)) {
+		// One whose server is gone is not worth the reference, whoever has something open in it; one that hangs must not be asked.
+		if err := unmount(rec.Target); err != nil && (rec.Plain || errors.Is(err, ErrHangs) || IsMountPoint(rec.Target)) {
 			return err
 		}
 	}

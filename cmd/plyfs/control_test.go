@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -221,6 +223,76 @@ func TestPSSilent(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 	testenv.Unmount(t, dir+"/merged")
+}
+
+// TestUmountWaits: when the command returns the server has handled all requests and has withdrawn its socket.
+func TestUmountWaits(t *testing.T) {
+	dir := unionTree(t)
+	controlled(t)
+	for range 10 {
+		mustMount(t, dir, "plyfs", "mount", "-o", allLayers, "merged")
+		s := sockets(t, 1)[0]
+		mustMount(t, dir, "plyfs", "umount", "merged")
+		if _, err := os.Lstat(s.Path); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("the server goes on after the unmount: %v", err)
+		}
+		waitGone(t, dir)
+	}
+}
+
+// TestUmountCopied: a mount that lives on in another mount namespace is not waited for.
+func TestUmountCopied(t *testing.T) {
+	dir := unionTree(t)
+	controlled(t)
+	mustMount(t, dir, "plyfs", "mount", "-o", allLayers, "merged")
+	sockets(t, 1)
+	holder := command(t, dir, "/usr/bin/unshare", "-m", "--propagation", "private", "/bin/sh", "-c", "echo; read x; cat merged/file")
+	in, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	mustMount(t, dir, "plyfs", "umount", "merged")
+	if took := time.Since(began); took > endWithin/2 {
+		t.Errorf("the command took %v", took)
+	}
+	_ = in.Close()
+	if got, err := io.ReadAll(out); err != nil || string(got) != "low\n" {
+		t.Errorf("the other mount holds %q, %v", got, err)
+	}
+	if err := holder.Wait(); err != nil {
+		t.Error(err)
+	}
+	waitGone(t, dir)
+}
+
+// TestUmountSilent: neither is a server that hangs.
+func TestUmountSilent(t *testing.T) {
+	dir := unionTree(t)
+	controlled(t)
+	mustMount(t, dir, "plyfs", "mount", "-o", allLayers, "merged")
+	pid := sockets(t, 1)[0].PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	got := runIn(t, dir, "plyfs", "umount", "merged")
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if got != (result{}) {
+		t.Errorf("umount: %+v", got)
+	}
+	waitGone(t, dir)
 }
 
 // TestNoSocket: a mount does as well without, and is found by its process.

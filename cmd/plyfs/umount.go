@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -43,11 +45,43 @@ func umount(target string, lazy bool) error {
 	if lazy {
 		flags |= unix.MNT_DETACH
 	}
+	ended := settle(target)
 	err = unix.Unmount(target, flags)
 	if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
-		return umountByHelper(target, lazy)
+		err = umountByHelper(target, lazy)
+	} else {
+		err = umountFault(target, err)
 	}
-	return umountFault(target, err)
+	if err == nil {
+		ended()
+	}
+	return err
+}
+
+// Patience with servers: with one that is asked to take what was written, and with one that finishes that.
+const (
+	settleWithin = 3 * time.Second
+	endWithin    = 10 * time.Second
+)
+
+// settle has the server of the mount on target, if it can be asked, take what was written through mappings, which an unmount takes back
+// from it before Linux 6.18 (fusefs.FS.Settle). The function that it returns, for after the unmount, waits until the server has handled all of it, unless the
+// mount is in use elsewhere. What can't be asked is unmounted as it is.
+func settle(target string) (ended func()) {
+	socket, ok := server.ControlSocket(target)
+	if !ok {
+		return func() {}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), settleWithin)
+	defer cancel()
+	if err := socket.Settle(ctx); err != nil {
+		return func() {}
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), endWithin)
+		defer cancel()
+		_ = socket.Settle(ctx) // that it hangs up is what is waited for
+	}
 }
 
 // umountByHelper unmounts through fusermount3, which is privileged to unmount what the same user mounted.

@@ -31,6 +31,8 @@ func (f fakeMount) Status() control.Status   { return f.m.Status }
 func (f fakeMount) Metrics() control.Metrics { return f.m }
 func (f fakeMount) Watch() control.Watcher   { return nil }
 
+func (f fakeMount) Settle(context.Context) error { return nil }
+
 // busyMount has a value other than 0 for each metric.
 func busyMount(target string) control.Metrics {
 	var h latency.Histogram

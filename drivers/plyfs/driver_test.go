@@ -69,6 +69,52 @@ func image(t testing.TB, d drivers.Driver, id, parent string, files ...string) {
 	must(t, errors.Join(err, r.Close(), d.Remove(ctx, "make-"+id)))
 }
 
+// TestPutSilent: a layer whose server hangs is in use, and costs one thread however often it is put back.
+func TestPutSilent(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	ctx := t.Context()
+	must(t, d.CreateReadWrite(ctx, "c", "", nil))
+	_, err := d.Get(ctx, "c", nil)
+	must(t, err)
+	pid := readRecord(t, base, "c").PID
+	must(t, unix.Kill(pid, unix.SIGSTOP))
+	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
+	for range 2 {
+		err := d.Put(ctx, "c")
+		wants(t, "Put of a layer whose server is stopped", err, drivers.ErrInUse)
+		if err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("Put: %v", err)
+		}
+	}
+	if n := threadsIn(t, unix.SYS_STATFS); n != 1 {
+		t.Errorf("%d threads wait for an answer", n)
+	}
+	must(t, unix.Kill(pid, unix.SIGCONT))
+	must(t, d.Put(ctx, "c"))
+	if n := threadsIn(t, unix.SYS_STATFS); n != 0 {
+		t.Errorf("%d threads wait for an answer after it came", n)
+	}
+}
+
+// threadsIn counts the threads of this process that are in a system call.
+func threadsIn(t *testing.T, call int) (n int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/task/*/syscall")
+	must(t, err)
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		must(t, err)
+		if strings.HasPrefix(string(b), strconv.Itoa(call)+" ") {
+			n++
+		}
+	}
+	return n
+}
+
 // TestServerLetsGo: after Put a server has nothing of the layer any more, whether it ended or stands by for another mount.
 func TestServerLetsGo(t *testing.T) {
 	base := testenv.Scratch(t)

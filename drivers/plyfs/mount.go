@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,8 @@ type mounter struct {
 	log     *slog.Logger
 	servers *servers
 	pool    *pool
+	// unanswered has a chan struct{} for each target whose server has not answered settle yet.
+	unanswered sync.Map
 }
 
 func newMounter(opts options, program, home, run string, log *slog.Logger) (*mounter, error) {
@@ -177,6 +180,9 @@ func (m *mounter) Flush(target string) error {
 
 // Unmount implements overlaystore.Mounter.
 func (m *mounter) Unmount(ctx context.Context, id, target string) error {
+	if err := m.settle(ctx, target); err != nil {
+		return err
+	}
 	if err := overlaystore.Unmount(ctx, target); err != nil {
 		return err
 	}

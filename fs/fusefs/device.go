@@ -159,6 +159,12 @@ func (d *Device) SetReadAhead(kib int) error {
 	return os.WriteFile(name, []byte(strconv.Itoa(kib)), 0)
 }
 
+// MountID returns the number that Device.Identity has for what is mounted on target.
+func MountID(target string) (uint64, error) {
+	m, err := identify(target)
+	return m.id, err
+}
+
 // identify returns what is mounted at target. It never waits for a server: no attribute is asked for, and cached ones
 // would do (cf. fs/fuse/dir.c fuse_update_get_attr).
 func identify(target string) (mountIdentity, error) {

@@ -109,11 +109,14 @@ type FS struct {
 	validNsec uint32
 	keep      bool // timeouts are unlimited
 
-	probing atomic.Bool   // the probe file is there
-	lookups atomic.Uint64 // LOOKUP requests, to tell a retry of the VFS from a reopen
-	counts  counters
-	notices notifier
-	memory  reclaimer
+	serving atomic.Bool // INIT has been answered
+	probing atomic.Bool // the probe file is there
+	// settling says that a Settle waits for its answer.
+	settling atomic.Bool
+	lookups  atomic.Uint64 // LOOKUP requests, to tell a retry of the VFS from a reopen
+	counts   counters
+	notices  notifier
+	memory   reclaimer
 
 	watchers watchers
 	warned   sync.Once // passthrough was refused for a file
@@ -145,6 +148,7 @@ func (f *FS) Serve(dev *Device, ready func(error)) error {
 	var once sync.Once
 	report := func(err error) {
 		once.Do(func() {
+			f.serving.Store(err == nil)
 			if ready != nil {
 				ready(err)
 			}

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -47,6 +49,7 @@ type serverConfig struct {
 	ACL, Debug         bool
 	ReadOnly, NoXattrs bool
 	SlowWrite          time.Duration // added to each write to the upper
+	Hold               string        // a file that holds up each write to the upper while it exists
 
 	passed *os.File // becomes descriptor 3
 }
@@ -67,10 +70,13 @@ func serverMain() error {
 	}
 	obs := new(Observer)
 	o := union.Options{Observer: obs, ReadOnly: cfg.ReadOnly}
-	if cfg.SlowWrite > 0 {
+	if cfg.SlowWrite > 0 || cfg.Hold != "" {
 		o.Mutator = &sys.Mutator{Hook: func(op string) error {
 			if op == "write" {
 				time.Sleep(cfg.SlowWrite)
+				for cfg.Hold != "" && unix.Access(cfg.Hold, unix.F_OK) == nil {
+					time.Sleep(5 * time.Millisecond)
+				}
 			}
 			return nil
 		}}
@@ -123,6 +129,12 @@ func serverMain() error {
 func control(fs *FS, dev *Device) {
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
+		if in.Text() == "settle" {
+			ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+			fmt.Println(fs.Settle(ctx))
+			cancel()
+			continue
+		}
 		var mem runtime.MemStats
 		runtime.ReadMemStats(&mem)
 		s := serverState{Counters: fs.Counters(), Nodes: fs.Nodes(), Mallocs: mem.Mallocs, CPU: cpuTime()}
@@ -224,6 +236,22 @@ func (m *mounted) stop() {
 		m.t.Error("the server did not end after the unmount")
 	}
 	m.cmd = nil
+}
+
+// settleTime is how long a server may settle.
+const settleTime = 150 * time.Millisecond
+
+// settle returns what FS.Settle told.
+func (m *mounted) settle() string {
+	m.t.Helper()
+	if _, err := io.WriteString(m.in, "settle\n"); err != nil {
+		m.t.Fatal(err)
+	}
+	line, err := m.out.ReadString('\n')
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return strings.TrimSuffix(line, "\n")
 }
 
 func (m *mounted) state() serverState {

@@ -1,11 +1,13 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,6 +84,66 @@ func TestForeignMount(t *testing.T) {
 	must(t, unix.Unmount(m.Target, 0))
 	m.ended(t)
 	must(t, unix.Mount("cover", m.Target, "tmpfs", 0, "")) // for the deferred call
+}
+
+// TestSettle: the mount itself is asked, once, and only where it is.
+func TestSettle(t *testing.T) {
+	for _, tr := range transports {
+		t.Run(tr.name, func(t *testing.T) {
+			m := mountUnion(t, nil, func(c *serverConfig) { c.Transport = tr.t })
+			want := func(what string) {
+				t.Helper()
+				if got := m.settle(); !strings.Contains(got, what) {
+					t.Errorf("settled: %s, want %s", got, what)
+				}
+			}
+			if n := m.requests(func() { want("<nil>") }); n["STATFS"] != 1 {
+				t.Errorf("requests: %v", n)
+			}
+			must(t, unix.Mount("cover", m.Target, "tmpfs", 0, ""))
+			want("not at its place")
+			must(t, unix.Unmount(m.Target, 0))
+			want("<nil>")
+		})
+	}
+}
+
+// TestSettleInVain: a mount that does not answer, with all readers at work, is waited for as long as wanted, and not by two.
+func TestSettleInVain(t *testing.T) {
+	hold := filepath.Join(testenv.Scratch(t), "hold")
+	writeFile(t, hold, "")
+	m := mountUnion(t, nil, func(c *serverConfig) { c.Hold = hold })
+	files := make([]*os.File, maxReaders)
+	for i := range files {
+		f, err := os.Create(m.path(fmt.Sprint(i)))
+		must(t, err)
+		defer f.Close()
+		files[i] = f
+	}
+	var all sync.WaitGroup
+	for _, f := range files {
+		all.Go(func() {
+			if _, err := f.WriteString("x"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for end := time.Now().Add(20 * time.Second); m.state().Counters["WRITE"] < maxReaders && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := m.settle(); !strings.Contains(got, context.DeadlineExceeded.Error()) {
+		t.Errorf("settled: %s", got)
+	}
+	if got := m.settle(); !strings.Contains(got, "already") {
+		t.Errorf("settled: %s", got)
+	}
+	must(t, os.Remove(hold))
+	all.Wait()
+	for end := time.Now().Add(20 * time.Second); m.settle() != "<nil>"; {
+		if time.Now().After(end) {
+			t.Fatal("not settled when all has been written")
+		}
+	}
 }
 
 // TestTransports runs many clients at once against both transports.

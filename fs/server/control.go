@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,6 +152,25 @@ func (c controlSource) Metrics() control.Metrics {
 
 // Watch implements control.Source.
 func (c controlSource) Watch() control.Watcher { return controlWatcher{c.s.fs.Watch()} }
+
+// Settle implements control.Source.
+func (c controlSource) Settle(ctx context.Context) error {
+	err := c.s.fs.Settle(ctx)
+	if errors.Is(err, fusefs.ErrEnded) {
+		return control.ErrGone
+	}
+	return err
+}
+
+// ControlSocket returns the socket of the server whose mount is on target, an absolute path. It touches nothing below the mount. There is
+// none for servers of other users, in other places, and that are no plyfs.
+func ControlSocket(target string) (control.Socket, bool) {
+	id, err := fusefs.MountID(target)
+	if err != nil {
+		return control.Socket{}, false
+	}
+	return control.Find(control.All, id)
+}
 
 // controlWatcher tells what a fusefs.Watcher gathers.
 type controlWatcher struct{ *fusefs.Watcher }

@@ -1,11 +1,13 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"plyfs/fs/fusefs"
 	"plyfs/fs/mountopt"
@@ -170,6 +172,9 @@ func (s *server) adopt(dev *fusefs.Device) error {
 	return nil
 }
 
+// settleWithin bounds how long the end of a mount waits for its own server to fetch what was written through mappings.
+const settleWithin = time.Second
+
 // end unmounts, as soon as there is a mount. Requests are answered until that has happened.
 func (s *server) end() error {
 	s.ending.Lock()
@@ -177,6 +182,11 @@ func (s *server) end() error {
 	s.ended = true
 	if s.dev == nil {
 		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), settleWithin)
+	defer cancel()
+	if err := s.fs.Settle(ctx); err != nil {
+		s.log.Debug("not settled before the unmount", "error", err)
 	}
 	return s.dev.Unmount()
 }

@@ -63,6 +63,19 @@ func List(s Scope) ([]Socket, error) {
 	return list, nil
 }
 
+// Find returns the socket of the mount with that id.
+func Find(s Scope, mount uint64) (Socket, bool) {
+	list, err := List(s)
+	if err != nil {
+		return Socket{}, false
+	}
+	i := slices.IndexFunc(list, func(s Socket) bool { return s.name == SocketName(s.PID, mount) })
+	if i < 0 {
+		return Socket{}, false
+	}
+	return list[i], true
+}
+
 func listDir(dir string) ([]Socket, error) {
 	fd, st, err := openDir(dir)
 	switch {
@@ -185,6 +198,15 @@ func (s Socket) Metrics(ctx context.Context) (Metrics, error) {
 	}
 	err := s.ask(ctx, requestMetrics, &a, &a.Header, &a.PID)
 	return a.Metrics, err
+}
+
+// Settle returns when the server has fetched all that was written to the mount before, so that an unmount loses nothing of it. Called
+// after an unmount, it returns nil if the mount lives on elsewhere, and else waits until the server has handled all requests and hangs up,
+// which is ErrRefused as any hanging up. Other errors are those of Status, and the server's own if it could not tell.
+func (s Socket) Settle(ctx context.Context) error {
+	var a Header
+	var pid int
+	return s.ask(ctx, requestSettle, &a, &a, &pid)
 }
 
 // Watch calls visit with each sample, the first at once, until ctx ends, visit returns an error, or the server is gone. It returns

@@ -27,6 +27,8 @@ type mount struct {
 	target   string
 	asked    atomic.Int64
 	watching atomic.Int64
+	// settled is what Settle returns.
+	settled error
 }
 
 func (m *mount) Status() control.Status {
@@ -45,6 +47,8 @@ func (m *mount) Watch() control.Watcher {
 	m.watching.Add(1)
 	return &watcher{m: m}
 }
+
+func (m *mount) Settle(context.Context) error { return m.settled }
 
 type watcher struct {
 	m *mount
@@ -127,6 +131,46 @@ func TestAsk(t *testing.T) {
 	}
 	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
 		t.Errorf("left behind: %v, %v", names, err)
+	}
+}
+
+// TestSettle: a mount that has ended is not answered for, until its server has ended too.
+func TestSettle(t *testing.T) {
+	dir := runtimeDir(t)
+	name := control.SocketName(os.Getpid(), 0xabc)
+	serve(t, dir, control.SocketName(os.Getpid(), 0xab), &mount{target: "/other"})
+	m := &mount{target: "/m"}
+	s := serve(t, dir, name, m)
+	sock, ok := control.Find(control.Own, 0xabc)
+	if !ok || filepath.Base(sock.Path) != name {
+		t.Fatalf("found %v, %v", sock, ok)
+	}
+	if other, ok := control.Find(control.Own, 0xbc); ok {
+		t.Errorf("found %v for a mount that has none", other)
+	}
+	if err := sock.Settle(patience(t)); err != nil {
+		t.Error(err)
+	}
+	m.settled = errors.New("nobody knows")
+	if err := sock.Settle(patience(t)); err == nil || !strings.Contains(err.Error(), "nobody knows") {
+		t.Errorf("told %v", err)
+	}
+	m.settled = control.ErrGone
+	answer := make(chan error, 1)
+	go func() { answer <- sock.Settle(patience(t)) }()
+	select {
+	case err := <-answer:
+		t.Errorf("answered before the end: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-answer; !errors.Is(err, control.ErrRefused) && !errors.Is(err, control.ErrGone) {
+		t.Errorf("at the end: %v", err)
+	}
+	if err := sock.Settle(patience(t)); !errors.Is(err, control.ErrGone) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 

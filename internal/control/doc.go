@@ -8,6 +8,8 @@
 //	plyfs/1 status            one line: a Status
 //	plyfs/1 metrics           one line: a Metrics. From the first such request on, the server measures durations.
 //	plyfs/1 watch SECONDS     a line each interval until the client hangs up: a Sample
+//	plyfs/1 settle            one line when the server has fetched all that was written, so that an unmount loses nothing. Of a
+//	                          mount that has ended there is none: the server hangs up when it has handled all requests.
 //
 // Every line has the field "version". A line with "error" is the last one. A server that does not know the version of a request
 // says which it knows. Fields may be added within a version; a client passes over those that it does not know.

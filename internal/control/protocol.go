@@ -14,6 +14,7 @@ const (
 	requestStatus  = "status"
 	requestMetrics = "metrics"
 	requestWatch   = "watch"
+	requestSettle  = "settle"
 )
 
 // Header is in every answer.

@@ -29,6 +29,9 @@ const (
 	askWithin  = 5 * time.Second
 	readWithin = 10 * time.Second
 
+	// settleWithin bounds how long the mount of this server may take to settle.
+	settleWithin = 2 * time.Second
+
 	// The intervals of a watch.
 	minInterval = 100 * time.Millisecond
 	maxInterval = time.Hour
@@ -40,6 +43,9 @@ type Source interface {
 	Metrics() Metrics
 	// Watch begins to gather activities until the Watcher is closed.
 	Watch() Watcher
+	// Settle returns when all that was written to the mount before has been fetched from the kernel. The error wraps ErrGone if the
+	// mount has ended.
+	Settle(ctx context.Context) error
 }
 
 // Watcher gathers activities for one client.
@@ -228,6 +234,8 @@ func (s *Server) answer(c net.Conn) error {
 			Header
 			Metrics
 		}{Header{Version: Version}, s.src.Metrics()})
+	case requestSettle:
+		return s.settle(c)
 	}
 	interval, err := parseInterval(arg)
 	if err != nil {
@@ -249,10 +257,29 @@ func parseRequest(line string) (what, arg string, err error) {
 	switch {
 	case what == requestWatch && len(words) == 3:
 		return what, words[2], nil
-	case (what == requestStatus || what == requestMetrics) && len(words) == 2:
+	case (what == requestStatus || what == requestMetrics || what == requestSettle) && len(words) == 2:
 		return what, "", nil
 	}
-	return "", "", fmt.Errorf("requests are %s, %s and %s SECONDS", requestStatus, requestMetrics, requestWatch)
+	return "", "", fmt.Errorf("requests are %s, %s, %s and %s SECONDS", requestStatus, requestMetrics, requestSettle, requestWatch)
+}
+
+// settle answers a client that wants to unmount, or has: then Close hangs up on it.
+func (s *Server) settle(c net.Conn) error {
+	ctx, cancel := context.WithTimeout(context.Background(), settleWithin)
+	defer cancel()
+	err := s.src.Settle(ctx)
+	if errors.Is(err, ErrGone) {
+		if err := c.SetReadDeadline(time.Time{}); err != nil {
+			return err
+		}
+		_, _ = io.Copy(io.Discard, c)
+		return nil
+	}
+	a := Header{Version: Version}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	return send(c, a)
 }
 
 func parseInterval(arg string) (time.Duration, error) {
