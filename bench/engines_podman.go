@@ -101,10 +101,18 @@ func (h *engineHost) newPodman(ctx context.Context, dir, system string, user boo
 	if user {
 		p.uid = engineUserID
 	}
-	for _, d := range []string{"home/.config/containers", "tmp", "run", "xdg", "graph", "networks", "bin", "build"} {
+	for _, d := range []string{"home/.config/containers", "tmp", "run", "graph", "networks", "bin", "build"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, err
 		}
+	}
+	// As on any machine: what lasts until the next boot is not on the disk.
+	run := filepath.Join(dir, "run")
+	if err := unix.Mount("tmpfs", run, "tmpfs", 0, "mode=755"); err != nil {
+		return nil, fmt.Errorf("mount a tmpfs on %s: %w", run, err)
+	}
+	if err := os.Mkdir(filepath.Join(run, "user"), 0o700); err != nil {
+		return nil, err
 	}
 	program, err := h.mountProgram(dir, system)
 	if err != nil {
@@ -116,10 +124,9 @@ func (h *engineHost) newPodman(ctx context.Context, dir, system string, user boo
 	if err := writeBuild(filepath.Join(dir, "build")); err != nil {
 		return nil, err
 	}
-	err = filepath.WalkDir(dir, func(name string, _ os.DirEntry, err error) error {
+	if err := filepath.WalkDir(dir, func(name string, _ os.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(name, p.uid, p.uid))
-	})
-	if err := errors.Join(err, os.Chmod(filepath.Join(dir, "xdg"), 0o700)); err != nil {
+	}); err != nil {
 		return nil, err
 	}
 	if _, err := p.podman(ctx, "load", "-q", "-i", h.image); err != nil {
@@ -184,7 +191,7 @@ func (p *podman) configure(program string) error {
 		}
 	}
 	p.env = []string{
-		"HOME=" + at("home"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + at("tmp"), "LANG=C.UTF-8", "XDG_RUNTIME_DIR=" + at("xdg"),
+		"HOME=" + at("home"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + at("tmp"), "LANG=C.UTF-8", "XDG_RUNTIME_DIR=" + at("run/user"),
 		"BUILDAH_ISOLATION=chroot",
 	}
 	if p.uid == 0 {

@@ -114,6 +114,28 @@ func TestMount(t *testing.T) {
 	}
 }
 
+// TestRootIsWarm: a mount that nobody has looked into counts the subdirectories of its root by itself. When it did so shows in what it does
+// not see: a directory that came into a lower afterwards, which must not happen to a mount in use.
+func TestRootIsWarm(t *testing.T) {
+	for wait := time.Millisecond; wait < longest; wait *= 4 {
+		dir := unionTree(t)
+		mkdirs(t, dir, "lower/a", "lower2/b")
+		mustMount(t, dir, "plyfs", "mount", "-o", allLayers+",index=off", "merged")
+		time.Sleep(wait)
+		mkdirs(t, dir, "lower2/late")
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, "merged"), &st); err != nil {
+			t.Fatal(err)
+		}
+		mustMount(t, dir, "plyfs", "umount", "merged")
+		if st.Nlink == 4 {
+			return
+		}
+		t.Logf("after %v the root has %d links", wait, st.Nlink)
+	}
+	t.Error("the root is looked into only when somebody asks for it")
+}
+
 func TestMountReadOnly(t *testing.T) {
 	for _, opts := range []string{"lowerdir=lower:lower2", allLayers + ",ro", "lowerdir=lower,upperdir=lower2,ro", "lowerdir=lower:lower2,workdir=none"} {
 		dir := unionTree(t)

@@ -35,6 +35,7 @@ type server struct {
 	ended  bool           // a signal came; guarded by ending
 
 	controls controls
+	warming  warming
 	logged   tally
 	pending  []string // see warn
 }
@@ -49,6 +50,7 @@ func (p *process) serve(r request, d *daemon, from Indexes) error {
 		return err
 	}
 	err := s.serveMount()
+	s.endWarming()
 	s.withdrawControls()
 	if cerr := s.dev.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close %s: %w", fuseDevice, cerr)
@@ -205,6 +207,7 @@ func (s *server) serveMount() error {
 			_ = s.dev.Unmount()
 			return
 		}
+		s.warmLater()
 		s.index.buildLater()
 		s.offerControls()
 		s.log.Info("mounted", "target", s.target, "lowers", len(s.opts.LowerDirs), "upper", s.opts.UpperDir)
