@@ -50,10 +50,31 @@ func widenTable() {
 	}
 }
 
-// takeSignals makes s, which is about to mount, what signals are about; nil stands for nothing. It waits until they are caught.
+// leaving takes the place of a mount in a process that a signal is about to end, so that it does not mount any more.
+var leaving = new(server)
+
+// takeSignals makes s, which is about to mount, what signals are about. It waits until they are caught, and does not return if one has come
+// that ends the process.
 func (p *process) takeSignals(s *server) {
 	<-p.listening
-	p.serving.Store(s)
+	if !p.serving.CompareAndSwap(nil, s) {
+		select {}
+	}
+}
+
+// leaveSignals says that s, if signals were about it, is no mount any more.
+func (p *process) leaveSignals(s *server) { p.serving.CompareAndSwap(s, nil) }
+
+// signalled is what a signal is about: the process itself, which does not mount any more then, if there is no mount.
+func (p *process) signalled() *server {
+	for {
+		if p.serving.CompareAndSwap(nil, leaving) {
+			return leaving
+		}
+		if s := p.serving.Load(); s != nil {
+			return s
+		}
+	}
 }
 
 // handleSignals unmounts on SIGTERM, SIGINT and SIGHUP, whereupon serve returns when the last file is closed; the second
@@ -69,16 +90,17 @@ func (p *process) handleSignals() {
 	close(p.listening)
 	var ending *server
 	for sig := range signals {
-		s := p.serving.Load()
-		switch {
-		case sig == unix.SIGUSR1:
-			if s != nil {
+		if sig == unix.SIGUSR1 {
+			if s := p.serving.Load(); s != nil && s != leaving {
 				s.logCounters()
 			}
-		case s == nil:
+			continue
+		}
+		switch s := p.signalled(); s {
+		case leaving:
 			signal.Reset(sig)
 			_ = unix.Kill(os.Getpid(), sig.(unix.Signal))
-		case s == ending:
+		case ending:
 			s.log.Warn("ended by a second signal, files may have been open", "signal", sig.String())
 			os.Exit(exit.Interrupted)
 		default:

@@ -45,7 +45,7 @@ type server struct {
 func (p *process) serve(r request, d *daemon, from Indexes) error {
 	s := &server{request: r, process: p, daemon: d, indexes: from, env: readEnvironment()}
 	defer s.closeLog()
-	defer p.takeSignals(nil)
+	defer p.leaveSignals(s)
 	if err := s.mount(); err != nil {
 		return err
 	}
@@ -145,6 +145,9 @@ func (s *server) mount() error {
 		s.index.close()
 		return exit.Faultf(exit.Mount, "%v", err)
 	}
+	fc := serveConfig(s.opts)
+	fc.Logger, fc.Observer = s.log, observer
+	s.fs = fusefs.New(s.union, fc) // before a signal can ask for it
 	s.process.takeSignals(s)
 	dev, err := fusefs.Mount(mc)
 	if err != nil {
@@ -157,9 +160,6 @@ func (s *server) mount() error {
 		s.index.close()
 		return err
 	}
-	fc := serveConfig(s.opts)
-	fc.Logger, fc.Observer = s.log, observer
-	s.fs = fusefs.New(s.union, fc)
 	return nil
 }
 
