@@ -276,7 +276,7 @@ func TestUmountCopied(t *testing.T) {
 	waitGone(t, dir)
 }
 
-// TestUmountSilent: neither is a server that hangs.
+// TestUmountSilent: a server that hangs is not waited for, beyond a limit, and its mount goes away.
 func TestUmountSilent(t *testing.T) {
 	dir := unionTree(t)
 	controlled(t)

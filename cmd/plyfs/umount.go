@@ -65,8 +65,8 @@ const (
 )
 
 // settle has the server of the mount on target, if it can be asked, take what was written through mappings, which an unmount takes back
-// from it before Linux 6.18 (fusefs.FS.Settle). The function that it returns, for after the unmount, waits until the server has handled all of it, unless the
-// mount is in use elsewhere. What can't be asked is unmounted as it is.
+// from it before Linux 6.18 (fusefs.FS.Settle). The function that it returns, for after the unmount, waits until the server has handled
+// all of it, unless the mount is in use elsewhere. What can't be asked is unmounted as it is.
 func settle(target string) (ended func()) {
 	socket, ok := server.ControlSocket(target)
 	if !ok {

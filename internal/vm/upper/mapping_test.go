@@ -24,7 +24,6 @@ import (
 const rounds = 60
 
 // writeMapped writes a file through a mapping whose descriptor is closed before the last page is touched.
-
 func writeMapped(t *testing.T, name string, last byte) {
 	t.Helper()
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
