@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 
@@ -16,33 +15,24 @@ import (
 // indexes gives mounts their stack indexes.
 type indexes struct{}
 
-// openedIndex is an index with its cache.
-type openedIndex struct {
-	*indexdb.Index
-	cache *indexdb.Cache
-}
-
-// Close closes both.
-func (x openedIndex) Close() error { return errors.Join(x.Index.Close(), x.cache.Close()) }
-
 // Open implements server.Indexes.
-func (indexes) Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) (io.Closer, error) {
+func (indexes) Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil, server.ErrNoIndex
+		return server.ErrNoIndex
 	}
 	cache, err := indexdb.OpenCache(dir, log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	index, err := openIndex(cache, u)
 	if err != nil {
 		if errors.Is(err, indexdb.ErrNotBuilt) || errors.Is(err, indexdb.ErrStale) {
 			err = fmt.Errorf("%w: %w", server.ErrNoIndex, err)
 		}
-		return nil, errors.Join(err, cache.Close())
+		return errors.Join(err, cache.Close())
 	}
 	u.StackIndex, u.VerifyIndex = index, o.Index == mountopt.IndexVerify
-	return openedIndex{index, cache}, nil
+	return nil
 }
 
 func openIndex(cache *indexdb.Cache, u *union.Options) (*indexdb.Index, error) {

@@ -59,7 +59,6 @@ func (p *process) serve(r request, d *daemon, from Indexes) error {
 	if cerr := s.union.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("after the unmount: %w", cerr)
 	}
-	s.index.close()
 	if err != nil {
 		s.log.Error("ended with an error", "error", err)
 		return err
@@ -142,7 +141,6 @@ func (s *server) mount() error {
 		s.log.Warn("no stack index", "error", s.handOver(err))
 	}
 	if s.union, err = union.New(uo); err != nil {
-		s.index.close()
 		return exit.Faultf(exit.Mount, "%v", err)
 	}
 	fc := serveConfig(s.opts)
@@ -157,7 +155,6 @@ func (s *server) mount() error {
 	}
 	if err != nil {
 		_ = s.union.Close()
-		s.index.close()
 		return err
 	}
 	return nil

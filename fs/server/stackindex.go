@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
@@ -26,10 +25,11 @@ const (
 // Indexes is how a program gets at stack indexes. They are kept in a database, which the program that only mounts is better
 // off without.
 type Indexes interface {
-	// Open opens the index of u's lowers in the cache directory dir, gives it to u and returns what closes it. An error that
-	// wraps ErrNoIndex says that there is none that can be used, and that one may be built. It makes no directory: a mount may
-	// be over soon. A HandOver says that another program can open it.
-	Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) (io.Closer, error)
+	// Open opens the index of u's lowers in the cache directory dir and gives it to u, until the process ends: badger syncs a
+	// database when it is closed, though it was only read, and whoever unmounted waits for the server's end. An error that wraps
+	// ErrNoIndex says that there is none that can be used, and that one may be built. It makes no directory: a mount may be over
+	// soon. A HandOver says that another program can open it.
+	Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) error
 	// Builder is the program that has the command index build.
 	Builder() (string, error)
 }
@@ -48,7 +48,6 @@ func (h HandOver) Error() string {
 // stackIndex is the index of a mount's lowers: open, or yet to be built.
 type stackIndex struct {
 	log   *slog.Logger
-	index io.Closer   // nil where there is none yet
 	build *indexBuild // nil where none is to be built
 
 	mu    sync.Mutex
@@ -90,7 +89,7 @@ func findIndex(from Indexes, opts mountopt.Options, o *union.Options, log *slog.
 		return nil, err
 	}
 	x := &stackIndex{log: log}
-	switch x.index, err = from.Open(dir, opts, o, log); {
+	switch err = from.Open(dir, opts, o, log); {
 	case errors.Is(err, ErrNoIndex):
 		x.build = newIndexBuild(from, dir, opts, o.Lowers)
 	case err != nil:
@@ -123,17 +122,4 @@ func (x *stackIndex) endBuild() {
 	}
 	x.mu.Unlock()
 	x.build.end()
-}
-
-// close closes the index. The union must not use it any more.
-func (x *stackIndex) close() {
-	if x == nil {
-		return
-	}
-	x.endBuild()
-	if x.index != nil {
-		if err := x.index.Close(); err != nil {
-			x.log.Warn("stack index", "error", err)
-		}
-	}
 }
