@@ -148,16 +148,16 @@ func (a *applier) ensureDir(key string, links int) (*dir, error) {
 	var st unix.Statx_t
 	switch err := sys.Statx(parent.fd, name, &st); {
 	case errors.Is(err, unix.ENOENT):
-		return a.makeParent(parent, name, key)
+		return a.makeParent(parent, name, key, links)
 	case err != nil:
 		return nil, pathError("parent", join(parent.path, name), err)
 	case a.stacked && layer.IsWhiteoutDevice(&st):
 		if err := a.makeAfterWhiteout(parent, name); err != nil {
 			return nil, err
 		}
-		return a.openDir(key)
+		return a.openReal(join(parent.path, name), key)
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-		return a.openDir(key)
+		return a.openReal(join(parent.path, name), key)
 	case st.Mode&unix.S_IFMT != unix.S_IFLNK:
 		return nil, fmt.Errorf("parent %q is no directory: %w: %w",
 			"/"+join(parent.path, name), ErrInvalid, unix.ENOTDIR)
@@ -170,13 +170,43 @@ func (a *applier) ensureDir(key string, links int) (*dir, error) {
 	if err != nil {
 		return nil, pathError("parent", join(parent.path, name), err)
 	}
+	return a.follow(parent.path, target, key, links)
+}
+
+// follow returns the directory that a symlink in the directory at stands for, made if it does not exist, and puts it into the cache
+// as key.
+func (a *applier) follow(at, target, key string, links int) (*dir, error) {
 	if !path.IsAbs(target) {
-		target = "/" + parent.path + "/" + target
+		target = "/" + at + "/" + target
 	}
-	if _, err := a.ensureDir(strings.TrimPrefix(path.Clean(target), "/"), links+1); err != nil {
+	to, err := a.ensureDir(strings.TrimPrefix(path.Clean(target), "/"), links+1)
+	if err != nil {
 		return nil, err
 	}
-	return a.openDir(key)
+	fd, err := unix.FcntlInt(uintptr(to.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, pathError("parent", to.path, err)
+	}
+	return a.adopt(fd, key, to.path)
+}
+
+// openReal opens the directory that is at the path full, where no symlink is on the way, and puts it into the cache as key.
+func (a *applier) openReal(full, key string) (*dir, error) {
+	fd, err := layer.OpenDirAt(a.root.FD(), full)
+	if err != nil {
+		return nil, pathError("parent", full, err)
+	}
+	return a.adopt(fd, key, full)
+}
+
+// unfollow forgets which directories were reached through a symlink of the layers below at the path full, which gets something else
+// now. d alone stays open.
+func (a *applier) unfollow(d *dir, full string) error {
+	if !a.followed[full] {
+		return nil
+	}
+	delete(a.followed, full)
+	return a.dirs.keepOnly(d)
 }
 
 // openDir opens an existing directory and puts it into the cache.
@@ -223,8 +253,9 @@ func (a *applier) adopt(fd int, key, where string) (*dir, error) {
 	return d, nil
 }
 
-// makeParent makes a directory that the stream does not have, like the one in the layers below if that is known.
-func (a *applier) makeParent(parent *dir, name, key string) (*dir, error) {
+// makeParent makes a directory that the stream does not have, like the one in the layers below if that is known. A symlink that they
+// have there is followed.
+func (a *applier) makeParent(parent *dir, name, key string, links int) (*dir, error) {
 	full := join(parent.path, name)
 	ob := a.plainDir()
 	if a.o.Lower != nil {
@@ -232,7 +263,18 @@ func (a *applier) makeParent(parent *dir, name, key string) (*dir, error) {
 		switch {
 		case err == nil && lower.typ == unix.S_IFDIR:
 			ob = *lower
-		case err != nil && !errors.Is(err, unix.ENOENT):
+		case err == nil && a.underOpaque(parent.path): // it does not show
+		case err == nil && lower.typ != unix.S_IFLNK:
+			return nil, fmt.Errorf("parent %q is no directory: %w: %w", "/"+full, ErrInvalid, unix.ENOTDIR)
+		case err == nil && links == maxLinks:
+			return nil, fmt.Errorf("parent %q: %w: %w", "/"+full, ErrInvalid, unix.ELOOP)
+		case err == nil:
+			if a.followed == nil {
+				a.followed = make(map[string]bool)
+			}
+			a.followed[full] = true
+			return a.follow(parent.path, lower.target, key, links)
+		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR):
 			return nil, pathError("parent", full, err)
 		}
 	} else if err := a.mapOwner(&ob); err != nil {
@@ -241,7 +283,7 @@ func (a *applier) makeParent(parent *dir, name, key string) (*dir, error) {
 	if err := a.makeDir(parent, name, full, &ob); err != nil {
 		return nil, pathError("parent", full, err)
 	}
-	return a.openDir(key)
+	return a.openReal(full, key)
 }
 
 // plainDir is a directory of which nothing is known, as old as the member that needs it.

@@ -62,6 +62,9 @@ func (a *applier) link(target, path string) error {
 		return err
 	}
 	name, full := baseOf(path), join(d.path, baseOf(path))
+	if err := a.unfollow(d, full); err != nil {
+		return err
+	}
 	err = a.m.Link(fromFD, old, d.fd, name)
 	if errors.Is(err, unix.EEXIST) {
 		if same, serr := sameFile(fromFD, old, d.fd, name); same || serr != nil {

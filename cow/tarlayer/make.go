@@ -14,7 +14,10 @@ import (
 // put gives name in d to the object; what was there before goes, but that a directory is merged with one.
 func (a *applier) put(d *dir, name string, ob *object) error {
 	full := join(d.path, name)
-	var err error
+	err := a.unfollow(d, full)
+	if err != nil {
+		return err
+	}
 	if ob.typ == unix.S_IFDIR {
 		err = a.putDir(d, name, full, ob)
 	} else {

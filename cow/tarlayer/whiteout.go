@@ -44,6 +44,9 @@ func (a *applier) whiteout(parent, name string) error {
 
 func (a *applier) placeWhiteout(d *dir, name, victim string) error {
 	full := join(d.path, victim)
+	if err := a.unfollow(d, full); err != nil {
+		return err
+	}
 	if a.o.Whiteouts == WhiteoutAUFS {
 		a.left.delete(full)
 		return a.sentinel(d.fd, name)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -397,5 +398,48 @@ func TestApplyRefusals(t *testing.T) {
 	rep, err := w.store.Check(ctx, layerdb.CheckOptions{})
 	if err != nil || len(rep.Problems) > 0 {
 		t.Errorf("check: %+v, %v", rep, err)
+	}
+}
+
+// A directory that the stream implies, and for which the layers below have a symlink or a file: the one is followed, the other
+// refused, with every driver alike.
+func TestApplyBelowLowerNonDirs(t *testing.T) { differDrivers(t, applyBelowLowerNonDirs) }
+
+func applyBelowLowerNonDirs(t *testing.T, w *workbench) {
+	t.Cleanup(runtime.GC) // containerd's check for fs-verity leaves a file open
+	ctx := w.context(t)
+	plain := func(headers ...tar.Header) ocispec.Descriptor {
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		for _, h := range headers {
+			if err := tw.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := tw.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return w.put(t, ocispec.MediaTypeImageLayer, b.Bytes())
+	}
+	w.extract(t, "base", "", plain(
+		tar.Header{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755}, tar.Header{Name: "usr/lib/", Typeflag: tar.TypeDir, Mode: 0o755},
+		tar.Header{Name: "lib", Typeflag: tar.TypeSymlink, Linkname: "usr/lib"}, tar.Header{Name: "usr/file", Mode: 0o644},
+	))
+	w.extract(t, "top", "base", plain(tar.Header{Name: "lib/modules/x", Mode: 0o644}))
+	view, err := w.View(ctx, "look", "top")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.at(t, view, func(root string) {
+		if to, err := os.Readlink(filepath.Join(root, "lib")); err != nil || to != "usr/lib" {
+			t.Errorf("lib: %q, %v", to, err)
+		}
+		if _, err := os.Lstat(filepath.Join(root, "usr/lib/modules/x")); err != nil {
+			t.Error(err)
+		}
+	})
+	mounts := w.prepare(t, "extract-bad", "base")
+	if _, err := w.differ.Apply(ctx, plain(tar.Header{Name: "usr/file/a/b", Mode: 0o644}), mounts); err == nil {
+		t.Error("a member below a file was unpacked")
 	}
 }

@@ -87,6 +87,9 @@ func checkName(name string) error {
 
 // lookup is Lookup under renameMu.
 func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
+	if dir.dir == nil {
+		return nil, Attr{}, unix.ENOTDIR
+	}
 	if n := u.child(dir, name); n != nil {
 		a, err := u.attr(n)
 		if err != nil {
@@ -94,9 +97,6 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 			return nil, Attr{}, err
 		}
 		return n, a, nil
-	}
-	if dir.dir == nil {
-		return nil, Attr{}, unix.ENOTDIR
 	}
 	e := entry{lower: lowerRef{layer: -1}}
 	dir.dir.mu.Lock()
