@@ -121,6 +121,8 @@ func (s storeCommand) command() *cli.Command {
 				return faultf(storeUsage, "%v; usage: %s", err, s.line)
 			}
 			switch {
+			case c.Bool("help"): // it stood behind an argument
+				return cli.ShowSubcommandHelp(c)
 			case len(args) < s.min:
 				return faultf(storeUsage, "an argument is missing; usage: %s", s.line)
 			case s.max >= 0 && len(args) > s.max:
