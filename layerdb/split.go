@@ -219,6 +219,9 @@ func (s *splitter) buffer() []byte {
 
 // rest keeps what follows the end mark.
 func (s *splitter) rest(r io.Reader) error {
+	if s.bytes%tarlayer.BlockSize != 0 {
+		return s.doubt("the padding of its last member is cut")
+	}
 	buf := s.buffer()
 	for {
 		n, err := r.Read(buf)
@@ -312,8 +315,9 @@ func (s *splitter) see(memberName string, typ byte, size int64) error {
 		return s.doubt(memberName + " is in it more than once")
 	case twice && before != is:
 		return s.doubt(memberName + " is in it as different things")
-	case ovl.IsAUFSName(base) && is&memberContent != 0:
-		return s.doubt(memberName + " is a whiteout with content")
+	case is&memberContent != 0 && hasAUFSName(name):
+		// A whiteout with content, or beneath what AUFS kept its books in: neither is unpacked.
+		return s.doubt(memberName + " has content that is not unpacked")
 	case ovl.IsAUFSName(base):
 		if victim, ok := ovl.AUFSVictim(base); ok && s.names[path.Join(path.Dir(name), victim)] != 0 {
 			return s.doubt(memberName + " hides a member of the same layer")
@@ -321,6 +325,16 @@ func (s *splitter) see(memberName string, typ byte, size int64) error {
 	}
 	s.names[name] = is
 	return nil
+}
+
+// hasAUFSName says whether a component of the path is a name of the AUFS form.
+func hasAUFSName(path string) bool {
+	for component := range strings.SplitSeq(path, "/") {
+		if ovl.IsAUFSName(component) {
+			return true
+		}
+	}
+	return false
 }
 
 // isSparse says whether the member's type or PAX records make it sparse.
