@@ -177,8 +177,13 @@ func (a *applier) makeAfterWhiteout(parent *dir, name string) error {
 // put there.
 func (a *applier) removeLower(parent, name string) error {
 	d, ok, err := a.existingDir(parent)
-	if err != nil || !ok {
+	if err != nil {
 		return err
+	}
+	if !ok {
+		// There is nothing to delete, and the sum of the layer is that with any driver.
+		a.left.delete(join(parent, name))
+		return nil
 	}
 	full := join(d.path, name)
 	if a.left.has(full) {
