@@ -25,6 +25,9 @@ const quickScale = 20
 // namespaceVariable is set in the process that has a mount namespace of its own.
 const namespaceVariable = "PLYFS_BENCH_NAMESPACE"
 
+// usageError is how a command line that cannot be read ends.
+func usageError(_ *cli.Context, err error, _ bool) error { return cli.Exit("bench: "+err.Error(), 1) }
+
 // Command returns the command line of the benchmark. Exit status 1 says that a sample failed or a demand is not met.
 func Command() *cli.Command {
 	return &cli.Command{
@@ -32,8 +35,9 @@ func Command() *cli.Command {
 		Usage: "measure plyfs, the kernel's overlayfs and fuse-overlayfs",
 		Description: "Runs file-system workloads on each system in turn, every sample on a fresh mount, and prints medians\n" +
 			"and ratios to the kernel's overlayfs. Needs root. Mounts are made in a private namespace.",
-		Flags:  flags(),
-		Action: run,
+		Flags:        flags(),
+		OnUsageError: usageError,
+		Action:       run,
 		Subcommands: []*cli.Command{
 			{
 				Name: "child", Hidden: true, Usage: "measure one sample", SkipFlagParsing: true,

@@ -19,8 +19,9 @@ func enginesCommand() *cli.Command {
 		Description: "Engines are set up with roots and sockets of their own, in namespaces of their own, below /var/tmp. Needs root,\n" +
 			"podman, crun, containerd, runc, fuse-overlayfs, uidmap and busybox-static, and plyfs-mount and plyfsd beside plyfs. Exit status 1 says that\n" +
 			"a sample failed or a demand is not met.",
-		Flags:  keepFlags("list", "workloads", "plyfs", "samples", "check", "json", "plot", "timeout", "verbose"),
-		Action: runEngines,
+		Flags:        keepFlags("list", "workloads", "plyfs", "samples", "check", "json", "plot", "timeout", "verbose"),
+		OnUsageError: usageError,
+		Action:       runEngines,
 	}
 }
 

@@ -19,8 +19,9 @@ func storeCommand() *cli.Command {
 		Usage: "measure the layer store and its drivers, beside tar and a naive differ",
 		Description: "Every sample has an empty store. Needs root. Mounts are made in a private namespace. Exit status 1 says that a\n" +
 			"sample failed or a demand is not met.",
-		Flags:  keepFlags("list", "workloads", "plyfs", "samples", "layers-on", "quick", "check", "json", "plot", "timeout", "verbose"),
-		Action: runStore,
+		Flags:        keepFlags("list", "workloads", "plyfs", "samples", "layers-on", "quick", "check", "json", "plot", "timeout", "verbose"),
+		OnUsageError: usageError,
+		Action:       runStore,
 	}
 }
 

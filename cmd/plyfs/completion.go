@@ -40,6 +40,9 @@ func completionCommand() *cli.Command {
 	return &cli.Command{
 		Name: "completion", Usage: "print a script that completes command lines in a shell", UsageText: completionUsage,
 		Description: "For this session: source <(plyfs completion bash), or zsh; plyfs completion fish | source.",
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(storeUsage, "%v; usage: %s", err, completionUsage)
+		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return faultf(storeUsage, "name one shell; usage: %s", completionUsage)

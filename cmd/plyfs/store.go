@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"plyfs/cow/tarlayer"
 	"plyfs/drivers"
 	"plyfs/drivers/all"
 	"plyfs/layerdb"
@@ -64,6 +65,8 @@ func storeCodes() []struct {
 		{syscall.ENOSPC, storeNoSpace},
 		{syscall.EDQUOT, storeNoSpace},
 		{image.ErrMalformed, storeDamaged},
+		{tarlayer.ErrInvalid, storeDamaged},
+		{tarlayer.ErrLimit, storeDamaged},
 		{layerdb.ErrDigest, storeDamaged},
 		{drivers.ErrDamaged, storeDamaged},
 		{image.ErrBrokenOff, storeBrokenOff},

@@ -26,6 +26,9 @@ func umountCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "lazy", Aliases: []string{"l"}, Usage: "detach a mount that is in use; it ends with the last open file"},
 		},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(exitUsage, "%v; usage: plyfs umount [--lazy] MOUNTPOINT", err)
+		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return faultf(exitUsage, "one mount point is needed; usage: plyfs umount [--lazy] MOUNTPOINT")

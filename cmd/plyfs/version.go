@@ -15,6 +15,9 @@ func versionCommand() *cli.Command {
 		Name:  "version",
 		Usage: "print the version",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print it as a JSON object"}},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return faultf(exitUsage, "%v; usage: plyfs version [--json]", err)
+		},
 		Action: func(c *cli.Context) error {
 			if !c.Bool("json") {
 				return server.PrintVersion(c.App.Writer, server.MountPersonality())
