@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -74,13 +75,47 @@ func (db *DB) prepare() error {
 		if err := os.MkdirAll(db.dir, 0o700); err != nil {
 			return err
 		}
-		names, err := namesIn(db.dir)
+		names, err := tidy(db.dir)
 		if err != nil || len(names) == 0 {
 			return err
 		}
 		return checkManifest(db.dir, db.opt.Schema)
 	}
 }
+
+// tidy removes what a process left that died while the library made a file, and which the library refuses to open: files without
+// content, and what comes before the manifest of a new database. It returns the names that stay. The caller sees to it that nobody
+// else has the database open.
+func tidy(dir string) (names []string, err error) {
+	all, err := namesIn(dir)
+	if err != nil {
+		return nil, err
+	}
+	young := !slices.ContainsFunc(all, func(name string) bool { return name != lockName && name != manifestRewriteName })
+	for _, name := range all {
+		path := filepath.Join(dir, name)
+		void := young
+		if ext := filepath.Ext(name); ext == ".mem" || ext == ".vlog" {
+			fi, err := os.Lstat(path)
+			if err != nil {
+				return nil, err
+			}
+			void = fi.Size() == 0
+		}
+		if !void {
+			names = append(names, name)
+		} else if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}
+
+// Files of the library that its package does not name.
+const (
+	lockName            = "LOCK"
+	manifestRewriteName = "MANIFEST-REWRITE"
+)
 
 // openError says in this package's words why the library refused.
 func (db *DB) openError(err error) error {
