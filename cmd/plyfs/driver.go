@@ -116,12 +116,12 @@ func (s *session) printReports(reports []drivers.Report, chosen string) error {
 		case r.Usable:
 			verdict = "usable"
 		}
-		fmt.Fprintf(s.out, "%s: %s\n    %s\n", r.Driver, verdict, oneLine(r.Why))
+		fmt.Fprintf(s.printer(), "%s: %s\n    %s\n", r.Driver, verdict, oneLine(r.Why))
 		if r.Warning != "" {
-			fmt.Fprintf(s.out, "    warning: %s\n", oneLine(r.Warning))
+			fmt.Fprintf(s.printer(), "    warning: %s\n", oneLine(r.Warning))
 		}
 		if r.Todo != "" {
-			fmt.Fprintf(s.out, "    to do: %s\n", oneLine(r.Todo))
+			fmt.Fprintf(s.printer(), "    to do: %s\n", oneLine(r.Todo))
 		}
 	}
 	return nil

@@ -74,7 +74,7 @@ func (s *session) imagesOut(images []image.Image) error {
 		return s.printJSON(lines)
 	}
 	for _, i := range images {
-		fmt.Fprintln(s.out, i.ID)
+		fmt.Fprintln(s.printer(), i.ID)
 	}
 	return nil
 }
@@ -254,10 +254,10 @@ func imageRmCommand() storeCommand {
 			}
 			for _, r := range all {
 				for _, n := range r.Untagged {
-					fmt.Fprintf(s.out, "untagged %s\n", imageName(n))
+					fmt.Fprintf(s.printer(), "untagged %s\n", imageName(n))
 				}
 				if r.Deleted != "" {
-					fmt.Fprintf(s.out, "deleted %s\n", r.Deleted)
+					fmt.Fprintf(s.printer(), "deleted %s\n", r.Deleted)
 				}
 			}
 			return nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
@@ -184,6 +185,8 @@ type changeLine struct {
 	// Kind is A, C or D, as docker diff prints it.
 	Kind string `json:"kind"`
 	Path string `json:"path"`
+	// PathBytes is the path where it is not UTF-8, in base64.
+	PathBytes []byte `json:"path_bytes,omitempty"`
 }
 
 // changesOut prints changes, as docker diff does.
@@ -191,12 +194,16 @@ func (s *session) changesOut(changes []tarlayer.Change) error {
 	if s.json() {
 		lines := make([]changeLine, 0, len(changes))
 		for _, c := range changes {
-			lines = append(lines, changeLine{c.Kind.String(), "/" + c.Path})
+			l := changeLine{Kind: c.Kind.String(), Path: "/" + c.Path}
+			if !utf8.ValidString(l.Path) {
+				l.PathBytes = []byte(l.Path)
+			}
+			lines = append(lines, l)
 		}
 		return s.printJSON(lines)
 	}
 	for _, c := range changes {
-		fmt.Fprintf(s.out, "%s %s\n", c.Kind, printable("/"+c.Path))
+		fmt.Fprintf(s.printer(), "%s %s\n", c.Kind, printable("/"+c.Path))
 	}
 	return nil
 }

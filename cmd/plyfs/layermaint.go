@@ -72,9 +72,9 @@ func layerVerifyCommand() storeCommand {
 			}
 			for _, l := range lines {
 				if l.OK {
-					fmt.Fprintf(s.out, "%s ok\n", l.ID)
+					fmt.Fprintf(s.printer(), "%s ok\n", l.ID)
 				} else {
-					fmt.Fprintf(s.out, "%s %s\n", l.ID, oneLine(l.Failure))
+					fmt.Fprintf(s.printer(), "%s %s\n", l.ID, oneLine(l.Failure))
 				}
 			}
 			return errors.Join(errs...)
@@ -126,7 +126,7 @@ func layerImportCommand() storeCommand {
 				return s.printJSON(newLegacyLine(r))
 			}
 			for _, l := range r.Layers {
-				fmt.Fprintln(s.out, "layer", l.Layer)
+				fmt.Fprintln(s.printer(), "layer", l.Layer)
 				if !l.Exact {
 					fmt.Fprintf(os.Stderr, "plyfs: layer %s: the old store does not have its exact stream; its DiffID may be another\n",
 						oneLine(l.Source))
@@ -136,7 +136,7 @@ func layerImportCommand() storeCommand {
 				fmt.Fprintf(os.Stderr, "plyfs: layer %s was skipped: %s\n", oneLine(l.Source), oneLine(l.Reason))
 			}
 			for _, i := range r.Images {
-				fmt.Fprintln(s.out, strings.Join(append([]string{"image", i.ID.String()}, i.Names...), " "))
+				fmt.Fprintln(s.printer(), strings.Join(append([]string{"image", i.ID.String()}, i.Names...), " "))
 			}
 			for _, i := range r.SkippedImages {
 				fmt.Fprintf(os.Stderr, "plyfs: image %s was skipped: %s\n", oneLine(i.Source), oneLine(i.Reason))
@@ -262,9 +262,9 @@ func (s *session) reportOut(r layerdb.Report, more []image.Problem) error {
 			case p.Remedy != "":
 				tail = "; " + oneLine(p.Remedy)
 			}
-			fmt.Fprintf(s.out, "%s %s: %s%s\n", p.Kind, printable(p.Object), oneLine(p.Detail), tail)
+			fmt.Fprintf(s.printer(), "%s %s: %s%s\n", p.Kind, printable(p.Object), oneLine(p.Detail), tail)
 		}
-		fmt.Fprintf(s.out, "%s, %s, %s: %s\n", plural(line.Layers, "layer", "layers"),
+		fmt.Fprintf(s.printer(), "%s, %s, %s: %s\n", plural(line.Layers, "layer", "layers"),
 			plural(line.Containers, "container", "containers"), plural(line.Holders, "reference", "references"),
 			plural(len(line.Problems), "problem", "problems"))
 	}

@@ -227,6 +227,22 @@ type session struct {
 	images *image.Store
 	// private says that mounts made here are seen by nobody and end with the command.
 	private bool
+	// unprinted is the first error of what printer wrote.
+	unprinted error
+}
+
+// printer is out for what is printed line by line: that it fails is said at the end.
+func (s *session) printer() io.Writer { return sessionPrinter{s} }
+
+type sessionPrinter struct{ s *session }
+
+func (p sessionPrinter) Write(b []byte) (int, error) {
+	if p.s.unprinted != nil {
+		return 0, p.s.unprinted
+	}
+	n, err := p.s.out.Write(b)
+	p.s.unprinted = err
+	return n, err
 }
 
 // json says whether the output is for programs.
@@ -245,6 +261,11 @@ func (s storeCommand) runSession(c *cli.Context, args []string) (err error) {
 		return err
 	}
 	use := &session{c: c, args: args, out: c.App.Writer, options: o, private: ns == nsPrivate}
+	defer func() {
+		if use.unprinted != nil {
+			err = errors.Join(err, use.unprinted)
+		}
+	}()
 	if s.bare != nil {
 		return s.bare(ctx, use)
 	}
