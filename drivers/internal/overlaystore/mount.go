@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow/ovl"
 	"plyfs/drivers"
 )
 
@@ -176,11 +177,35 @@ func (s *Store) stack(id string, o drivers.GetOptions) (Stack, error) {
 			return Stack{}, damaged(path, errors.Join(errors.New("it leads to no layer"), err))
 		}
 		k.Lowers = append(k.Lowers, filepath.Join(linksDir, link))
+		// The kernel does not look whether the root of a lower layer is opaque.
+		opaque, err := s.isOpaque(path)
+		if err != nil {
+			return Stack{}, damaged(path, err)
+		}
+		if opaque {
+			break
+		}
 	}
 	if len(k.Lowers) == 0 {
 		k.Lowers = []string{k.Empty}
 	}
 	return k, nil
+}
+
+// isOpaque says whether the root of a layer hides all layers below it.
+func (s *Store) isOpaque(dir string) (bool, error) {
+	if s.form.Names == nil {
+		return false, nil
+	}
+	var v [8]byte
+	n, err := unix.Getxattr(dir, s.form.Names.Opaque, v[:])
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.ERANGE):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return ovl.IsOpaque(v[:n]), nil
 }
 
 // target is where a layer is mounted.

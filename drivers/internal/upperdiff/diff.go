@@ -75,11 +75,18 @@ func (d *Diff) Changes(ctx context.Context) ([]tarlayer.Change, error) {
 			return nil, pathError("open", d.newer.upper.Path, err)
 		}
 		defer unix.Close(upper)
-		further, err := d.furtherNames(ctx)
+		// An opaque root hides every name below.
+		hides, err := showsOthers(upper, "")
 		if err != nil {
-			return nil, err
+			return nil, pathError("open", d.newer.upper.Path, err)
 		}
-		at = &place{fd: upper, further: further}
+		if !hides {
+			further, err := d.furtherNames(ctx)
+			if err != nil {
+				return nil, err
+			}
+			at = &place{fd: upper, further: further}
+		}
 	}
 	if _, err := c.compareDirs("", root, old, at); err != nil {
 		return nil, err
