@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"plyfs/drivers"
 	"plyfs/metadata/kv"
@@ -76,6 +77,10 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 	root, err := filepath.Abs(o.Root)
 	if err != nil {
 		return nil, err
+	}
+	if !utf8.ValidString(root) {
+		// Records of mounts and orders to servers are JSON, and would name another directory.
+		return nil, fmt.Errorf("store %q: its path is not UTF-8; choose another: %w", root, drivers.ErrInvalid)
 	}
 	o.Root = root
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
