@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/urfave/cli/v2"
@@ -101,6 +103,9 @@ func imagePushCommand() storeCommand {
 			to, err := image.ParseName(s.args[len(s.args)-1])
 			if err != nil {
 				return err
+			}
+			if len(s.args) == 1 && !slices.Contains(exportNames(i, s.args[0]), to) {
+				return faultf(storeUsage, "%s is no name of the image; say where to: plyfs image push %s NAME", s.args[0], s.args[0])
 			}
 			packing, err := image.ParsePacking(s.c.String("compression"))
 			if err != nil {
@@ -265,9 +270,14 @@ func writeOutput(to string, write func(io.Writer) error) (err error) {
 		}
 		return errors.Join(write(f), f.Close())
 	}
-	f, err := os.CreateTemp(filepath.Dir(to), ".plyfs-export-")
+	// What a symlink leads to is replaced, and not the symlink.
+	if real, err := filepath.EvalSymlinks(to); err == nil {
+		to = real
+	}
+	old, _ := os.Stat(to)
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(to), ".plyfs-export-"+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", to, err)
 	}
 	defer func() {
 		if err != nil {
@@ -277,8 +287,10 @@ func writeOutput(to string, write func(io.Writer) error) (err error) {
 	if err = write(f); err != nil {
 		return err
 	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
+	if old != nil {
+		if err = f.Chmod(old.Mode().Perm()); err != nil {
+			return err
+		}
 	}
 	if err = f.Sync(); err != nil {
 		return err
