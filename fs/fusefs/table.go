@@ -83,7 +83,7 @@ func newTable(root *union.Node) *table {
 }
 
 func (t *table) shard(n *union.Node) *shard {
-	return &t.shards[n.Ino()%shardCount]
+	return &t.shards[n.Spread()%shardCount]
 }
 
 // slot returns the slot of id, or nil when the kernel does not know the id.

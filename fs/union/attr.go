@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
 )
@@ -14,7 +15,7 @@ func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
 	a := Attr{
 		Ino: n.ino.Load(), Size: st.Size, Blocks: st.Blocks,
 		Atime: sys.TimeOf(st.Atime), Mtime: sys.TimeOf(st.Mtime), Ctime: sys.TimeOf(st.Ctime),
-		Mode: n.mode | uint32(st.Mode)&0o7777, Nlink: st.Nlink, Blksize: st.Blksize, Rdev: sys.Rdev(st),
+		Mode: n.Mode() | uint32(st.Mode)&0o7777, Nlink: st.Nlink, Blksize: st.Blksize, Rdev: sys.Rdev(st),
 	}
 	a.UID, a.GID = u.showOwner(st.Uid, st.Gid)
 	if st.Mask&unix.STATX_BTIME != 0 {
@@ -109,13 +110,7 @@ func (d *dirState) countDirLocked(delta int32) {
 // attr is GetAttr under renameMu.
 func (u *Union) attr(n *Node) (Attr, error) {
 	var st unix.Statx_t
-	l, err := u.attrLoc(n)
-	if err != nil {
-		return Attr{}, err
-	}
-	err = l.layer.Stat(l.fd(), l.name, &st)
-	l.close()
-	if err != nil {
+	if err := u.statNode(n, &st); err != nil {
 		return Attr{}, err
 	}
 	a := u.toAttr(n, &st)
@@ -141,6 +136,18 @@ func (u *Union) attr(n *Node) (Attr, error) {
 		u.setBlocks(n, &a)
 	}
 	return a, nil
+}
+
+// statNode fills st with what the layers say of n. Precondition: renameMu is held.
+func (u *Union) statNode(n *Node, st *unix.Statx_t) error {
+	u.steady(n)
+	defer u.unsteady(n)
+	l, err := u.attrLoc(n)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	return l.layer.Stat(l.fd(), l.name, st)
 }
 
 // setBlocks gives a the blocks of the lower whose data the metadata-only copy n stands for.
@@ -201,15 +208,7 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 			return Attr{}, err
 		}
 	}
-	l, err := u.openUpperLoc(n)
-	if err != nil {
-		return Attr{}, err
-	}
-	defer l.close()
-	if err := u.setOwnerMode(n, l, in, duid, dgid); err != nil {
-		return Attr{}, err
-	}
-	if err := u.setTimes(l, in); err != nil {
+	if err := u.change(n, in, duid, dgid); err != nil {
 		return Attr{}, err
 	}
 	if n.IsDir() {
@@ -218,6 +217,21 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 		n.dir.mu.Unlock()
 	}
 	return u.attr(n) // provisional for some directories, which is as good here
+}
+
+// change applies what in says but for the size to the upper object of n. Precondition: renameMu is held.
+func (u *Union) change(n *Node, in *SetAttrIn, uid, gid int) error {
+	u.steady(n)
+	defer u.unsteady(n)
+	l, err := u.openUpperLoc(n)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if err := u.setOwnerMode(n, l, in, uid, gid); err != nil {
+		return err
+	}
+	return u.setTimes(l, in)
 }
 
 func (u *Union) truncate(n *Node, in *SetAttrIn, c *charge) error {
@@ -287,13 +301,17 @@ func (u *Union) setTimes(l loc, in *SetAttrIn) error {
 // are not known). File capabilities went with the write itself.
 func (u *Union) killSetID(fd int) error {
 	var st unix.Statx_t
-	if err := sys.Statx(fd, "", &st); err != nil {
+	if err := u.upper.Stat(fd, "", &st); err != nil {
 		return err
 	}
 	mode := uint32(st.Mode) & 0o7777
 	kept := mode &^ (unix.S_ISUID | unix.S_ISGID)
 	if kept == mode {
 		return nil
+	}
+	if attr := u.upper.Override(); attr != "" {
+		o := ovl.OverrideStat{UID: st.Uid, GID: st.Gid, Mode: unix.S_IFREG | kept}
+		return u.m.Setxattr(fd, "", attr, o.Encode(), 0)
 	}
 	return u.m.Chmod(fd, "", kept)
 }
@@ -327,6 +345,8 @@ func (u *Union) Readlink(n *Node) (string, error) {
 	if !n.has(flagUpper) && u.entryOf(n, &m) {
 		return strings.Clone(m.Target), nil
 	}
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.attrLoc(n)
 	if err != nil {
 		return "", err

@@ -212,7 +212,7 @@ func (c *copyUp) stageObject() error {
 		return u.m.Symlink(target, stage, c.name)
 	}
 	c.name = w.TempName()
-	return u.m.Mknod(stage, c.name, n.mode|0o600, sys.Rdev(&c.st))
+	return u.m.Mknod(stage, c.name, n.Mode()|0o600, sys.Rdev(&c.st))
 }
 
 func (c *copyUp) target() (string, error) {
@@ -287,7 +287,7 @@ func (c *copyUp) stageAttrs() error {
 	override := u.upper.Override()
 	mode := u.copiedMode(&c.st)
 	if override != "" && c.n.mode != unix.S_IFLNK {
-		o := ovl.OverrideStat{UID: c.st.Uid, GID: c.st.Gid, Mode: c.n.mode | mode, Rdev: sys.Rdev(&c.st)}
+		o := ovl.OverrideStat{UID: c.st.Uid, GID: c.st.Gid, Mode: c.n.Mode() | mode, Rdev: sys.Rdev(&c.st)}
 		if err := u.m.Setxattr(dirfd, name, override, o.Encode(), 0); err != nil {
 			return err
 		}
@@ -342,8 +342,24 @@ func (c *copyUp) stageOwnXattrs(dirfd int, name string) error {
 			return err
 		}
 	}
+	if err := c.stageLiteral(set); err != nil {
+		return err
+	}
 	if c.n.has(flagSpecial) {
 		return set(u.names.Special, ovl.OverrideStat{Mode: unix.S_IFCHR}.Encode())
+	}
+	return nil
+}
+
+// stageLiteral keeps the mark of an object whose name begins like those of the AUFS form.
+func (c *copyUp) stageLiteral(set func(attr string, v []byte) error) error {
+	if c.n.mode != unix.S_IFREG && !c.n.IsDir() {
+		return nil
+	}
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := sys.Getxattrat(c.from.fd(), c.from.name, ns.Literal, nil); err == nil {
+			return set(c.u.names.Literal, ovl.OpaqueValue())
+		}
 	}
 	return nil
 }
@@ -392,6 +408,11 @@ func (c *copyUp) publish() error {
 	}
 	if c.origin != nil {
 		u.markImpure(l.parent, pf)
+	}
+	if n.has(flagSpecial) && u.names != nil { // who reads the upper as a lower looks for the file's mark only then
+		if err := u.markSpecials(l.parent, pf.FD()); err != nil {
+			return err
+		}
 	}
 	index, err := c.publishIndex()
 	if err != nil {

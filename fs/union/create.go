@@ -43,13 +43,14 @@ func (u *Union) Symlink(c *Caller, dir *Node, name, target string) (*Node, Attr,
 
 // Create makes a regular file, or finds the one that is there: then O_EXCL is EEXIST, and O_TRUNC empties it.
 func (u *Union) Create(c *Caller, dir *Node, name string, mode uint32, flags int) (*Node, Attr, error) {
-	for {
+	const tries = 100
+	for try := 1; ; try++ {
 		n, a, err := u.create(dir, name, newObject{mode: unix.S_IFREG | mode&0o7777, caller: c})
 		if !errors.Is(err, unix.EEXIST) || flags&unix.O_EXCL != 0 {
 			return n, a, err
 		}
 		n, a, err = u.Lookup(dir, name)
-		if errors.Is(err, unix.ENOENT) {
+		if errors.Is(err, unix.ENOENT) && try < tries {
 			continue // removed in between
 		}
 		if err == nil && flags&unix.O_TRUNC != 0 && n.mode == unix.S_IFREG {
@@ -178,6 +179,8 @@ func (u *Union) examine(dir *Node, p *place) error {
 	var st unix.Statx_t
 	err := sys.Statx(p.dir.FD(), p.name, &st)
 	switch {
+	case err == nil && ovl.IsAUFSName(p.name) && u.aufsHidden(p.dir.FD(), p.name, uint8(uint32(st.Mode)&unix.S_IFMT>>12)):
+		return unix.EINVAL // the union's own: without it, what it deletes would be back
 	case err == nil && u.isUpperWhiteout(p.dir.FD(), p.name, &st):
 		p.whiteout, p.last = true, st.Nlink == 1
 		return nil
@@ -290,9 +293,18 @@ func (u *Union) markSpecials(dir *Node, dirfd int) error {
 	return nil
 }
 
-// literal says whether the name of a regular file must be marked as an application's.
-func (s *staged) literal(p place) bool {
-	return ovl.IsAUFSName(p.name) && s.o.mode&unix.S_IFMT == unix.S_IFREG
+// literal says whether the name of a new object must be marked as an application's.
+func (s *staged) literal(p place) bool { return needsLiteral(s.o.mode, p.name) }
+
+// needsLiteral says whether an object of this mode would be taken for one of the AUFS form by its name.
+func needsLiteral(mode uint32, name string) bool {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return ovl.IsAUFSName(name)
+	case unix.S_IFDIR:
+		return ovl.IsAUFSBookkeeping(name)
+	}
+	return false
 }
 
 func (s *staged) direct(p place) bool {

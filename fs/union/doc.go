@@ -10,6 +10,7 @@
 //	quota.sweeping, quota.running (RW)  the account of an upper with a quota; running is written by a recount
 //	  Union.renameMu (RW)               topology of directories; written by a rename or removal of a directory
 //	    dirState.mu                     one directory's names and listing; of two, the ancestor first, else by number
+//	      Union.moving (RW)             the names of what is no directory, many nodes to a lock; of two, by place
 //	      Node.copyMu                   where a node's data and attributes are: lower, upper or nowhere any more
 //	        Union.treeMu                links, children, references, the table of hard-linked inodes
 //	          layer.Cache.mu            descriptors

@@ -67,6 +67,8 @@ func (u *Union) linkLocked(n, dir *Node, name string) error {
 			return err
 		}
 	}
+	u.steady(n)
+	defer u.unsteady(n)
 	from, err := u.upperLoc(n)
 	if err != nil {
 		return err
@@ -135,7 +137,7 @@ func (u *Union) markMoved(n, dir *Node, f *layer.File, name string, at loc) erro
 			return err
 		}
 	}
-	if n.mode == unix.S_IFREG && ovl.IsAUFSName(name) {
+	if needsLiteral(n.Mode(), name) {
 		if u.names == nil {
 			return unix.EINVAL
 		}
@@ -156,6 +158,8 @@ func (u *Union) markMoved(n, dir *Node, f *layer.File, name string, at loc) erro
 // redirectMetacopy records where the data of a metadata-only copy lies before it gets another name (cf. overlayfs dir.c
 // ovl_set_link_redirect). Precondition: renameMu is held.
 func (u *Union) redirectMetacopy(n *Node) error {
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.upperLoc(n)
 	if err != nil {
 		return err
@@ -247,6 +251,11 @@ func (u *Union) linkUpName(n, dir *Node, name string) error {
 	}
 	u.quota.grow(dir, f.FD(), name)
 	u.markImpure(dir, f)
+	if n.has(flagSpecial) && u.names != nil {
+		if err := u.markSpecials(dir, f.FD()); err != nil {
+			return err
+		}
+	}
 	if n.has(flagMetacopy) {
 		if err := u.redirectMetacopy(n); err != nil {
 			return err
@@ -264,6 +273,8 @@ func (u *Union) linkUpName(n, dir *Node, name string) error {
 
 // linkAlias makes the upper name and keeps the stored link count of an indexed object right at each step.
 func (u *Union) linkAlias(n *Node, p place) error {
+	u.steady(n)
+	defer u.unsteady(n)
 	n.copyMu.Lock()
 	index := n.hard().index()
 	n.copyMu.Unlock()

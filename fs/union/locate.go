@@ -162,6 +162,8 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 		}
 		f.Close()
 	}
+	u.steady(n)
+	defer u.unsteady(n)
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	if n.has(flagUnlinked) && n.has(flagUpper) {

@@ -274,16 +274,23 @@ func splitPath(p string) (dir, base string) {
 func (u *Union) isUpperWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
 	switch {
 	case layer.IsWhiteoutDevice(st):
-		return true
+		return !placeholder(u.upper, dirfd, name)
 	case ovl.IsAUFSName(name):
 		return u.aufsHidden(dirfd, name, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
 	}
 	return u.isXWhiteout(dirfd, name, st)
 }
 
+// placeholder says whether the 0:0 device that l shows is one of an application, which its attributes make of a regular file:
+// a whiteout is a device for everybody.
+func placeholder(l *layer.Layer, dirfd int, name string) bool {
+	var raw unix.Statx_t
+	return l.Override() != "" && sys.Statx(dirfd, name, &raw) == nil && !layer.IsWhiteoutDevice(&raw)
+}
+
 // isSpecial says whether an empty file stands for a 0:0 device of an application.
 func isSpecial(dirfd int, name string, st *unix.Statx_t) bool {
-	if st.Size != 0 || uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG {
+	if st.Size != 0 || uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG && !layer.IsWhiteoutDevice(st) {
 		return false
 	}
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
@@ -413,7 +420,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		return lowerName{}, false, err
 	}
 	typ := uint8(uint32(st.Mode) & unix.S_IFMT >> 12)
-	if layer.IsWhiteoutDevice(st) || ovl.IsAUFSName(name) && u.aufsHidden(f.FD(), name, typ) ||
+	if layer.IsWhiteoutDevice(st) && !placeholder(l, f.FD(), name) || ovl.IsAUFSName(name) && u.aufsHidden(f.FD(), name, typ) ||
 		low.marks.xwhiteouts && u.isXWhiteout(f.FD(), name, st) {
 		return lowerName{}, false, nil
 	}

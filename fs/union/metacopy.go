@@ -159,6 +159,8 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 func (u *Union) metacopyFile(n *Node) (*layer.File, error) {
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.upperLoc(n)
 	if err != nil {
 		return nil, err

@@ -92,10 +92,11 @@ func (h *hardlink) setIndex(name string) { h.entry.Store(&name) }
 
 // Node is one inode of the mount. See the package documentation for its life.
 type Node struct {
-	ino   atomic.Uint64
-	mode  uint32 // type bits, immutable
-	flags atomic.Uint32
-	refs  int64 // guarded by Union.treeMu
+	ino    atomic.Uint64
+	mode   uint16 // type bits, immutable
+	spread uint16 // what ino was at first, cut off; immutable
+	flags  atomic.Uint32
+	refs   int64 // guarded by Union.treeMu
 
 	link  link                     // guarded by Union.treeMu; of a directory also by renameMu
 	hardp atomic.Pointer[hardlink] // set once, under Union.treeMu
@@ -126,8 +127,11 @@ func (n *Node) keepBlocks(blocks uint64) {
 // copy-up breaks (NoIndex).
 func (n *Node) Ino() uint64 { return n.ino.Load() }
 
+// Spread is a number by which a front end may share nodes out: it never changes, and two nodes may have the same.
+func (n *Node) Spread() uint16 { return n.spread }
+
 // Mode is the node's type, as the S_IFMT bits of a mode.
-func (n *Node) Mode() uint32 { return n.mode }
+func (n *Node) Mode() uint32 { return uint32(n.mode) }
 
 // IsDir says whether the node is a directory.
 func (n *Node) IsDir() bool { return n.dir != nil }
@@ -401,7 +405,7 @@ func (u *Union) closeNodes(gone []*Node) {
 
 // newNode makes a node that is in no table yet.
 func (u *Union) newNode(ino uint64, mode uint32) *Node {
-	n := &Node{mode: mode & unix.S_IFMT, lower: lowerRef{layer: -1}}
+	n := &Node{mode: uint16(mode & unix.S_IFMT), spread: uint16(ino), lower: lowerRef{layer: -1}}
 	n.ino.Store(ino)
 	if n.mode == unix.S_IFDIR {
 		n.dir = &dirState{}

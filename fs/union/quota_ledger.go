@@ -208,13 +208,17 @@ func (q *quota) sweepOne(n *Node) {
 	}
 	if !clean {
 		u.renameMu.RLock()
+		u.steady(n)
 		at, err := u.openUpperLoc(n)
+		if err == nil {
+			q.settle(l, at.fd(), at.name)
+			at.close()
+		}
+		u.unsteady(n)
 		u.renameMu.RUnlock()
 		if err != nil {
 			return
 		}
-		q.settle(l, at.fd(), at.name)
-		at.close()
 	}
 	q.mu.Lock()
 	if l.ops == 0 && l.pending == 0 && q.ledgers[n] == l {
@@ -281,12 +285,14 @@ func (q *quota) parting(n *Node, count int64) {
 		if !dirty || n.has(flagUnlinked) || !u.renameMu.TryRLock() {
 			continue
 		}
-		at, err := u.openUpperLoc(n)
-		u.renameMu.RUnlock()
-		if err == nil {
-			q.settle(l, at.fd(), at.name)
-			at.close()
+		if u.trySteady(n) {
+			if at, err := u.openUpperLoc(n); err == nil {
+				q.settle(l, at.fd(), at.name)
+				at.close()
+			}
+			u.unsteady(n)
 		}
+		u.renameMu.RUnlock()
 	}
 }
 

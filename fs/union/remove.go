@@ -109,6 +109,9 @@ func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
 		return err
 	}
 	defer r.dir.Close()
+	names := u.namesLock(n)
+	names.Lock()
+	defer names.Unlock()
 	last := u.isLastName(n)
 	if last {
 		if err := u.holdUnlinked(n); err != nil {
@@ -153,8 +156,12 @@ func (u *Union) removeName(r removal) error {
 
 // aufsWhiteout deletes a lower name in the AUFS form. While an object of that name is there, it hides nothing.
 func (u *Union) aufsWhiteout(dirfd int, name string) error {
-	f, err := u.m.Create(dirfd, ovl.AUFSWhiteout(name), unix.O_WRONLY, 0)
+	wh := ovl.AUFSWhiteout(name)
+	f, err := u.m.Create(dirfd, wh, unix.O_WRONLY, 0)
 	if errors.Is(err, unix.EEXIST) {
+		if !u.hasAUFS(dirfd, wh) {
+			return unix.EINVAL // an application's object has the name
+		}
 		return nil
 	}
 	if err != nil {
@@ -166,7 +173,11 @@ func (u *Union) aufsWhiteout(dirfd int, name string) error {
 
 // dropAUFSWhiteout removes the whiteout of the AUFS form beside name.
 func (u *Union) dropAUFSWhiteout(dirfd int, name string) error {
-	err := u.m.Unlink(dirfd, ovl.AUFSWhiteout(name))
+	wh := ovl.AUFSWhiteout(name)
+	if !u.hasAUFS(dirfd, wh) {
+		return nil // none, or an application's object of that name
+	}
+	err := u.m.Unlink(dirfd, wh)
 	if err == nil {
 		u.quota.inodes(-1)
 	}
@@ -246,11 +257,11 @@ func (u *Union) holdUnlinked(n *Node) error {
 	}
 	defer l.close()
 	flags := unix.O_PATH
-	if n.mode == unix.S_IFREG && !n.has(flagSpecial) && u.upper.Override() == "" {
-		flags = unix.O_RDWR
+	if n.mode == unix.S_IFREG && !n.has(flagSpecial) {
+		flags = unix.O_RDWR | unix.O_NONBLOCK
 	}
 	fd, err := u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, flags) })
-	if err != nil && flags == unix.O_RDWR {
+	if err != nil && flags != unix.O_PATH {
 		flags = unix.O_PATH
 		fd, err = u.retryFiles(func() (int, error) { return sys.Openat(l.fd(), l.name, flags) })
 	}
@@ -258,7 +269,7 @@ func (u *Union) holdUnlinked(n *Node) error {
 		return err
 	}
 	u.files.Drop(&n.data)
-	u.files.PutPinned(&n.data, fd, flags == unix.O_RDWR)
+	u.files.PutPinned(&n.data, fd, flags != unix.O_PATH)
 	return nil
 }
 

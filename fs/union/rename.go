@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
+	"plyfs/internal/sys"
 )
 
 // Rename moves (odir, oname) to (ndir, nname), with the flags of renameat2(2). A directory of lower layers moves in O(1):
@@ -42,6 +43,7 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 	if err := r.check(); err != nil {
 		return err
 	}
+	defer r.holdNames()()
 	if err := r.mark(); err != nil {
 		return err
 	}
@@ -514,6 +516,8 @@ func (r *rename) actLeaving() error {
 	if err := r.act(); err != nil {
 		return err
 	}
+	var left unix.Statx_t
+	last := u.quota != nil && sys.Statx(r.of.FD(), r.oname, &left) == nil && left.Nlink == 1
 	if err := u.m.Rename(u.work.StageFD(), s.name, r.of.FD(), r.oname, 0); err != nil {
 		if r.dst == nil {
 			if undo := r.undo(); undo == nil {
@@ -524,7 +528,7 @@ func (r *rename) actLeaving() error {
 		return err
 	}
 	s.placed = true
-	if !r.form.byRename || r.form.aufs && r.oldBelow { // else it replaced a whiteout that counts
+	if !last { // else it replaced the last name of a whiteout that counts
 		u.quota.inodes(1)
 	}
 	r.settle()

@@ -121,9 +121,20 @@ func (u *Union) rootLowers(first int32) []lowerDir {
 
 // walkLowers follows path through the merged lowers (cf. overlayfs namei.c ovl_lookup_layer).
 func (u *Union) walkLowers(at []lowerDir, path string) ([]lowerDir, error) {
+	return u.walkWithin(at, path, new(redirects))
+}
+
+// maxRedirects is how many redirects one look at the lowers may follow: those of a hostile image, each through directories that
+// carry further ones, would take a time that doubles with each layer.
+const maxRedirects = 4096
+
+// redirects counts those that one look at the lowers has followed.
+type redirects int
+
+func (u *Union) walkWithin(at []lowerDir, path string, count *redirects) ([]lowerDir, error) {
 	for path != "" && len(at) > 0 {
 		name, rest, _ := strings.Cut(path, "/")
-		next, err := u.stepLowers(at, name)
+		_, next, err := u.probeWithin(at, name, count)
 		if err != nil {
 			return nil, err
 		}
@@ -141,6 +152,10 @@ func (u *Union) stepLowers(at []lowerDir, name string) ([]lowerDir, error) {
 // probeLowers looks for one name in the merged directory at without remembering anything. It returns the topmost object
 // (layer -1: none) and, of a directory, all that merge.
 func (u *Union) probeLowers(at []lowerDir, name string) (found lowerRef, dirs []lowerDir, err error) {
+	return u.probeWithin(at, name, new(redirects))
+}
+
+func (u *Union) probeWithin(at []lowerDir, name string, count *redirects) (found lowerRef, dirs []lowerDir, err error) {
 	found.layer = -1
 	for i := range at {
 		f, err := u.tempLower(&at[i])
@@ -171,7 +186,7 @@ func (u *Union) probeLowers(at []lowerDir, name string) (found lowerRef, dirs []
 			return found, dirs, nil
 		}
 		if m.redirect != nil {
-			rest, err := u.redirectBelow(at, i, *m.redirect)
+			rest, err := u.redirectBelow(at, i, *m.redirect, count)
 			return found, append(dirs, rest...), err
 		}
 	}
@@ -192,15 +207,19 @@ func (u *Union) tempLower(d *lowerDir) (*layer.File, error) {
 }
 
 // redirectBelow continues a merged directory behind the i-th of at, whose entry carries a redirect.
-func (u *Union) redirectBelow(at []lowerDir, i int, r ovl.Redirect) ([]lowerDir, error) {
+func (u *Union) redirectBelow(at []lowerDir, i int, r ovl.Redirect, count *redirects) ([]lowerDir, error) {
+	if *count++; *count > maxRedirects {
+		return nil, fmt.Errorf("more than %d redirects lead to one directory: %w", maxRedirects, unix.ELOOP)
+	}
 	if u.opt.RedirectDir == RedirectOff {
 		return nil, fmt.Errorf("redirect to %q in %s and redirect_dir is off: %w", r.Path,
 			u.lowers[at[i].layer].Path, unix.EPERM)
 	}
 	if r.Absolute {
-		return u.walkLowers(u.rootLowers(at[i].layer+1), r.Path)
+		return u.walkWithin(u.rootLowers(at[i].layer+1), r.Path, count)
 	}
-	return u.stepLowers(at[i+1:], r.Path)
+	_, dirs, err := u.probeWithin(at[i+1:], r.Path, count)
+	return dirs, err
 }
 
 const (
@@ -518,8 +537,8 @@ func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
 		}
 		typ = uint8(st.Mode & unix.S_IFMT >> 12)
 	}
-	if typ != unix.DT_REG {
-		return typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name) // AUFS's own bookkeeping
+	if typ != unix.DT_REG && !(typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name)) { // AUFS's own bookkeeping
+		return false
 	}
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
 		if _, err := sys.Getxattrat(dirfd, name, ns.Literal, nil); err == nil {

@@ -159,6 +159,8 @@ func (u *Union) unmark(n *Node) error {
 	if !marked {
 		return nil
 	}
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.upperLoc(n)
 	if err != nil {
 		if n.has(flagUnlinked) {
@@ -267,6 +269,8 @@ func (u *Union) writeBackErrorOf(n *Node) error {
 // syncFile opens n for fsync. Precondition: renameMu is held.
 func (u *Union) syncFile(n *Node) (*layer.File, error) {
 	if n.mode == unix.S_IFREG && n.has(flagMetacopy) {
+		u.steady(n)
+		defer u.unsteady(n)
 		l, err := u.upperLoc(n)
 		if err != nil {
 			return nil, err

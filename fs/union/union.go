@@ -47,7 +47,8 @@ type Union struct {
 	files *layer.Cache
 
 	renameMu sync.RWMutex
-	indexMu  sync.Mutex // serialises the making of the index directory
+	moving   [nameLocks]sync.RWMutex // see steady
+	indexMu  sync.Mutex              // serialises the making of the index directory
 	treeMu   sync.Mutex
 	// inodes finds the node of an inode that has several names. Guarded by treeMu.
 	inodes     map[inodeKey]*Node

@@ -43,6 +43,8 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 	if u.lacksXattr(n, ovl.EscapeXattr(name)) {
 		return 0, unix.ENODATA
 	}
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.attrLoc(n)
 	if err != nil {
 		return 0, err
@@ -81,6 +83,8 @@ func (u *Union) Listxattr(n *Node, dest []byte) (int, error) {
 	if u.lacksXattr(n, "") {
 		return 0, nil
 	}
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.attrLoc(n)
 	if err != nil {
 		return 0, err
@@ -175,6 +179,8 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 	defer c.close()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	u.steady(n)
+	defer u.unsteady(n)
 	l, err := u.openUpperLoc(n)
 	if err != nil {
 		return err
