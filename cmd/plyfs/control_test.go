@@ -236,6 +236,10 @@ func TestUmountWaits(t *testing.T) {
 		if _, err := os.Lstat(s.Path); !errors.Is(err, os.ErrNotExist) {
 			t.Fatalf("the server goes on after the unmount: %v", err)
 		}
+		// Nothing keeps the work directory.
+		if got := runIn(t, dir, "plyfs", "fsck", "-o", allLayers); got.code != 0 {
+			t.Fatalf("%+v", got)
+		}
 		waitGone(t, dir)
 	}
 }

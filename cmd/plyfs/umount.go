@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/fs/server"
+	"plyfs/internal/control"
 	"plyfs/internal/exit"
 )
 
@@ -63,27 +64,58 @@ func umount(target string, lazy bool) error {
 
 // Patience with servers: with one that is asked to take what was written, and with one that finishes that.
 const (
-	settleWithin = 3 * time.Second
-	endWithin    = 10 * time.Second
+	// offeredWithin is how long the socket of a mount that was just made is waited for.
+	offeredWithin = 30 * time.Millisecond
+	settleWithin  = 3 * time.Second
+	endWithin     = 10 * time.Second
 )
 
 // settle has the server of the mount on target, if it can be asked, take what was written through mappings, which an unmount takes back
 // from it before Linux 6.18 (fusefs.FS.Settle). The function that it returns, for after the unmount, waits until the server has handled
-// all of it, unless the mount is in use elsewhere. What can't be asked is unmounted as it is.
+// all of it and has ended, so that nothing keeps the layers any more, unless the mount is in use elsewhere. What can't be asked is unmounted
+// as it is.
 func settle(target string) (ended func()) {
 	socket, ok := server.ControlSocket(target)
+	for young := time.Now().Add(offeredWithin); !ok && time.Now().Before(young); socket, ok = server.ControlSocket(target) {
+		time.Sleep(offeredWithin / 10)
+	}
 	if !ok {
 		return func() {}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), settleWithin)
 	defer cancel()
-	if err := socket.Settle(ctx); err != nil {
+	pid, err := socket.Settle(ctx)
+	if err != nil {
 		return func() {}
+	}
+	process := -1
+	if pid > 0 {
+		if process, err = unix.PidfdOpen(pid, 0); err != nil {
+			process = -1
+		}
 	}
 	return func() {
 		ctx, cancel := context.WithTimeout(context.Background(), endWithin)
 		defer cancel()
-		_ = socket.Settle(ctx) // that it hangs up is what is waited for
+		_, err := socket.Settle(ctx) // that it hangs up is what is waited for
+		if process < 0 {
+			return
+		}
+		defer unix.Close(process)
+		if errors.Is(err, control.ErrRefused) || errors.Is(err, control.ErrGone) {
+			awaitEnd(ctx, process)
+		}
+	}
+}
+
+// awaitEnd waits until the process of a pidfd has ended, or ctx has.
+func awaitEnd(ctx context.Context, process int) {
+	for ctx.Err() == nil {
+		deadline, _ := ctx.Deadline()
+		left := max(int(time.Until(deadline).Milliseconds()), 1)
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, left); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
 	}
 }
 

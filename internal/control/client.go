@@ -201,12 +201,13 @@ func (s Socket) Metrics(ctx context.Context) (Metrics, error) {
 }
 
 // Settle returns when the server has fetched all that was written to the mount before, so that an unmount loses nothing of it. Called
-// after an unmount, it returns nil if the mount lives on elsewhere, and else waits until the server has handled all requests and hangs up,
-// which is ErrRefused as any hanging up. Other errors are those of Status, and the server's own if it could not tell.
-func (s Socket) Settle(ctx context.Context) error {
+// after an unmount, it returns at once if the mount lives on elsewhere, and else waits until the server has handled all requests and hangs up,
+// which is ErrRefused as any hanging up. Other errors are those of Status, and the server's own if it could not tell. pid is that of the
+// server, in this process's namespace; 0 if it has none there, and with an error.
+func (s Socket) Settle(ctx context.Context) (pid int, err error) {
 	var a Header
-	var pid int
-	return s.ask(ctx, requestSettle, &a, &a, &pid)
+	err = s.ask(ctx, requestSettle, &a, &a, &pid)
+	return pid, err
 }
 
 // Watch calls visit with each sample, the first at once, until ctx ends, visit returns an error, or the server is gone. It returns

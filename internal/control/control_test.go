@@ -148,16 +148,19 @@ func TestSettle(t *testing.T) {
 	if other, ok := control.Find(control.Own, 0xbc); ok {
 		t.Errorf("found %v for a mount that has none", other)
 	}
-	if err := sock.Settle(patience(t)); err != nil {
+	if _, err := sock.Settle(patience(t)); err != nil {
 		t.Error(err)
 	}
 	m.settled = errors.New("nobody knows")
-	if err := sock.Settle(patience(t)); err == nil || !strings.Contains(err.Error(), "nobody knows") {
+	if _, err := sock.Settle(patience(t)); err == nil || !strings.Contains(err.Error(), "nobody knows") {
 		t.Errorf("told %v", err)
 	}
 	m.settled = control.ErrGone
 	answer := make(chan error, 1)
-	go func() { answer <- sock.Settle(patience(t)) }()
+	go func() {
+		_, err := sock.Settle(patience(t))
+		answer <- err
+	}()
 	select {
 	case err := <-answer:
 		t.Errorf("answered before the end: %v", err)
@@ -169,7 +172,7 @@ func TestSettle(t *testing.T) {
 	if err := <-answer; !errors.Is(err, control.ErrRefused) && !errors.Is(err, control.ErrGone) {
 		t.Errorf("at the end: %v", err)
 	}
-	if err := sock.Settle(patience(t)); !errors.Is(err, control.ErrGone) {
+	if _, err := sock.Settle(patience(t)); !errors.Is(err, control.ErrGone) {
 		t.Errorf("after the end: %v", err)
 	}
 }

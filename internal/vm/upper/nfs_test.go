@@ -1,0 +1,84 @@
+//go:build vm
+
+package upper
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"plyfs/fs/union/uniontest"
+	"plyfs/fs/union/uniontest/direct"
+	"plyfs/fs/union/uniontest/mounted"
+	"plyfs/internal/testenv"
+	"plyfs/internal/vm/vmtest"
+)
+
+// export makes the machine its own NFS server, of a directory on ext4, for the test's duration, and returns where that is mounted.
+func export(t *testing.T) string {
+	t.Helper()
+	vmtest.Run(t, "modprobe", "-a", "nfsd", "nfsv4")
+	vmtest.Run(t, "ip", "link", "set", "lo", "up")
+	served := vmtest.Mounted(t, []string{"mkfs.ext4", "-q", "-F"}, "-o", "noatime")
+	for _, dir := range []string{"/var/lib/nfs/v4recovery", "/var/lib/nfs/rpc_pipefs"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{
+		"/etc/exports": served + " *(rw,no_root_squash,fsid=0,no_subtree_check,insecure,async)\n",
+		"/etc/netconfig": "tcp tpi_cots_ord v inet tcp - -\n" +
+			"local tpi_cots_ord - loopback - - -\n",
+		"/var/lib/nfs/etab":   "",
+		"/var/lib/nfs/rmtab":  "",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vmtest.Run(t, "mount", "-t", "nfsd", "nfsd", "/proc/fs/nfsd")
+	vmtest.Run(t, "exportfs", "-ra")
+	vmtest.Run(t, "rpc.mountd", "--no-nfs-version", "3", "--no-udp")
+	vmtest.Run(t, "rpc.nfsd", "--no-nfs-version", "3", "--grace-time", "10", "--lease-time", "10", "4")
+	// A server that has delegated a file to its only client asks for it back when that links, renames or removes the file, and the
+	// client waits 0.1 seconds and more before it tries again.
+	vmtest.Run(t, "sysctl", "-q", "fs.leases-enable=0")
+	// Nobody has anything to reclaim.
+	if err := os.WriteFile("/proc/fs/nfsd/v4_end_grace", []byte("Y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	mnt := filepath.Join(testenv.Scratch(t), "nfs")
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Run(t, "mount", "-t", "nfs4", "-o", "vers=4.2", "127.0.0.1:/", mnt)
+	t.Cleanup(func() { 
+		testenv.Unmount(t, mnt)
+		vmtest.Run(t, "rpc.nfsd", "0")
+		vmtest.Run(t, "exportfs", "-au")
+	 })
+	return mnt
+}
+
+var otherOnNFS = map[string]string{}
+
+func nfsSetup(dir string, factory uniontest.Factory) uniontest.Setup {
+	s := setup(dir, factory)
+	s.Only = func(c uniontest.Case) bool {
+		return otherOnNFS[c.Name] == "" && !strings.HasPrefix(c.Name, "quota/") && !strings.HasPrefix(c.Name, "readdir/1") && !strings.HasPrefix(c.Name, "script/random-1") && c.Name != "link/2000"
+	}
+	return s
+}
+
+func TestEngineOnNFS(t *testing.T) {
+	dir := export(t)
+	uniontest.Run(t, nfsSetup(dir, direct.Engine{PlainRenames: !takesFlags(t, dir), NoTrusted: true}))
+}
+
+func TestMountOnNFS(t *testing.T) {
+	dir := export(t)
+	plain := !takesFlags(t, dir)
+	vmtest.Run(t, "modprobe", "fuse")
+	uniontest.Run(t, nfsSetup(dir, mounted.Plyfs{Data: "noopen", PlainRenames: plain, NoTrusted: true}))
+}
