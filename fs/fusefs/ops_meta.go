@@ -184,10 +184,11 @@ func timeMask(valid, set, now uint32, setMask, nowMask union.SetMask) union.SetM
 }
 
 // changedElsewhere drops the attributes that the kernel cached under the current id of n, after n was changed through
-// another one.
+// another one, before the caller hears of the change. If the kernel is just evicting that inode, this waits for what is still
+// written to it, which another reader handles.
 func (f *FS) changedElsewhere(id uint64, n *union.Node) {
 	if cur := f.table.current(n); cur != 0 && cur != id {
-		f.notices.attr(cur)
+		f.corrected(n)
 	}
 }
 

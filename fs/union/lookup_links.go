@@ -132,7 +132,8 @@ func (u *Union) indexOfUpper(e *entry) string {
 }
 
 // readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. The index entry
-// itself is no name, hence the default.
+// itself is no name, hence the default. Where there can be no attribute and the name is the lower's, none of the names is taken to be gone:
+// too many links make tar and rsync wait for a name that does not come, too few would make two files of one.
 func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
 	idx, err := u.indexFD()
 	if err != nil {
@@ -142,7 +143,10 @@ func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
 	if err != nil {
 		v, err = cow.GetXattr(idx, index, ovl.User().Nlink)
 	}
-	if err != nil {
+	switch {
+	case err != nil && e.lowerNlink > 0 && e.mode() != unix.S_IFREG && u.names == ovl.User():
+		return max(int(e.lowerNlink)-int(e.st.Nlink), -1), false
+	case err != nil:
 		return -1, false
 	}
 	d, err := ovl.ParseNlink(v)

@@ -25,6 +25,9 @@ func linkCases() []Case {
 			}
 		}},
 		{Name: "link/lower", Lowers: []Layer{{Reg("a", "x"), Sym("l", "t"), Fifo("p"), Reg("d/f", "f")}}, Run: caseLinkLower},
+		{Name: "link/lower-special", Lowers: []Layer{{
+			Sym("d/s", "t"), Hard("d/s", "d/s2"), Sym("m", "t"), Hard("m", "m2"), Fifo("p"), Hard("p", "p2"), Sym("r", "t"), Hard("r", "r2"),
+		}}, Run: caseLinkSpecial},
 		{Name: "link/lower-unlink-one", Lowers: []Layer{{Reg("a", "x"), Hard("a", "b"), Hard("a", "d/c")}}, Run: func(c *C) {
 			c.OK(c.Unlink("b"))
 			Eq(c, "links", c.Stat("a").Nlink, 2)
@@ -90,6 +93,33 @@ func caseLinkLower(c *C) {
 	Eq(c, "links", c.Stat("a").Nlink, 2)
 	Eq(c, "links", c.Stat("l").Nlink, 2)
 	Eq(c, "inode", c.Stat("d/g").Ino, c.Stat("d/f").Ino)
+}
+
+// caseLinkSpecial: where no attribute can keep their link count, hard links of what is no regular file can be changed and removed as well.
+func caseLinkSpecial(c *C) {
+	for range 2 {
+		for _, p := range []string{"d/s", "d/s2"} {
+			c.OK(c.Chown(p, 0, 0))
+		}
+		c.OK(c.Chmod("p", 0o600))
+		c.OK(c.Chmod("p2", 0o640))
+	}
+	Eq(c, "mode", c.Stat("p2").Perm(), 0o640)
+	c.OK(c.Rename("m", "m3", 0))
+	c.OK(c.Unlink("m2"))
+	c.OK(c.Unlink("r2"))
+	c.OK(c.Remount())
+	for _, p := range []string{"d/s", "d/s2", "m3", "p", "p2", "r"} {
+		if links := c.Stat(p).Nlink; links < 1 || links > 2 && c.Is(Trusted) {
+			c.Errorf("%s has %d links", p, links)
+		}
+	}
+	c.Absent("m2")
+	c.Absent("r2")
+	for _, p := range []string{"d/s2", "d/s", "m3", "p2", "p", "r"} {
+		c.OK(c.Unlink(p))
+	}
+	c.OK(c.Rmdir("d"))
 }
 
 func manyGroups() []Layer {
@@ -249,6 +279,21 @@ func openFileCases() []Case {
 				c.OK(err)
 				Eq(c, "attribute", string(buf[:n]), "v")
 				c.OK(f.Close())
+			}
+		}},
+		{Name: "open-file/attributes-seen-by-name", Lowers: []Layer{manyFiles("d", 0, 100)}, Run: func(c *C) {
+			for i := range 100 {
+				p := "d/" + fileName(i)
+				before := c.OpenFile(p, unix.O_RDONLY, 0)
+				c.Append(p, "+")
+				c.Stat(p)
+				c.OK(before.Chmod(0o600))
+				Eq(c, "mode", c.Stat(p).Perm(), 0o600)
+				c.OK(before.Chown(3, 4))
+				Eq(c, "owner", c.Stat(p).UID, 3)
+				c.OK(before.Utimens(Old(), Old()))
+				Eq(c, "mtime", c.Stat(p).Mtime, Old())
+				c.OK(before.Close())
 			}
 		}},
 		{Name: "open-file/many", Needs: Mounted, Serial: true, Lowers: []Layer{manyFiles("d", 0, 3000)}, Run: func(c *C) {
