@@ -100,8 +100,13 @@ func askDevice(l *Layer) (d device, err error) {
 	d.fsType = int64(fs.Type)
 	d.fsID = uint64(uint32(fs.Fsid.Val[0])) | uint64(uint32(fs.Fsid.Val[1]))<<32
 	var known bool
-	if d.uuid, known = sys.FSUUID(l.fd); !known && d.fsType == zfsMagic {
-		d.uuid = ovl.ZFS(d.fsID)
+	if d.uuid, known = sys.FSUUID(l.fd); !known {
+		switch d.fsType {
+		case zfsMagic:
+			d.uuid = ovl.ZFS(d.fsID)
+		case unix.NFS_SUPER_MAGIC:
+			d.uuid = ovl.NFS()
+		}
 	}
 	if h, err := sys.Handle(l.fd, ""); err == nil {
 		o := ovl.Origin{UUID: d.uuid, FileHandle: h}

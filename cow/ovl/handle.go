@@ -93,6 +93,13 @@ func ZFS(fsid uint64) (uuid [16]byte) {
 // fsid is what the UUID was made of, if it is one of ZFS.
 func (o Origin) fsid() uint64 { return binary.LittleEndian.Uint64(o.UUID[len(zfsTag):]) }
 
+// NFS stands for the UUID that NFS does not have, and says how its clients' handles are read. All servers have the same: a handle has its
+// server's in it, which is random enough.
+func NFS() (uuid [16]byte) {
+	copy(uuid[:], "plyfsnfs")
+	return uuid
+}
+
 // Inode reads the inode number out of a handle of a known file system; ok is false for others. The caller checks once
 // per layer, on an inode whose number it knows, that the layer's file system encodes as assumed.
 func (o Origin) Inode() (ino uint64, ok bool) {
@@ -101,6 +108,11 @@ func (o Origin) Inode() (ino uint64, ok bool) {
 	case o.UUID == ZFS(o.fsid()): // length, number of six bytes, generation of four (cf. openzfs zfs_vfsops.c zfs_fid)
 		if o.Type == fidIno32 && len(b) == 12 && binary.NativeEndian.Uint16(b) == 10 {
 			return binary.LittleEndian.Uint64(b[2:]) & (1<<48 - 1), true
+		}
+		return 0, false
+	case o.UUID == NFS(): // number, high word first, file type, the server's handle (cf. fs/nfs/export.c nfs_encode_fh)
+		if len(b) > 12 && len(b) == 4*int(o.Type) {
+			return uint64(binary.NativeEndian.Uint32(b))<<32 | uint64(binary.NativeEndian.Uint32(b[4:])), true
 		}
 		return 0, false
 	case o.Type == fidIno32 && len(b) == 12: // tmpfs: generation, low, high

@@ -22,7 +22,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/plyfs-vm
 machine=$cache/$kernel
 
 # What tests call in the machine.
-guest_tools=(kmod zfsutils-linux dmsetup thin-provisioning-tools btrfs-progs xfsprogs e2fsprogs)
+guest_tools=(kmod nfs-kernel-server zfsutils-linux dmsetup thin-provisioning-tools btrfs-progs xfsprogs e2fsprogs)
 # What this script, and those that it calls, call.
 host_tools=(util-linux kmod xz-utils zstd gcc make libc6-dev flex bison bc)
 

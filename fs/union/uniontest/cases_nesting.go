@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow/ovl"
 	"plyfs/internal/testenv"
 )
 
@@ -20,6 +21,48 @@ func nestingCases() []Case {
 		{Name: "nesting/guest-wh-names", Lowers: low, NoCross: escaped, Run: caseGuestNames},
 		{Name: "nesting/guest-xattrs", Lowers: low, NoCross: escaped, Run: caseGuestXattrs},
 		{Name: "nesting/aufs-guest-names", Options: []string{"whiteout=aufs"}, Not: Kernel, Lowers: low, NoCross: escaped, Run: caseGuestNames},
+		{Name: "nesting/guest-wh-directory", Not: Kernel, Lowers: low, NoCross: escaped, Run: func(c *C) {
+			c.OK(c.Mkdir("d/.wh..wh.plnk", 0o755))
+			c.Put("d/.wh..wh.plnk/f", "x")
+			c.OK(c.Remount())
+			c.Has("d/.wh..wh.plnk/f", "x")
+			c.Fails(c.Rmdir("d/.wh..wh.plnk"), unix.ENOTEMPTY)
+			c.OK(c.Rename("d/.wh..wh.plnk", "d/p", 0))
+			c.OK(c.Rename("d/p", "d/.wh..wh.orph", 0))
+			c.OK(c.Remount())
+			c.Has("d/.wh..wh.orph/f", "x")
+		}},
+		{
+			Name: "nesting/guest-wh-names-in-lower", Not: Kernel, NoCross: escaped,
+			Lowers: []Layer{{Reg("y", "y"), Reg(".wh.y", "w"), Xattr(".wh.y", "overlay.plyfs.literal", "y")}}, Run: func(c *C) {
+				c.Lists(".", ".wh.y", "y")
+				c.OK(c.Chmod(".wh.y", 0o600))
+				c.OK(c.Remount())
+				c.Has("y", "y")
+				c.Append(".wh.y", "+")
+				c.OK(c.Remount())
+				c.Has("y", "y")
+				c.Has(".wh.y", "w+")
+			},
+		},
+		{
+			Name: "nesting/own-wh-names", Not: Kernel, NoCross: escaped, Lowers: []Layer{{Reg("f", "x"), Reg("d/g", "x")}},
+			Upper: Layer{WhiteoutAUFS("f"), Dirs("d"), OpaqueAUFS("d")}, Run: func(c *C) {
+				c.Put("n", "n")
+				_, err := c.Open(".wh.f", unix.O_CREAT|unix.O_WRONLY, 0o644)
+				c.Fails(err, unix.EINVAL)
+				c.Fails(c.Mkdir("d/.wh..wh..opq", 0o755), unix.EINVAL)
+				c.Fails(c.Rename("n", ".wh.f", 0), unix.EINVAL)
+				c.Fails(c.Link("n", ".wh.f"), unix.EINVAL)
+				c.Lists(".", "d", "n")
+				c.Lists("d")
+			},
+		},
+		{
+			Name: "nesting/special-copied-up", Not: Kernel | PlainRenames, NoCross: escaped, Lowers: []Layer{{
+				Dirs("d"), Reg("d/dev", ""), Xattr("d/dev", "overlay.plyfs.special", "0,0,20600,0:0"), Xattr("d", "overlay.plyfs.specials", "y"),
+			}}, Run: caseSpecialCopiedUp,
+		},
 		{Name: "nesting/kernel-upper-on-it", Needs: Mounted | Trusted, Not: Kernel, NoCross: escaped, Run: caseKernelUpperOnIt},
 		{Name: "nesting/kernel-lower-on-it", Needs: Mounted | Trusted, Not: Kernel | Passthrough, Lowers: low, Run: caseKernelLowerOnIt},
 		{Name: "nesting/itself-on-kernel", Needs: Mounted | Trusted, Not: Kernel, Run: caseItselfOnKernel},
@@ -61,6 +104,19 @@ func caseGuestWhiteout(c *C) {
 	c.OK(c.Remount())
 	c.Lists("d", "z", "z2")
 	c.Absent("f")
+}
+
+// caseSpecialCopiedUp: a directory with the file that stands for a 0:0 device says so after a copy-up, too: as a lower it would have an
+// empty file.
+func caseSpecialCopiedUp(c *C) {
+	Eq(c, "type", c.Stat("d/dev").Type(), unix.S_IFCHR)
+	c.OK(c.Chmod("d/dev", 0o640))
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if n, _ := unix.Getxattr(filepath.Join(c.Spec.Upper, "d"), ns.Specials, nil); n > 0 {
+			return
+		}
+	}
+	c.Error("the upper directory has no mark")
 }
 
 func caseGuestNames(c *C) {

@@ -35,6 +35,8 @@ type Engine struct {
 	AUFS bool
 	// PlainRenames says that the layers' file system takes no flags of renameat2; that the Mutator refuses them says it, too.
 	PlainRenames bool
+	// NoTrusted says that it takes no attributes trusted.*.
+	NoTrusted bool
 	// Quota bounds uppers. With it, or with an option quota_..., a closing tree checks that the account is exact.
 	Quota union.Quota
 }
@@ -53,6 +55,9 @@ func (e Engine) Traits() uniontest.Traits {
 	}
 	if !testenv.InUserNamespace() {
 		t |= uniontest.Devices | uniontest.Trusted | uniontest.InitialRoot
+	}
+	if e.NoTrusted {
+		t &^= uniontest.Trusted
 	}
 	return t
 }
