@@ -125,6 +125,29 @@ func TestWhiteoutFormsAgree(t *testing.T) {
 	}
 }
 
+// A whiteout in a directory that nobody has deletes nothing, but the layer's sum has it with every driver.
+func TestWhiteoutInMissingDirectory(t *testing.T) {
+	dir := testenv.Scratch(t)
+	lower, flat, upper := subdir(t, dir, "lower"), subdir(t, dir, "flat"), subdir(t, dir, "upper")
+	apply(t, lower, tarlayer.ApplyOptions{}, base()...)
+	apply(t, flat, tarlayer.ApplyOptions{}, base()...)
+	members := []member{file("no/where/.wh.x", ""), file("d/none/.wh.y", "")}
+	a := apply(t, flat, tarlayer.ApplyOptions{Sum: true}, members...)
+	b := apply(t, upper, tarlayer.ApplyOptions{
+		Whiteouts: tarlayer.WhiteoutKernel, Sum: true,
+		Lower: tarlayer.NewDirSource(open(t, lower), tarlayer.DirOptions{}),
+	}, members...)
+	want(t, "sum in stacked form", b.Sum, a.Sum)
+	src := tarlayer.NewDirSource(open(t, flat), tarlayer.DirOptions{})
+	defer src.Close()
+	// What the tree shows, as with a driver that keeps whole trees: a whiteout is known by absence.
+	sum, err := tarlayer.Sum(t.Context(), struct{ tarlayer.Source }{src}, []tarlayer.Change{
+		{Path: "no/where/x", Kind: tarlayer.Delete}, {Path: "d/none/y", Kind: tarlayer.Delete},
+	})
+	must(t, err)
+	want(t, "sum of the tree", sum, a.Sum)
+}
+
 func TestWhiteoutAUFSFormKeepsTheFiles(t *testing.T) {
 	dir := testenv.Scratch(t)
 	apply(t, dir, tarlayer.ApplyOptions{Whiteouts: tarlayer.WhiteoutAUFS}, directory("d"), file("d/.wh.x", ""),
