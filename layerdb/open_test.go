@@ -259,3 +259,56 @@ func TestMountOutlivesProcess(t *testing.T) {
 		t.Errorf("after a boot: %+v, %v", c, err)
 	}
 }
+
+// A database that lost all its files is not taken for a new one: the copies of its records bring it back.
+func TestEmptiedDatabase(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	l := register(t, s, "", stream(t, file{name: "a"}), RegisterOptions{Hold: &Holder{Kind: "test", Key: "a"}})
+	root, db := s.Root(), s.path(dbDir)
+	closeStore(t, s)
+	if err := errors.Join(os.RemoveAll(db), os.Mkdir(db, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first attempt leaves it as it is
+		if _, err := Open(ctx, optionsAt(root)); !errors.Is(err, drivers.ErrDamaged) || !strings.Contains(err.Error(), "--repair") {
+			t.Errorf("%v; want ErrDamaged and the way out", err)
+		}
+	}
+	if _, err := Rebuild(ctx, optionsAt(root)); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, root)
+	if _, err := s.Layer(ctx, l.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// A process that was killed in its first moments leaves a database that is not one yet, and no records: the store is made new.
+func TestKilledBeginning(t *testing.T) {
+	for name, files := range map[string][]string{
+		"nothing": nil, "lock": {"LOCK"}, "manifest in the making": {"LOCK", "MANIFEST-REWRITE"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := filepath.Join(testenv.Scratch(t), "store")
+			if err := os.MkdirAll(filepath.Join(root, dbDir), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range files {
+				writeTo(t, filepath.Join(root, dbDir, f), "")
+			}
+			register(t, openAt(t, root), "", stream(t, file{name: "a"}), RegisterOptions{})
+		})
+	}
+}
+
+// Records are JSON, and could not name such a store.
+func TestPathIsNotUTF8(t *testing.T) {
+	root := filepath.Join(testenv.Scratch(t), "store\xff")
+	if _, err := Open(context.Background(), optionsAt(root)); !errors.Is(err, drivers.ErrInvalid) || !strings.Contains(err.Error(), "UTF-8") {
+		t.Errorf("%v, want ErrInvalid", err)
+	}
+	if _, err := os.Lstat(root); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory was made: %v", err)
+	}
+}

@@ -130,6 +130,44 @@ func TestRefusedDirectories(t *testing.T) {
 	}
 }
 
+// A writer that was killed while the library made a file leaves one that the library refuses to open; what was committed before
+// stays.
+func TestKilledWhileMakingFiles(t *testing.T) {
+	for name, files := range map[string][]string{
+		"log of values": {"000200.vlog"}, "table in memory": {"00099.mem"}, "both": {"000200.vlog", "00099.mem"},
+		"manifest": {"MANIFEST-REWRITE"}, "lock": {"LOCK"},
+	} {
+		for _, old := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, old=%t", name, old), func(t *testing.T) {
+				dir := t.TempDir()
+				if old {
+					db := openDB(t, dir, Durable)
+					if err := db.Update(func(x *Txn) error { return x.Set([]byte("k"), []byte("v")) }); err != nil {
+						t.Fatal(err)
+					}
+					closeDB(t, db)
+				}
+				for _, f := range files {
+					if err := os.WriteFile(filepath.Join(dir, f), nil, 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 2 {
+					db := openDB(t, dir, Durable)
+					err := db.View(func(x *Txn) error {
+						_, err := x.Get([]byte("k"))
+						return err
+					})
+					if old && err != nil || !old && !errors.Is(err, ErrNotFound) {
+						t.Errorf("what was committed: %v", err)
+					}
+					closeDB(t, db)
+				}
+			})
+		}
+	}
+}
+
 func TestDurableRemembers(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new")
 	for round := range 3 {
