@@ -95,6 +95,7 @@ func TestExact(t *testing.T) {
 		"whiteout with content": {stream(t, file{name: ".wh.gone", content: "x"}), StreamWhole},
 		"hidden by itself":      {stream(t, file{name: "f", content: "x"}, file{name: ".wh.f"}), StreamWhole},
 		"opaque":                {stream(t, file{name: "d/", kind: '5'}, file{name: "d/.wh..wh..opq"}, file{name: "d/.wh.x"}, file{name: "d/f", content: "x"}), StreamSplit},
+		"books with content":    {stream(t, file{name: ".wh..wh.plnk/", kind: '5'}, file{name: ".wh..wh.plnk/1.2", content: "x"}), StreamWhole},
 		"sparse":                {sparseStream(t), StreamWhole},
 	}
 	s := newStore(t)
@@ -128,6 +129,23 @@ func TestExact(t *testing.T) {
 		}
 	}
 	mustBeEmpty(t, s)
+}
+
+// A stream whose digest is known may end behind its last member, and within the padding of that.
+func TestExactWithoutEnd(t *testing.T) {
+	s := newStore(t)
+	whole := stream(t, file{name: "f", content: "x"})
+	for size, want := range map[int]Stream{513: StreamWhole, 700: StreamWhole, 1024: StreamSplit} {
+		b := whole[:size]
+		l := register(t, s, "", b, RegisterOptions{ExpectDiffID: diffID(b)})
+		if l.Stream != want {
+			t.Errorf("%d bytes are kept as %s, want %s", size, l.Stream, want)
+		}
+		if !bytes.Equal(export(t, s, l.ID), b) {
+			t.Errorf("%d bytes go out changed", size)
+		}
+	}
+	emptyStore(t, s)
 }
 
 // What cannot be registered gives an error of its class, and leaves nothing.
