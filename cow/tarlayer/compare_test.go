@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -222,6 +224,37 @@ func TestSumOfLinkBelow(t *testing.T) {
 	must(t, err)
 	want(t, "copied up", up.Sum, sum)
 	want(t, "in the tree", in.Sum, sum)
+}
+
+// A time that not all file systems hold has the sum of the nearest one that they do, in the stream as in the tree.
+func TestSumOfFarTimes(t *testing.T) {
+	at := func(sec int64) (applied, read uint64) {
+		dir := testenv.Scratch(t)
+		m := file("f", "content")
+		m.ModTime = time.Unix(sec, 0)
+		applied = apply(t, dir, tarlayer.ApplyOptions{Sum: true}, m).Sum
+		src := tarlayer.NewDirSource(open(t, dir), tarlayer.DirOptions{})
+		defer src.Close()
+		read, err := tarlayer.Sum(t.Context(), src, []tarlayer.Change{{Path: "f", Kind: tarlayer.Add}})
+		must(t, err)
+		return applied, read
+	}
+	for held, far := range map[int64][]int64{
+		15032385535: {15032385536, 99999999999, math.MaxInt64}, -1 << 31: {-1<<31 - 1, -99999999999}, 4102444800: {4102444800},
+	} {
+		sum, read := at(held)
+		want(t, fmt.Sprint("tree of ", held), read, sum)
+		for _, sec := range far {
+			applied, read := at(sec)
+			want(t, fmt.Sprint("stream of ", sec), applied, sum)
+			want(t, fmt.Sprint("tree of ", sec), read, sum)
+		}
+	}
+	low, _ := at(15032385534)
+	high, _ := at(15032385535)
+	if low == high {
+		t.Error("times that all hold are not told apart")
+	}
 }
 
 func TestSumIsThatOfTheTree(t *testing.T) {

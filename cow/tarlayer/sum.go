@@ -19,7 +19,7 @@ import (
 // The hash is the sum modulo 2^64 of one xxhash64 for each path that the stream left. That of a whiteout is of the
 // path, a NUL and the letter D. That of anything else is of the path, a NUL, and the eight bytes (little-endian, as all
 // numbers) of the xxhash64 of what describes the file: st_mode, user and group as the container sees them (32 bits
-// each), the modification time in whole seconds (64 bits), then for devices the device number, for symlinks the
+// each), the modification time in whole seconds (64 bits; see sumTime), then for devices the device number, for symlinks the
 // target's length and the target, for regular files the size and the xxhash64 of the content, and at last for each
 // extended attribute in order of names the length of the name, the name, the length of the value, the value (all
 // lengths 64 bits). Link counts, parts of seconds, access times, opaque marks, whiteouts beneath those and directories
@@ -136,7 +136,7 @@ func (o *object) hash() uint64 {
 	b := binary.LittleEndian.AppendUint32(stack[:0], o.typ|o.mode)
 	b = binary.LittleEndian.AppendUint32(b, o.cuid)
 	b = binary.LittleEndian.AppendUint32(b, o.cgid)
-	b = binary.LittleEndian.AppendUint64(b, uint64(o.mtime.Sec))
+	b = binary.LittleEndian.AppendUint64(b, uint64(sumTime(o.mtime.Sec)))
 	switch o.typ {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		b = binary.LittleEndian.AppendUint64(b, o.rdev)
@@ -153,6 +153,16 @@ func (o *object) hash() uint64 {
 	}
 	return xxhash.Sum64(b)
 }
+
+// The times that ext4 holds (cf. ext4.h ext4_encode_extra_time); btrfs, tmpfs, xfs and zfs hold them all.
+const (
+	minSumTime = -1 << 31
+	maxSumTime = 1<<34 - 1<<31 - 1
+)
+
+// sumTime is what the hash has of a time in seconds: streams can have times that no file system holds, which gives the nearest that
+// it does, and the sum is to be the same on all of them.
+func sumTime(sec int64) int64 { return min(max(sec, minSumTime), maxSumTime) }
 
 func appendString(b []byte, s string) []byte {
 	return append(binary.LittleEndian.AppendUint64(b, uint64(len(s))), s...)
