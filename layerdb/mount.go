@@ -41,7 +41,24 @@ func (s *Store) Mount(ctx context.Context, name string, o MountOptions) (root st
 		_, undo := s.countMount(name, -1)
 		return "", errors.Join(fmt.Errorf("mount container %s: %w", name, err), undo)
 	}
+	s.matchReferences(ctx, c, o)
 	return root, nil
+}
+
+// matchReferences gives the driver as many references to the container's mount as the store counts. It has fewer where the mount was
+// made anew, because its server had died: each Mount of before still wants its Unmount, and none of them may take the mount from the
+// others.
+func (s *Store) matchReferences(ctx context.Context, c Container, o MountOptions) {
+	d, ok := s.drv.(drivers.Referrer)
+	if !ok {
+		return
+	}
+	for n := d.References()[c.ID]; n < c.Mounts; n++ {
+		if _, err := s.drv.Get(ctx, c.ID, &drivers.GetOptions{MountLabel: c.MountLabel, ReadOnly: o.ReadOnly}); err != nil {
+			s.log.Warn("an unmount may come too early", "container", c.Name, "error", err)
+			return
+		}
+	}
 }
 
 // Unmount gives back one Mount. What was written through the last one is in the container when it returns. The error wraps

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"plyfs/drivers"
 	"plyfs/drivers/vfs"
 	"plyfs/internal/testenv"
@@ -257,6 +259,45 @@ func TestMountOutlivesProcess(t *testing.T) {
 	s.drv.(*stackDriver).mounts = nil
 	if c, err := s.Container(ctx, "c"); err != nil || c.Mounts != 0 {
 		t.Errorf("after a boot: %+v, %v", c, err)
+	}
+}
+
+// A mount that is made anew, because the first one is gone, is there until all who mounted have unmounted.
+func TestMountAgain(t *testing.T) {
+	ctx := context.Background()
+	for _, b := range stackingBackends(t) {
+		t.Run(b.Name, func(t *testing.T) {
+			o := b.at(filepath.Join(testenv.Scratch(t), "store"))
+			s, err := Open(ctx, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			populated(t, s)
+			root, err := s.Mount(ctx, "c", MountOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeStore(t, s)
+			if err := unix.Unmount(root, 0); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = Open(ctx, o); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { closeStore(t, s) }()
+			if _, err := s.Mount(ctx, "c", MountOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			for left := 1; left >= 0; left-- {
+				if err := s.Unmount(ctx, "c"); err != nil {
+					t.Error(err)
+				}
+				if c, err := s.Container(ctx, "c"); err != nil || c.Mounts != left || drivers.IsMountPoint(root) != (left > 0) {
+					t.Errorf("%d mounts, %v, and mounted: %t; want %d", c.Mounts, err, drivers.IsMountPoint(root), left)
+				}
+			}
+			emptyStore(t, s)
+		})
 	}
 }
 
