@@ -132,7 +132,7 @@ func (s *session) resultsOut(results []image.Result) error {
 			fmt.Fprintf(os.Stderr, "plyfs: image %s: layers were compressed anew, so the manifest has a new digest; "+
 				"--keep-blobs when it comes in keeps the old one\n", shortID(r.Image.String()))
 		}
-		fmt.Fprintln(s.out, knownOr(r.Manifest.String()))
+		fmt.Fprintln(s.printer(), knownOr(r.Manifest.String()))
 	}
 	return nil
 }
@@ -257,6 +257,11 @@ func (s *session) export(ctx context.Context, images []image.Exported, o image.E
 	return s.resultsOut(results)
 }
 
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
+}
+
 // writeOutput makes a file that appears when it is complete, in place of one that was there. What is no regular file, such
 // as a pipe, is written directly.
 func writeOutput(to string, write func(io.Writer) error) (err error) {
@@ -275,6 +280,9 @@ func writeOutput(to string, write func(io.Writer) error) (err error) {
 		to = real
 	}
 	old, _ := os.Stat(to)
+	if dir := filepath.Dir(to); !isDir(dir) {
+		return fmt.Errorf("%s: directory %s: %w; make it first", to, dir, drivers.ErrNotFound)
+	}
 	f, err := os.OpenFile(filepath.Join(filepath.Dir(to), ".plyfs-export-"+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return fmt.Errorf("%s: %w", to, err)

@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,8 +73,11 @@ func (s *Store) ExportDir(ctx context.Context, dir string, images []Exported, o 
 	if _, err := os.Lstat(dir); err == nil {
 		return nil, fmt.Errorf("export to %s: %w", dir, drivers.ErrExists)
 	}
-	tmp, err := os.MkdirTemp(filepath.Dir(filepath.Clean(dir)), ".plyfs-export-")
-	if err != nil {
+	// The umask says who may look into it.
+	tmp := filepath.Join(filepath.Dir(filepath.Clean(dir)), ".plyfs-export-"+rand.Text())
+	if err := os.Mkdir(tmp, 0o755); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("export to %s: directory %s: %w; make it first", dir, filepath.Dir(tmp), drivers.ErrNotFound)
+	} else if err != nil {
 		return nil, fmt.Errorf("export to %s: %w", dir, err)
 	}
 	defer func() {
@@ -81,9 +85,6 @@ func (s *Store) ExportDir(ctx context.Context, dir string, images []Exported, o 
 			err = errors.Join(fmt.Errorf("export to %s: %w", dir, err), os.RemoveAll(tmp))
 		}
 	}()
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return nil, err
-	}
 	if results, err = s.exportOCI(ctx, dirSink(tmp), images, o); err != nil {
 		return nil, err
 	}
