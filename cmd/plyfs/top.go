@@ -67,7 +67,8 @@ type top struct {
 
 // topMount is a mount that is watched.
 type topMount struct {
-	owner control.Owner
+	target string
+	owner  control.Owner
 	// last is the latest sample, before the one that the latest frame showed; a rate needs both.
 	last, before *control.Sample
 	// shown says that last was printed.
@@ -99,6 +100,9 @@ func (t *top) run(ctx context.Context, out io.Writer, once, asJSON bool) error {
 		show = printFrameJSON
 	}
 	if once {
+		if err := t.missing(); err != nil {
+			return err
+		}
 		if !t.settle(ctx) {
 			return nil
 		}
@@ -161,7 +165,7 @@ func (t *top) discover(ctx context.Context) error {
 			continue
 		}
 		watched, cancel := context.WithCancel(ctx)
-		m := &topMount{owner: owners.Find(st.Target, st.Upper, s.UID), cancel: cancel}
+		m := &topMount{target: st.Target, owner: owners.Find(st.Target, st.Upper, s.UID), cancel: cancel}
 		t.mu.Lock()
 		t.mounts[s.Path] = m
 		t.mu.Unlock()
@@ -189,6 +193,26 @@ func (t *top) wanted(s control.Status) bool {
 		abs, err := filepath.Abs(target)
 		return err == nil && abs == s.Target
 	})
+}
+
+// missing is an error if no mount was found at one of the targets.
+func (t *top) missing() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, target := range t.targets {
+		abs, err := filepath.Abs(target)
+		if err != nil {
+			return faultf(exitUsage, "%s: %v", target, err)
+		}
+		found := false
+		for _, m := range t.mounts {
+			found = found || m.target == abs
+		}
+		if !found {
+			return faultf(exitUsage, "%s: no mount of plyfs there answers; plyfs ps lists the mounts", target)
+		}
+	}
+	return nil
 }
 
 // settle waits until each mount has told twice, or is gone; false if ctx ended before.

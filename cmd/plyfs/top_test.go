@@ -94,7 +94,8 @@ func TestTop(t *testing.T) {
 	if got.code != 0 || !strings.Contains(got.stdout, "mounts 1 ") || !strings.Contains(got.stdout, dir[len(dir)-10:]+"/merged") {
 		t.Errorf("top --once: %+v", got)
 	}
-	if got := runIn(t, dir, "plyfs", "top", "--once", "--interval", "100ms", "/elsewhere"); !strings.Contains(got.stdout, "mounts 0 ") {
+	if got := runIn(t, dir, "plyfs", "top", "--once", "--interval", "100ms", "/elsewhere"); got.code != exitUsage ||
+		got.stdout != "" || !strings.Contains(got.stderr, "/elsewhere: no mount of plyfs") {
 		t.Errorf("of another target: %+v", got)
 	}
 	testenv.Unmount(t, dir+"/merged")

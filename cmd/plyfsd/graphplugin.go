@@ -80,6 +80,12 @@ func graphpluginConfig(c *cli.Context) (conf graphplugin.Config, err error) {
 	conf = graphplugin.Config{
 		State: c.Path("state-dir"), Drivers: all.Registry(), Driver: c.String("driver"), Options: make(map[string]string),
 	}
+	if conf.Driver != "" {
+		// dockerd may come much later, and would be told then.
+		if _, err := conf.Drivers.Lookup(conf.Driver); err != nil {
+			return conf, cli.Exit("--driver: "+err.Error(), exitUsage)
+		}
+	}
 	for _, opt := range c.StringSlice("driver-opt") {
 		name, value, _ := strings.Cut(opt, "=")
 		if name == "" {

@@ -47,7 +47,9 @@ func TestGraphpluginConfig(t *testing.T) {
 	if err != nil || conf.Driver != "vfs" || conf.Options["a"] != "b=c" || len(conf.Options) != 2 {
 		t.Errorf("options are %q of driver %q, %v", conf.Options, conf.Driver, err)
 	}
-	for _, flags := range [][]string{{"--address", "tcp://127.0.0.1:1234"}, {"--driver-opt", "=x"}} {
+	for _, flags := range [][]string{
+		{"--address", "tcp://127.0.0.1:1234"}, {"--driver-opt", "=x"}, {"--driver", "nope"}, {"--driver", "aufs"},
+	} {
 		if _, err := configured(t, flags...); err == nil {
 			t.Errorf("%q are accepted", flags)
 		}

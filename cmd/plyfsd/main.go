@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/cmdtable"
+	"plyfs/internal/daemon"
 	"plyfs/internal/version"
 )
 
@@ -38,6 +39,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(stderr, "plyfs: %s\n", strings.Join(strings.Fields(err.Error()), " "))
+	if errors.Is(err, daemon.ErrAddress) {
+		return exitUsage
+	}
 	var coder cli.ExitCoder
 	if errors.As(err, &coder) {
 		return coder.ExitCode()

@@ -292,7 +292,7 @@ func TestMetricsCommand(t *testing.T) {
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("the socket stays: %v", err)
 	}
-	if code := run(t.Context(), []string{"plyfs", "metrics", "--config", config, "--address", "tcp://0.0.0.0:0"}, io.Discard, &stderr); code == exitOK {
+	if code := run(t.Context(), []string{"plyfs", "metrics", "--config", config, "--address", "tcp://0.0.0.0:0"}, io.Discard, &stderr); code != exitUsage {
 		t.Error("it listens to all the world")
 	}
 }
