@@ -536,36 +536,6 @@ func TestNamespace(t *testing.T) {
 	waitGone(t, dir)
 }
 
-// asNobody prepares cmd to run as a plain user.
-func asNobody(cmd *exec.Cmd) *exec.Cmd {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	return cmd
-}
-
-func TestPlainUser(t *testing.T) {
-	dir := unionTree(t)
-	for _, name := range []string{"upper", "work", "merged"} {
-		if err := os.Chown(filepath.Join(dir, name), 65534, 65534); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
-		t.Fatalf("%+v", got)
-	}
-	if m := mountsOn(t, filepath.Join(dir, "merged")); len(m) != 1 || m[0].FSType != "fuse.fuse-overlayfs" ||
-		!strings.Contains(m[0].Options, "nosuid,nodev") || strings.Contains(m[0].VFSOptions, "allow_other") {
-		t.Errorf("%+v", m)
-	}
-	got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", "cat merged/file; echo new >merged/new; cat upper/new")))
-	if got != (result{stdout: "low\nnew\n"}) {
-		t.Errorf("%+v", got)
-	}
-	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
-		t.Errorf("umount: %+v", got)
-	}
-	waitGone(t, dir)
-}
-
 func TestUserNamespace(t *testing.T) {
 	dir := unionTree(t)
 	for _, name := range []string{"upper", "work", "merged"} {

@@ -28,9 +28,9 @@ const (
 // List calls fn for every entry of the directory behind dirfd but "." and "..". It opens the directory anew, so that any
 // number of goroutines may list through one descriptor. fn must not keep the buffer: Name is a fresh string.
 func List(dirfd int, fn func(RawDirent) error) error {
-	fd, err := sys.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
+	fd, err := sys.OpenSelf(dirfd, unix.O_RDONLY|unix.O_NOATIME)
 	if errors.Is(err, unix.EPERM) {
-		fd, err = sys.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+		fd, err = sys.OpenSelf(dirfd, unix.O_RDONLY)
 	}
 	if err != nil {
 		return err

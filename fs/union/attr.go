@@ -1,6 +1,7 @@
 package union
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -62,13 +63,17 @@ func (u *Union) GetAttr(n *Node) (Attr, error) {
 	if n.dir.dead {
 		return a, nil
 	}
-	if err := u.resolveLocked(n); err != nil {
-		return a, err
+	err = u.resolveLocked(n)
+	if err == nil && n.dir.merges(n.has(flagUpper)) {
+		err = u.countLocked(n)
 	}
-	if n.dir.merges(n.has(flagUpper)) {
-		if err := u.countLocked(n); err != nil {
-			return a, err
-		}
+	if errors.Is(err, unix.EACCES) {
+		// What can't be read has attributes all the same, by which its owner sees why and what to do.
+		a.Nlink = 1
+		return a, nil
+	}
+	if err != nil {
+		return a, err
 	}
 	return u.attr(n)
 }

@@ -232,7 +232,12 @@ func (u *Union) openForFlags(n *Node) (*layer.File, error) {
 		return nil, err
 	}
 	defer l.close()
-	fd, err := sys.Openat(l.fd(), l.name, unix.O_RDONLY|unix.O_DIRECTORY)
+	var fd int
+	if l.name == "." {
+		fd, err = sys.OpenSelf(l.fd(), unix.O_RDONLY)
+	} else {
+		fd, err = sys.Openat(l.fd(), l.name, unix.O_RDONLY|unix.O_DIRECTORY)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -262,6 +262,10 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 	defer unix.Close(fd)
 	m, err = u.readMark(fd, true)
 	m.whiteout = wh
+	if errors.Is(err, unix.EACCES) {
+		// One that can't be read, which who goes into it is told. What lies below it stays hidden: it may be opaque.
+		m, err = dirMark{whiteout: wh, opaque: true}, nil
+	}
 	return probeDir, m, err
 }
 
@@ -275,7 +279,8 @@ type dirMark struct {
 }
 
 // readMark reads the marks of the directory behind dirfd, which is an O_PATH descriptor; sentinel says whether to look
-// for the AUFS form too. First hit wins, in the order of the attributes in the switch.
+// for the AUFS form too. First hit wins, in the order of the attributes in the switch. EACCES if there may be a mark that this
+// process can't see: a directory that is not known to be transparent must not show what lies below it.
 func (u *Union) readMark(dirfd int, sentinel bool) (m dirMark, err error) {
 	names, err := cow.ListXattrs(dirfd, ".")
 	if err != nil {
@@ -285,12 +290,18 @@ func (u *Union) readMark(dirfd int, sentinel bool) (m dirMark, err error) {
 		switch name {
 		case ovl.Trusted().Opaque, ovl.User().Opaque, ovl.FuseOverlayfsOpaque:
 			v, err := cow.GetXattr(dirfd, ".", name)
+			if errors.Is(err, unix.EACCES) {
+				return m, err
+			}
 			if err == nil {
 				m.opaque = m.opaque || ovl.IsOpaque(v)
 				m.xwhiteouts = m.xwhiteouts || ovl.HasXWhiteouts(v)
 			}
 		case ovl.Trusted().Redirect, ovl.User().Redirect:
 			v, err := cow.GetXattr(dirfd, ".", name)
+			if errors.Is(err, unix.EACCES) {
+				return m, err
+			}
 			if err != nil {
 				continue
 			}
@@ -308,9 +319,9 @@ func (u *Union) readMark(dirfd int, sentinel bool) (m dirMark, err error) {
 		}
 	}
 	if sentinel && !m.opaque {
-		m.opaque = u.hasAUFS(dirfd, ovl.AUFSOpaque)
+		m.opaque, err = u.findAUFS(dirfd, ovl.AUFSOpaque)
 	}
-	return m, nil
+	return m, err
 }
 
 // isXWhiteout says whether an object is a whiteout in attribute form.
@@ -517,35 +528,6 @@ func (u *Union) mergeNames(t map[string]lowerName, dirfd int, d *lowerDir, i int
 		t[victim] = have
 	}
 	return nil
-}
-
-// maxVictim bounds the names that a whiteout of the AUFS form can stand for.
-const maxVictim = unix.NAME_MAX - 3
-
-// hasAUFS says whether the directory holds a whiteout or sentinel of the AUFS form called wh.
-func (u *Union) hasAUFS(dirfd int, wh string) bool {
-	var st unix.Statx_t
-	return sys.Statx(dirfd, wh, &st) == nil && u.aufsHidden(dirfd, wh, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
-}
-
-// aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
-func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
-	if typ == unix.DT_UNKNOWN {
-		var st unix.Statx_t
-		if sys.Statx(dirfd, name, &st) != nil {
-			return true
-		}
-		typ = uint8(st.Mode & unix.S_IFMT >> 12)
-	}
-	if typ != unix.DT_REG && !(typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name)) { // AUFS's own bookkeeping
-		return false
-	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
-		if _, err := sys.Getxattrat(dirfd, name, ns.Literal, nil); err == nil {
-			return false
-		}
-	}
-	return true
 }
 
 // entryType is the type of a listed entry: DT_WHT for a whiteout, of whatever form.

@@ -294,7 +294,7 @@ func (u *Union) syncFile(n *Node) (*layer.File, error) {
 		return nil, err
 	}
 	defer d.Close()
-	fd, err := sys.Openat(d.FD(), ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := sys.OpenSelf(d.FD(), unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

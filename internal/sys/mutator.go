@@ -10,7 +10,8 @@ import (
 // Mutator makes the system calls that change a layer. The zero value and a nil pointer make them directly.
 //
 // All methods retry on EINTR, name one entry below a directory descriptor (never a path of more than one component),
-// and never follow a symlink in it.
+// and never follow a symlink in it. The name "." is the directory behind the descriptor, which may be an O_PATH one: it is
+// reached without search permission on itself, as its owner reaches it from the directory above.
 type Mutator struct {
 	// Hook, when not nil, is called before each system call with its name; an error is returned instead of making
 	// the call. It may be called from several goroutines.
@@ -162,15 +163,19 @@ func (m *Mutator) Chmod(dirfd int, name string, mode uint32) error {
 			}
 			return unix.Chmod(ProcPath(dirfd), mode)
 		}
+		name, empty := unlessSelf(name)
 		var buf nameBuf
 		p, err := buf.cstring(name)
 		if err != nil {
 			return err
 		}
 		_, _, e := unix.Syscall6(unix.SYS_FCHMODAT2, uintptr(dirfd), uintptr(unsafe.Pointer(p)), uintptr(mode),
-			unix.AT_SYMLINK_NOFOLLOW, 0, 0)
+			unix.AT_SYMLINK_NOFOLLOW|empty, 0, 0)
 		if e != unix.ENOSYS && e != unix.EPERM {
 			return errnoErr(e)
+		}
+		if empty != 0 {
+			return unix.Chmod(ProcPath(dirfd), mode)
 		}
 		// Before Linux 6.6, or filtered: through an O_PATH descriptor, which cannot be a followed symlink.
 		fd, err := unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -185,6 +190,7 @@ func (m *Mutator) Chmod(dirfd int, name string, mode uint32) error {
 // Chown changes the owner of name below dirfd, or of dirfd itself when name is empty; -1 leaves an id alone.
 func (m *Mutator) Chown(dirfd int, name string, uid, gid int) error {
 	return m.do("chown", func() error {
+		name, _ := unlessSelf(name)
 		var buf nameBuf
 		p, err := buf.cstring(name)
 		if err != nil {
@@ -200,6 +206,9 @@ func (m *Mutator) Chown(dirfd int, name string, uid, gid int) error {
 func (m *Mutator) Utimes(dirfd int, name string, atime, mtime unix.Timespec) error {
 	return m.do("utimes", func() error {
 		ts := [2]unix.Timespec{atime, mtime}
+		if name == "." {
+			return unix.UtimesNanoAt(dirfd, "", ts[:], unix.AT_EMPTY_PATH)
+		}
 		if name != "" {
 			return unix.UtimesNanoAt(dirfd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
 		}
@@ -238,6 +247,9 @@ func (m *Mutator) Setxattr(dirfd int, name, attr string, value []byte, flags int
 		_, _, e := unix.Syscall6(unix.SYS_SETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)),
 			unix.AT_SYMLINK_NOFOLLOW, uintptr(unsafe.Pointer(a)), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
 		keepAlive(value)
+		if e == unix.EACCES && name == "." {
+			return unix.Lsetxattr(entryPath(dirfd, name), attr, value, flags)
+		}
 		return errnoErr(e)
 	})
 }
@@ -267,6 +279,9 @@ func (m *Mutator) Removexattr(dirfd int, name, attr string) error {
 		}
 		_, _, e := unix.Syscall6(unix.SYS_REMOVEXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)),
 			unix.AT_SYMLINK_NOFOLLOW, uintptr(unsafe.Pointer(a)), 0, 0)
+		if e == unix.EACCES && name == "." {
+			return unix.Lremovexattr(entryPath(dirfd, name), attr)
+		}
 		return errnoErr(e)
 	})
 }

@@ -177,14 +177,37 @@ func errnoErr(e syscall.Errno) error {
 }
 
 func entryPath(dirfd int, name string) string {
-	if name == "" {
+	switch name {
+	case "":
 		return ProcPath(dirfd)
+	case ".":
+		// The slash has the magic link followed. With a dot behind, the directory would be searched.
+		return ProcPath(dirfd) + "/"
 	}
 	return ProcPath(dirfd) + "/" + name
 }
 
+// unlessSelf is name for a call that takes AT_EMPTY_PATH, and that flag for ".": the name would have the kernel search the
+// directory, for which a server without capabilities needs a permission that the directory's own owner may do without.
+func unlessSelf(name string) (string, uintptr) {
+	if name == "." {
+		return "", unix.AT_EMPTY_PATH
+	}
+	return name, 0
+}
+
+// OpenSelf opens the directory behind dirfd, which may be an O_PATH descriptor, for reading. It needs no search permission.
+func OpenSelf(dirfd, flags int) (int, error) {
+	fd, err := Openat(dirfd, ".", unix.O_DIRECTORY|flags)
+	if errors.Is(err, unix.EACCES) {
+		return Reopen(dirfd, unix.O_DIRECTORY|flags)
+	}
+	return fd, err
+}
+
 // Getxattrat reads attribute attr of name below dirfd (dirfd itself when name is empty), not following a symlink. With
-// an empty dest it returns the size.
+// an empty dest it returns the size. As everywhere here, "." is a directory that need not be searchable. It is the name for
+// an O_PATH descriptor: that is one call where it is searchable, and else two, as always with an empty name.
 func Getxattrat(dirfd int, name, attr string, dest []byte) (int, error) {
 	if name == "" {
 		n, err := unix.Fgetxattr(dirfd, attr, dest)
@@ -209,6 +232,9 @@ func Getxattrat(dirfd int, name, attr string, dest []byte) (int, error) {
 	n, _, e := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(p)),
 		unix.AT_SYMLINK_NOFOLLOW, uintptr(unsafe.Pointer(a)), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
 	keepAlive(dest)
+	if e == unix.EACCES && name == "." {
+		return unix.Lgetxattr(entryPath(dirfd, name), attr, dest)
+	}
 	return int(n), errnoErr(e)
 }
 
@@ -224,7 +250,11 @@ func Listxattrat(dirfd int, name string, dest []byte) (int, error) {
 	if !hasXattrat() {
 		return unix.Llistxattr(entryPath(dirfd, name), dest)
 	}
-	return listxattrat(dirfd, name, dest)
+	n, err := listxattrat(dirfd, name, dest)
+	if err == unix.EACCES && name == "." { //nolint:errorlint // bare, as a system call returns it
+		return unix.Llistxattr(entryPath(dirfd, name), dest)
+	}
+	return n, err
 }
 
 // FileHandle is what name_to_handle_at(2) says of an inode: stable over remounts, and equal only for the same inode.

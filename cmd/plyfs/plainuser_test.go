@@ -1,0 +1,68 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// asNobody prepares cmd to run as a plain user.
+func asNobody(cmd *exec.Cmd) *exec.Cmd {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	return cmd
+}
+
+func TestPlainUser(t *testing.T) {
+	dir := unionTree(t)
+	for _, name := range []string{"upper", "work", "merged"} {
+		if err := os.Chown(filepath.Join(dir, name), 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
+		t.Fatalf("%+v", got)
+	}
+	if m := mountsOn(t, filepath.Join(dir, "merged")); len(m) != 1 || m[0].FSType != "fuse.fuse-overlayfs" ||
+		!strings.Contains(m[0].Options, "nosuid,nodev") || strings.Contains(m[0].VFSOptions, "allow_other") {
+		t.Errorf("%+v", m)
+	}
+	got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", "cat merged/file; echo new >merged/new; cat upper/new")))
+	if got != (result{stdout: "low\nnew\n"}) {
+		t.Errorf("%+v", got)
+	}
+	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
+		t.Errorf("umount: %+v", got)
+	}
+	waitGone(t, dir)
+}
+
+// A plain user whose server has no capabilities opens a directory of his own again that he has shut against himself.
+func TestPlainUserShutsDir(t *testing.T) {
+	dir := unionTree(t)
+	mkdirs(t, dir, "lower/d", "lower/shut")
+	write(t, "in\n", dir, "lower/d/f")
+	if err := os.Chmod(filepath.Join(dir, "lower/shut"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"upper", "work", "merged", "lower/d", "lower/shut"} {
+		if err := os.Chown(filepath.Join(dir, name), 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
+		t.Fatalf("%+v", got)
+	}
+	script := `cd merged; mkdir -m 0 a; chmod 0 d; stat -c %a a d; ls -l >/dev/null; chmod 700 a d; stat -c %a a d; cat d/f
+		stat -c %a shut; ! chmod 700 shut 2>/dev/null; rmdir a`
+	got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", script)))
+	if want := (result{stdout: "0\n0\n700\n700\nin\n0\n"}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
+		t.Errorf("umount: %+v", got)
+	}
+	waitGone(t, dir)
+}

@@ -1,0 +1,49 @@
+package union
+
+import (
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/ovl"
+	"plyfs/internal/sys"
+)
+
+// maxVictim bounds the names that a whiteout of the AUFS form can stand for.
+const maxVictim = unix.NAME_MAX - 3
+
+// hasAUFS says whether the directory holds a whiteout or sentinel of the AUFS form called wh.
+func (u *Union) hasAUFS(dirfd int, wh string) bool {
+	has, err := u.findAUFS(dirfd, wh)
+	return has && err == nil
+}
+
+// findAUFS is hasAUFS that fails with EACCES in a directory that can't be searched.
+func (u *Union) findAUFS(dirfd int, wh string) (bool, error) {
+	var st unix.Statx_t
+	if err := sys.Statx(dirfd, wh, &st); err != nil {
+		if err == unix.EACCES { //nolint:errorlint // bare, as a system call returns it
+			return false, err
+		}
+		return false, nil
+	}
+	return u.aufsHidden(dirfd, wh, uint8(uint32(st.Mode)&unix.S_IFMT>>12)), nil
+}
+
+// aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
+func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
+	if typ == unix.DT_UNKNOWN {
+		var st unix.Statx_t
+		if sys.Statx(dirfd, name, &st) != nil {
+			return true
+		}
+		typ = uint8(st.Mode & unix.S_IFMT >> 12)
+	}
+	if typ != unix.DT_REG && !(typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name)) { // AUFS's own bookkeeping
+		return false
+	}
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		if _, err := sys.Getxattrat(dirfd, name, ns.Literal, nil); err == nil {
+			return false
+		}
+	}
+	return true
+}
