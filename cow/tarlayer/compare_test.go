@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
