@@ -17,7 +17,7 @@ import (
 // below one stays hidden as long as nobody can tell whether it may be seen.
 func TestUnreadableDirs(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to become another user")
+		t.Fatal("needs root, to become another user")
 	}
 	root := testenv.Scratch(t)
 	for _, d := range []string{"lower/d", "lower/shut", "lower/hides", "lower/hides/below", "base/shut", "base/shut/below", "upper/hides"} {

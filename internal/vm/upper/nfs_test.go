@@ -30,8 +30,8 @@ func export(t *testing.T) string {
 		"/etc/exports": served + " *(rw,no_root_squash,fsid=0,no_subtree_check,insecure,async)\n",
 		"/etc/netconfig": "tcp tpi_cots_ord v inet tcp - -\n" +
 			"local tpi_cots_ord - loopback - - -\n",
-		"/var/lib/nfs/etab":   "",
-		"/var/lib/nfs/rmtab":  "",
+		"/var/lib/nfs/etab":  "",
+		"/var/lib/nfs/rmtab": "",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -53,11 +53,11 @@ func export(t *testing.T) string {
 		t.Fatal(err)
 	}
 	vmtest.Run(t, "mount", "-t", "nfs4", "-o", "vers=4.2", "127.0.0.1:/", mnt)
-	t.Cleanup(func() { 
+	t.Cleanup(func() {
 		testenv.Unmount(t, mnt)
 		vmtest.Run(t, "rpc.nfsd", "0")
 		vmtest.Run(t, "exportfs", "-au")
-	 })
+	})
 	return mnt
 }
 
