@@ -3,6 +3,7 @@ package union
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -55,6 +56,7 @@ func TestLookupWhileOtherNameGoes(t *testing.T) {
 		wg.Go(func() {
 			<-start
 			for began := time.Now(); time.Since(began) < time.Duration(i%40)*time.Microsecond; {
+				runtime.Gosched()
 			}
 			if _, _, err := u.Lookup(d2, fmt.Sprintf("l%d", i)); err != nil {
 				bad++
