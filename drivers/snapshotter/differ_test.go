@@ -113,6 +113,22 @@ func (w *workbench) put(t testing.TB, mediaType string, blob []byte) ocispec.Des
 	return d
 }
 
+// putHeaders writes a layer of members without content.
+func (w *workbench) putHeaders(t testing.TB, headers ...tar.Header) ocispec.Descriptor {
+	t.Helper()
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for _, h := range headers {
+		if err := tw.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return w.put(t, ocispec.MediaTypeImageLayer, b.Bytes())
+}
+
 func (w *workbench) context(t testing.TB) context.Context {
 	t.Helper()
 	return namespaces.WithNamespace(t.Context(), "test")
@@ -408,19 +424,7 @@ func TestApplyBelowLowerNonDirs(t *testing.T) { differDrivers(t, applyBelowLower
 func applyBelowLowerNonDirs(t *testing.T, w *workbench) {
 	t.Cleanup(runtime.GC) // containerd's check for fs-verity leaves a file open
 	ctx := w.context(t)
-	plain := func(headers ...tar.Header) ocispec.Descriptor {
-		var b bytes.Buffer
-		tw := tar.NewWriter(&b)
-		for _, h := range headers {
-			if err := tw.WriteHeader(&h); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := tw.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return w.put(t, ocispec.MediaTypeImageLayer, b.Bytes())
-	}
+	plain := func(headers ...tar.Header) ocispec.Descriptor { return w.putHeaders(t, headers...) }
 	w.extract(t, "base", "", plain(
 		tar.Header{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755}, tar.Header{Name: "usr/lib/", Typeflag: tar.TypeDir, Mode: 0o755},
 		tar.Header{Name: "lib", Typeflag: tar.TypeSymlink, Linkname: "usr/lib"}, tar.Header{Name: "usr/file", Mode: 0o644},
@@ -441,5 +445,54 @@ func applyBelowLowerNonDirs(t *testing.T, w *workbench) {
 	mounts := w.prepare(t, "extract-bad", "base")
 	if _, err := w.differ.Apply(ctx, plain(tar.Header{Name: "usr/file/a/b", Mode: 0o644}), mounts); err == nil {
 		t.Error("a member below a file was unpacked")
+	}
+}
+
+// A layer whose root is opaque hides all below it, in the layers above it too, and its differences have the deletions.
+func TestDifferOpaqueRoot(t *testing.T) { differDrivers(t, differOpaqueRoot) }
+
+func differOpaqueRoot(t *testing.T, w *workbench) {
+	t.Cleanup(runtime.GC) // containerd's check for fs-verity leaves a file open
+	ctx := w.context(t)
+	w.extract(t, "base", "", w.putHeaders(t,
+		tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o755}, tar.Header{Name: "d/old", Mode: 0o644}, tar.Header{Name: "old", Mode: 0o644},
+	))
+	w.extract(t, "opaque", "base", w.putHeaders(t,
+		tar.Header{Name: ".wh..wh..opq", Mode: 0o644}, tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o755},
+		tar.Header{Name: "d/new", Mode: 0o644},
+	))
+	w.extract(t, "top", "opaque", w.putHeaders(t, tar.Header{Name: "top", Mode: 0o644}))
+	for name, want := range map[string]string{"opaque": "[. d d/new]", "top": "[. d d/new top]"} {
+		if got := fmt.Sprint(w.tree(t, name).Paths()); got != want {
+			t.Errorf("%s shows %s, want %s", name, got, want)
+		}
+	}
+	view := func(of string) []mount.Mount {
+		m, err := w.View(ctx, "view-"+of, of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	base := view("base")
+	for _, name := range []string{"opaque", "top"} {
+		d, err := w.differ.Compare(ctx, base, view(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.extract(t, "again-"+name, "base", d)
+		w.mustShow(t, "again-"+name, name)
+	}
+	key := "box"
+	w.at(t, w.prepare(t, key, "opaque"), func(root string) {
+		if err := os.WriteFile(filepath.Join(root, "old"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := w.Commit(ctx, key+"-done", key); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(w.tree(t, key+"-done").Paths()); got != "[. d d/new old]" {
+		t.Errorf("a container over it shows %s", got)
 	}
 }
