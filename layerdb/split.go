@@ -35,6 +35,11 @@ type splitter struct {
 	bytes int64
 	// names are the members, cleaned.
 	names map[string]member
+	// implied has the directories that members with content are in, true for those that no member described before: the layers
+	// below may have a symlink there.
+	implied map[string]bool
+	// anyImplied says that one of them is true.
+	anyImplied bool
 	// inexact is why the tree will not do; "" if it will.
 	inexact string
 }
@@ -63,7 +68,7 @@ const (
 )
 
 func newSplitter(w io.Writer) *splitter {
-	return &splitter{w: w, names: make(map[string]member)}
+	return &splitter{w: w, names: make(map[string]member), implied: make(map[string]bool)}
 }
 
 // run reads the whole stream. The error is that of reading or writing; a stream that is not a tar stream, or that the tree
@@ -319,12 +324,46 @@ func (s *splitter) see(memberName string, typ byte, size int64) error {
 		// A whiteout with content, or beneath what AUFS kept its books in: neither is unpacked.
 		return s.doubt(memberName + " has content that is not unpacked")
 	case ovl.IsAUFSName(base):
-		if victim, ok := ovl.AUFSVictim(base); ok && s.names[path.Join(path.Dir(name), victim)] != 0 {
+		victim, ok := ovl.AUFSVictim(base)
+		if victim = path.Join(path.Dir(name), victim); ok && (s.names[victim] != 0 || s.implied[victim]) {
 			return s.doubt(memberName + " hides a member of the same layer")
 		}
+		if base == ovl.AUFSOpaque && s.impliedBeneath(path.Dir(name)) {
+			return s.doubt(memberName + " may hide a symlink of the layers below that members before it came through")
+		}
+	case s.implied[name]:
+		return s.doubt(memberName + " comes after members beneath it, which may have come through a symlink of the layers below")
 	}
 	s.names[name] = is
+	if is&memberContent != 0 {
+		s.imply(path.Dir(name))
+	}
 	return nil
+}
+
+// imply notes the directory and those above it.
+func (s *splitter) imply(dir string) {
+	for ; dir != "/"; dir = path.Dir(dir) {
+		if _, known := s.implied[dir]; known {
+			return
+		}
+		_, described := s.names[dir]
+		s.implied[dir] = !described
+		s.anyImplied = s.anyImplied || !described
+	}
+}
+
+// impliedBeneath says whether there is an implied directory beneath dir.
+func (s *splitter) impliedBeneath(dir string) bool {
+	if !s.anyImplied {
+		return false
+	}
+	for i, is := range s.implied {
+		if is && (dir == "/" || strings.HasPrefix(i, dir+"/")) {
+			return true
+		}
+	}
+	return false
 }
 
 // hasAUFSName says whether a component of the path is a name of the AUFS form.

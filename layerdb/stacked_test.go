@@ -303,3 +303,45 @@ func TestRestoreBeneathMount(t *testing.T) {
 	mustHoldFile(t, s, "c", "d/new1", strings.Repeat("1", 1000))
 	emptyStore(t, s)
 }
+
+// A member that came through a symlink of the layers below, which the same layer then takes away, is not where its name says: such a
+// layer goes out as it came in.
+func TestExactThroughLostSymlink(t *testing.T) {
+	ctx := context.Background()
+	base := stream(t, file{name: "etc/", kind: '5'}, file{name: "etc/a", content: "a"}, file{name: "s", kind: '2', content: "etc"},
+		file{name: "p/", kind: '5'})
+	for _, b := range append(stackingBackends(t), vfsBackend()) {
+		t.Run(b.Name, func(t *testing.T) {
+			s, err := Open(ctx, b.at(filepath.Join(testenv.Scratch(t), "store")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer closeStore(t, s)
+			low := register(t, s, "", base, RegisterOptions{Hold: &Holder{Kind: "test", Key: "base"}})
+			for name, c := range map[string]struct {
+				files []file
+				want  Stream
+			}{
+				"a directory":          {[]file{{name: "s/new", content: "1"}, {name: "s/", kind: '5'}, {name: "s/z", content: "2"}}, StreamWhole},
+				"a directory, deep":    {[]file{{name: "s/x/", kind: '5'}, {name: "s/x/new", content: "1"}, {name: "s/", kind: '5'}}, StreamWhole},
+				"a whiteout":           {[]file{{name: "s/new", content: "1"}, {name: ".wh.s"}}, StreamWhole},
+				"an opaque root":       {[]file{{name: "s/new", content: "1"}, {name: ".wh..wh..opq"}}, StreamWhole},
+				"it stays":             {[]file{{name: "s/new", content: "1"}}, StreamSplit},
+				"it went before":       {[]file{{name: "s/", kind: '5'}, {name: "s/new", content: "1"}, {name: "s/", kind: '5'}}, StreamSplit},
+				"opaque at first":      {[]file{{name: ".wh..wh..opq"}, {name: "s/new", content: "1"}}, StreamSplit},
+				"nothing comes beside": {[]file{{name: "p/x", content: "1"}, {name: "q/", kind: '5'}, {name: ".wh.s"}}, StreamSplit},
+			} {
+				in := stream(t, c.files...)
+				l := register(t, s, low.ID, in, RegisterOptions{})
+				if l.Stream != c.want {
+					t.Errorf("%s: the stream is kept as %s, want %s", name, l.Stream, c.want)
+				}
+				var out bytes.Buffer
+				if err := s.Export(ctx, l.ID, &out); err != nil || !bytes.Equal(out.Bytes(), in) {
+					t.Errorf("%s: it goes out changed: %v", name, err)
+				}
+			}
+			emptyStore(t, s)
+		})
+	}
+}
