@@ -20,7 +20,8 @@ const (
 )
 
 // storeLock makes this process the only one that has the store open. The kernel gives the lock back however the process
-// ends; the file stays, since removing it would let two processes lock two files.
+// ends. The file stays, since removing it would let two processes lock two files; where it is removed with a store that could not be
+// begun, those who waited for it notice.
 type storeLock struct{ f *os.File }
 
 // lockStore takes the lock of the store at root, for which it waits so long. The error wraps ErrLocked and names the process
@@ -35,6 +36,10 @@ func lockStore(ctx context.Context, root string, wait time.Duration) (*storeLock
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
+			if !isNamed(f, path) {
+				f.Close()
+				return nil, fmt.Errorf("lock %s: %w", path, errUnmade)
+			}
 			if err := writeHolder(f); err != nil {
 				f.Close()
 				return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -57,6 +62,19 @@ func lockStore(ctx context.Context, root string, wait time.Duration) (*storeLock
 		case <-time.After(lockPoll):
 		}
 	}
+}
+
+// errUnmade says that the process that had the lock removed the store, which it had made itself.
+var errUnmade = errors.New("the store was removed meanwhile")
+
+// isNamed says whether the file is the one at path.
+func isNamed(f *os.File, path string) bool {
+	has, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	at, err := os.Lstat(path)
+	return err == nil && os.SameFile(has, at)
 }
 
 // writeHolder leaves for others who has the store.

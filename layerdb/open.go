@@ -53,7 +53,9 @@ func openStore(ctx context.Context, o Options, open func(*Store) (database, erro
 	m, err := s.meta()
 	switch {
 	case errors.Is(err, drivers.ErrNotFound):
-		err = s.begin(ctx)
+		if err = s.begin(ctx); s.drv == nil {
+			s.unmake()
+		}
 	case err == nil:
 		err = s.resume(ctx, m, named)
 	}
@@ -94,19 +96,16 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 		o.Wait = defaultWait
 	}
 	s := &Store{root: root, opt: o, log: o.Log, boot: strings.TrimSpace(string(boot)), pins: make(map[ChainID]*pin)}
-	for _, dir := range []string{"", layersDir, streamsDir, recordsDir, blobsDir, runDir, notesDir, tempDir} {
-		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
-			return nil, err
-		}
+	if _, err := os.Lstat(s.path(dbDir)); o.MustExist && errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("there is none in %s: %w; --root or PLYFS_ROOT names another directory", root, drivers.ErrNotFound)
 	}
-	if s.lock, err = lockStore(ctx, root, o.Wait); err != nil {
-		return nil, err
-	}
-	return s, nil
+	s.lock, err = s.makeAndLock(ctx)
+	return s, err
 }
 
 // openDatabase opens the store's database, or makes it.
 func openDatabase(s *Store) (database, error) {
+	s.made.db = !exists(s.path(dbDir))
 	fresh := !exists(s.path(dbDir, "MANIFEST"))
 	if fresh {
 		// Without its database a store looks new; layers would be taken for garbage.

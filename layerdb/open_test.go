@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -352,4 +354,66 @@ func TestPathIsNotUTF8(t *testing.T) {
 	if _, err := os.Lstat(root); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a directory was made: %v", err)
 	}
+}
+
+// A store that can't be begun leaves nothing that was not there before, and those who wait for it meanwhile are not disturbed.
+func TestOpenLeavesNothing(t *testing.T) {
+	ctx := context.Background()
+	bad := func(root string) Options {
+		o := optionsAt(root)
+		o.Driver, o.Wait = "floppy", 0
+		return o
+	}
+	dir := testenv.Scratch(t)
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "empty"), 0o700), os.MkdirAll(filepath.Join(dir, "used/layers/x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	writeTo(t, filepath.Join(dir, "used/layers/x/file"), "")
+	unopened := optionsAt(filepath.Join(dir, "options"))
+	unopened.DriverOptions = map[string]string{"no": "such"}
+	late := optionsAt(filepath.Join(dir, "late"))
+	late.Registry = drivers.NewRegistry(drivers.Factory{Name: "late", Open: func(_ context.Context, o drivers.Options) (drivers.Driver, error) {
+		return nil, errors.Join(drivers.ErrPrerequisites, os.MkdirAll(filepath.Join(o.Home, "a/b"), 0o700), os.MkdirAll(o.Run, 0o700))
+	}})
+	late.Driver = "late"
+	missing := optionsAt(filepath.Join(dir, "missing"))
+	missing.MustExist = true
+	for _, o := range []Options{
+		bad(filepath.Join(dir, "new")), bad(filepath.Join(dir, "far/away/new")), bad(filepath.Join(dir, "empty")),
+		bad(filepath.Join(dir, "used")), unopened, late, missing,
+	} {
+		if _, err := Open(ctx, o); err == nil {
+			t.Errorf("%s: no error", o.Root)
+		}
+	}
+	var left []string
+	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		left = append(left, strings.TrimPrefix(path, dir))
+		return err
+	})
+	if want := "[ /empty /used /used/layers /used/layers/x /used/layers/x/file]"; err != nil || fmt.Sprint(left) != want {
+		t.Errorf("left: %v, %v; want %s", left, err, want)
+	}
+	root := filepath.Join(dir, "both")
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() {
+			if _, err := Open(ctx, bad(root)); !errors.Is(err, drivers.ErrNotFound) && !errors.Is(err, drivers.ErrOtherDriver) {
+				t.Errorf("unknown driver: %v", err)
+			}
+		})
+		all.Go(func() {
+			o := optionsAt(root)
+			o.Wait = time.Minute
+			s, err := Open(ctx, o)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }

@@ -25,6 +25,8 @@ type Options struct {
 	Registry *drivers.Registry
 	// DriverOptions are the driver's own.
 	DriverOptions map[string]string
+	// MustExist says that a store is not made: where there is none the error wraps drivers.ErrNotFound.
+	MustExist bool
 	// Wait is how long Open waits for another process that has the store open; zero stands for ten seconds, a negative value
 	// for not waiting.
 	Wait time.Duration
@@ -38,6 +40,7 @@ type Store struct {
 	opt  Options
 	log  *slog.Logger
 	lock *storeLock
+	made madeParts
 	boot string
 	db   database
 	// drv and differ are replaced by a migration, which is alone then.

@@ -60,6 +60,7 @@ const scratchImage = "scratch"
 func containerCreateCommand() storeCommand {
 	return storeCommand{
 		name: "create", usage: "make a writable layer over an image", min: 1, max: 2,
+		refers:      true,
 		line:        "plyfs container create [--quota SIZE] [--quota-inodes N] [--label NAME=VALUE]... [--json] IMAGE [NAME]",
 		description: "IMAGE is an image, a layer, or scratch for nothing. Without NAME the container gets a random one, which is printed.",
 		flags: []cli.Flag{
@@ -175,6 +176,7 @@ func containerLsCommand() storeCommand {
 func containerInspectCommand() storeCommand {
 	return storeCommand{
 		name: "inspect", usage: "describe containers", line: "plyfs container inspect [--json] NAME...", min: 1, max: -1,
+		refers: true,
 		run: func(ctx context.Context, s *session) error {
 			var lines []containerLine
 			for _, name := range s.args {
@@ -228,6 +230,7 @@ func quotaText(q drivers.Quota) string {
 func containerMountCommand() storeCommand {
 	return storeCommand{
 		name: "mount", usage: "mount a container and print where", line: "plyfs container mount [--ro] [--json] NAME", min: 1, max: 1,
+		refers:      true,
 		description: "Each mount wants a plyfs container umount. Users other than root mount within plyfs unshare.",
 		flags:       []cli.Flag{&cli.BoolFlag{Name: "ro", Usage: "so that nothing can be written"}},
 		run: func(ctx context.Context, s *session) error {
@@ -252,7 +255,8 @@ func containerMountCommand() storeCommand {
 func containerUmountCommand() storeCommand {
 	return storeCommand{
 		name: "umount", usage: "take back one mount of each container", line: "plyfs container umount [--all] NAME...", min: 1, max: -1,
-		flags: []cli.Flag{&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "take back all mounts"}},
+		refers: true,
+		flags:  []cli.Flag{&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "take back all mounts"}},
 		run: func(ctx context.Context, s *session) error {
 			for _, name := range s.args {
 				c, err := s.layers.Container(ctx, name)
@@ -277,6 +281,7 @@ func containerUmountCommand() storeCommand {
 func containerChangesCommand() storeCommand {
 	return storeCommand{
 		name: "changes", usage: "list what was changed in a container", line: "plyfs container changes [--json] NAME", min: 1, max: 1,
+		refers: true,
 		run: func(ctx context.Context, s *session) error {
 			changes, err := s.layers.Changes(ctx, s.args[0])
 			if err != nil {
@@ -290,7 +295,8 @@ func containerChangesCommand() storeCommand {
 func containerDiffCommand() storeCommand {
 	return storeCommand{
 		name: "diff", usage: "write what was changed in a container as a tar file", line: "plyfs container diff [-o FILE] NAME", min: 1, max: 1,
-		flags: []cli.Flag{outputFlag()},
+		refers: true,
+		flags:  []cli.Flag{outputFlag()},
 		run: func(ctx context.Context, s *session) error {
 			r, err := s.layers.Diff(ctx, s.args[0])
 			if err != nil {
@@ -304,7 +310,8 @@ func containerDiffCommand() storeCommand {
 func containerCommitCommand() storeCommand {
 	return storeCommand{
 		name: "commit", usage: "make an image, or a layer, of a container", min: 1, max: -1,
-		line: "plyfs container commit [--author A] [--message M] [--change INSTRUCTION]... [--layer] [--json] NAME [IMAGE...]",
+		refers: true,
+		line:   "plyfs container commit [--author A] [--message M] [--change INSTRUCTION]... [--layer] [--json] NAME [IMAGE...]",
 		description: "IMAGE are names of the new image. The container stays as it is and may be mounted. Instructions are CMD, ENTRYPOINT,\n" +
 			"ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and WORKDIR, as in a Dockerfile.",
 		flags: []cli.Flag{
@@ -352,7 +359,8 @@ func (s *session) commitLayer(ctx context.Context) error {
 func containerRmCommand() storeCommand {
 	return storeCommand{
 		name: "rm", usage: "remove containers, and what was written in them", line: "plyfs container rm [--force] NAME...", min: 1, max: -1,
-		flags: []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "unmount them first"}},
+		refers: true,
+		flags:  []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "unmount them first"}},
 		run: func(ctx context.Context, s *session) error {
 			for _, name := range s.args {
 				c, err := s.layers.Container(ctx, name)

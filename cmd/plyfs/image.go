@@ -120,6 +120,7 @@ func imageLsCommand() storeCommand {
 func imageInspectCommand() storeCommand {
 	return storeCommand{
 		name: "inspect", usage: "describe images, with their configs", line: "plyfs image inspect [--json] IMAGE...", min: 1, max: -1,
+		refers: true,
 		run: func(ctx context.Context, s *session) error {
 			var lines []imageLine
 			for _, ref := range s.args {
@@ -161,6 +162,7 @@ type historyLine struct {
 func imageHistoryCommand() storeCommand {
 	return storeCommand{
 		name: "history", usage: "say how an image was made, the latest first", line: "plyfs image history [--json] IMAGE", min: 1, max: 1,
+		refers: true,
 		run: func(ctx context.Context, s *session) error {
 			i, err := s.images.Find(ctx, s.args[0])
 			if err != nil {
@@ -203,6 +205,7 @@ func clip(text string) string {
 func imageTagCommand() storeCommand {
 	return storeCommand{
 		name: "tag", usage: "give an image further names", line: "plyfs image tag IMAGE NAME...", min: 2, max: -1,
+		refers: true,
 		run: func(ctx context.Context, s *session) error {
 			i, err := s.images.Find(ctx, s.args[0])
 			if err != nil {
@@ -232,6 +235,7 @@ func parseNames(words []string) ([]image.Name, error) {
 func imageRmCommand() storeCommand {
 	return storeCommand{
 		name: "rm", usage: "remove names, and images with their last name", line: "plyfs image rm [--force] [--json] IMAGE...", min: 1, max: -1,
+		refers:      true,
 		description: "By name: the name, and the image if it was its last. By id: the image; with several names only with --force.",
 		flags: []cli.Flag{&cli.BoolFlag{
 			Name: "force", Aliases: []string{"f"}, Usage: "remove all names of an id, and images of which containers were made",

@@ -92,6 +92,7 @@ func imagePullCommand() storeCommand {
 func imagePushCommand() storeCommand {
 	return storeCommand{
 		name: "push", usage: "bring an image to a registry", min: 1, max: 2,
+		refers:      true,
 		line:        "plyfs image push [--compression FORMAT] [--insecure] [-q] [--json] IMAGE [NAME]",
 		description: "NAME is where to; without it IMAGE is a name itself.",
 		flags:       []cli.Flag{compressionFlag(), insecureFlag(), quietFlag()},
@@ -176,7 +177,8 @@ func imageImportCommand() storeCommand {
 func imageExportCommand() storeCommand {
 	return storeCommand{
 		name: "export", usage: "write images to an archive or an OCI layout", min: 1, max: -1,
-		line: "plyfs image export [--format FORM] [--compression FORMAT] [-q] [--json] -o FILE|DIR|- IMAGE...",
+		refers: true,
+		line:   "plyfs image export [--format FORM] [--compression FORMAT] [-q] [--json] -o FILE|DIR|- IMAGE...",
 		flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FILE`, new directory, or - for standard output"},
 			&cli.StringFlag{

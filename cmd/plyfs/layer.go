@@ -130,6 +130,7 @@ func isPrefix(d, ref string) bool {
 func layerInspectCommand() storeCommand {
 	return storeCommand{
 		name: "inspect", usage: "describe layers", line: "plyfs layer inspect [--json] LAYER...", min: 1, max: -1,
+		refers:      true,
 		description: "LAYER is a ChainID, a DiffID, the beginning of one, or an image for its topmost layer.",
 		run: func(ctx context.Context, s *session) error {
 			var lines []layerLine
@@ -211,6 +212,7 @@ func (s *session) changesOut(changes []tarlayer.Change) error {
 func layerChangesCommand() storeCommand {
 	return storeCommand{
 		name: "changes", usage: "list what a layer changes", line: "plyfs layer changes [--json] LAYER", min: 1, max: 1,
+		refers: true,
 		run: func(ctx context.Context, s *session) error {
 			l, err := s.findLayer(ctx, s.args[0])
 			if err != nil {
@@ -252,6 +254,7 @@ func (s *session) streamTo(write func(io.Writer) error) error {
 func layerDiffCommand() storeCommand {
 	return storeCommand{
 		name: "diff", usage: "write what a layer changes as a tar file, as its driver sees it", min: 1, max: 1,
+		refers:      true,
 		line:        "plyfs layer diff [-o FILE] LAYER",
 		description: "The same layer gives the same bytes with every driver. The bytes that came in are those of plyfs layer export.",
 		flags:       []cli.Flag{outputFlag()},
@@ -280,8 +283,9 @@ func layerDiffCommand() storeCommand {
 func layerExportCommand() storeCommand {
 	return storeCommand{
 		name: "export", usage: "write a layer as the tar file that came in, byte for byte", min: 1, max: 1,
-		line:  "plyfs layer export [-o FILE] LAYER",
-		flags: []cli.Flag{outputFlag()},
+		refers: true,
+		line:   "plyfs layer export [-o FILE] LAYER",
+		flags:  []cli.Flag{outputFlag()},
 		run: func(ctx context.Context, s *session) error {
 			l, err := s.findLayer(ctx, s.args[0])
 			if err != nil {

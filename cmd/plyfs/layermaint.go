@@ -36,6 +36,7 @@ type verifyLine struct {
 func layerVerifyCommand() storeCommand {
 	return storeCommand{
 		name: "verify", usage: "compare the content of layers with what came in", min: 0, max: -1,
+		refers:      true,
 		line:        "plyfs layer verify [--json] [LAYER...]",
 		description: "Without LAYER all of them.",
 		run: func(ctx context.Context, s *session) error {

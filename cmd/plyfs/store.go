@@ -102,6 +102,8 @@ type storeCommand struct {
 	flags             []cli.Flag
 	// min and max are how many arguments there must be; a negative max is no bound.
 	min, max int
+	// refers says that the arguments name what is in the store: one that is not there is not made.
+	refers bool
 	// run is given the open store.
 	run func(ctx context.Context, s *session) error
 	// bare, in place of run, is called without opening the store.
@@ -260,6 +262,7 @@ func (s storeCommand) runSession(c *cli.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
+	o.MustExist = s.refers && len(args) > 0 && args[0] != scratchImage
 	use := &session{c: c, args: args, out: c.App.Writer, options: o, private: ns == nsPrivate}
 	defer func() {
 		if use.unprinted != nil {

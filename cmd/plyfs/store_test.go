@@ -510,3 +510,21 @@ func TestStoreMigrate(t *testing.T) {
 		t.Errorf("check: %s", got)
 	}
 }
+
+// TestStoreMistyped: a command that could not do anything leaves no store where a name was mistyped.
+func TestStoreMistyped(t *testing.T) {
+	r := newStoreRun(t)
+	for args, code := range map[string]int{
+		"container mount x": storeNotFound, "container rm x": storeNotFound, "container create x y": storeNotFound,
+		"image inspect x": storeNotFound, "image export -o out x": storeNotFound, "layer export x": storeNotFound, "layer verify x": storeNotFound,
+		"image ls --driver nope": storeNotFound, "image ls --driver aufs": storeUnsupported, "layer gc --driver-opt no=such": storeUsage,
+	} {
+		if res := r.plyfs(strings.Fields(args)...); res.code != code || res.stderr == "" {
+			t.Errorf("%s: exit code %d, want %d; %s", args, res.code, code, res.stderr)
+		}
+		if names, err := os.ReadDir(filepath.Dir(r.root)); err != nil || len(names) > 0 {
+			t.Fatalf("%s: left %v, %v", args, names, err)
+		}
+	}
+	r.ok("container", "create", "scratch", "c1")
+}
