@@ -33,6 +33,9 @@ type Layer struct {
 	root File // what Root returns
 	// handles says that inode numbers can be read out of this file system's file handles.
 	handles bool
+	// avoid is the device number of the mount that shows the layer, 0 for none; inside says that it may lie in the layer.
+	avoid  uint64
+	inside bool
 	// override is the attribute that holds owner and mode of the layer's objects, "" for none.
 	override string
 }
@@ -106,10 +109,10 @@ func OpenDirAt(dirfd int, path string) (int, error) {
 // Stat fills st with the attributes of name below dirfd ("." or "" for dirfd itself), as kept by this layer: with
 // xattr_permissions, owner, mode, type and device number come from the attribute.
 func (l *Layer) Stat(dirfd int, name string, st *unix.Statx_t) error {
-	if err := sys.Statx(dirfd, name, st); err != nil {
+	if err := l.StatRaw(dirfd, name, sys.StatMask, st); err != nil {
 		return err
 	}
-	if l.override == "" {
+	if l.override == "" || l.Avoids(st) {
 		return nil
 	}
 	return l.applyOverride(dirfd, name, st)

@@ -97,6 +97,9 @@ func (d *Device) Identity() (id uint64, device string) {
 	return d.mount.id, fmt.Sprintf("%d:%d", d.mount.major, d.mount.minor)
 }
 
+// Number returns the device number of the mount's files, as statx(2) has it; 0 if somebody else mounted.
+func (d *Device) Number() uint64 { return unix.Mkdev(d.mount.major, d.mount.minor) }
+
 // Fd returns the /dev/fuse descriptor, which the Device keeps owning.
 func (d *Device) Fd() int { return d.fd }
 

@@ -191,3 +191,34 @@ func ancestors(l *layer.Layer, stop map[place]bool) []place {
 		last = here
 	}
 }
+
+// contain says whether target lies in one of the layers, on whatever file system. What can't be found out is no.
+func (s *Stack) contain(target string) bool {
+	if _, passed := descriptor(target); passed {
+		return false
+	}
+	fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	roots := make(map[place]bool, len(s.Lowers)+1)
+	for _, l := range s.Lowers {
+		roots[place{dev: l.Dev, ino: l.Ino}] = true
+	}
+	if s.Upper != nil {
+		roots[place{dev: s.Upper.Dev, ino: s.Upper.Ino}] = true
+	}
+	var last place
+	for up := ".."; ; up += "/.." {
+		var st unix.Statx_t
+		if sys.StatKnown(fd, up, unix.STATX_INO, &st) != nil {
+			return false
+		}
+		here := place{dev: sys.Dev(&st), ino: st.Ino}
+		if roots[here] || here == last {
+			return roots[here]
+		}
+		last = here
+	}
+}

@@ -145,6 +145,9 @@ func (u *Union) attr(n *Node) (Attr, error) {
 
 // statNode fills st with what the layers say of n. Precondition: renameMu is held.
 func (u *Union) statNode(n *Node, st *unix.Statx_t) error {
+	if n.isOwnMount() {
+		return u.statOwn(st)
+	}
 	u.steady(n)
 	defer u.unsteady(n)
 	l, err := u.attrLoc(n)
@@ -152,7 +155,10 @@ func (u *Union) statNode(n *Node, st *unix.Statx_t) error {
 		return err
 	}
 	defer l.close()
-	return l.layer.Stat(l.fd(), l.name, st)
+	if err := l.layer.Stat(l.fd(), l.name, st); err != nil || !u.own(st) {
+		return err
+	}
+	return u.statOwn(st)
 }
 
 // setBlocks gives a the blocks of the lower whose data the metadata-only copy n stands for.

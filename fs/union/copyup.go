@@ -116,7 +116,7 @@ type copyUp struct {
 	data  bool
 	limit int64
 
-	from   loc
+	from   loc // nowhere, for an own mount's root
 	st     unix.Statx_t
 	origin *ovl.Origin
 	adjust int // see hardlink.adjust
@@ -134,6 +134,12 @@ type copyUp struct {
 // prepare looks at the lower object.
 func (c *copyUp) prepare() (err error) {
 	u := c.u
+	if c.n.isOwnMount() {
+		if c.n.lower.layer < 0 {
+			return unix.EBUSY // in the upper, where it is a mount point
+		}
+		return u.statOwn(&c.st)
+	}
 	u.renameMu.RLock()
 	c.from, err = u.attrLoc(c.n)
 	u.renameMu.RUnlock()
@@ -302,10 +308,12 @@ func (c *copyUp) stageAttrs() error {
 			return err
 		}
 	}
-	// Behind the owner, whose change drops capabilities.
-	skip := func(attr string) bool { return u.opt.NoACL && isACL(attr) }
-	if err := cow.CopyXattrs(u.m, c.from.fd(), c.from.name, dirfd, name, skip); err != nil {
-		return err
+	if c.from.dir != nil {
+		// Behind the owner, whose change drops capabilities.
+		skip := func(attr string) bool { return u.opt.NoACL && isACL(attr) }
+		if err := cow.CopyXattrs(u.m, c.from.fd(), c.from.name, dirfd, name, skip); err != nil {
+			return err
+		}
 	}
 	if err := c.stageOwnXattrs(dirfd, name); err != nil {
 		return err
@@ -353,7 +361,7 @@ func (c *copyUp) stageOwnXattrs(dirfd int, name string) error {
 
 // stageLiteral keeps the mark of an object whose name begins like those of the AUFS form.
 func (c *copyUp) stageLiteral(set func(attr string, v []byte) error) error {
-	if c.n.mode != unix.S_IFREG && !c.n.IsDir() {
+	if c.n.mode != unix.S_IFREG && !c.n.IsDir() || c.from.dir == nil {
 		return nil
 	}
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {

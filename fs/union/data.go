@@ -222,7 +222,7 @@ func (u *Union) openForFlags(n *Node) (*layer.File, error) {
 	if n.mode == unix.S_IFREG {
 		return u.file(n, false)
 	}
-	if !n.IsDir() {
+	if !n.IsDir() || n.isOwnMount() {
 		return nil, unix.ENOTTY
 	}
 	u.renameMu.RLock()

@@ -31,6 +31,8 @@ type entry struct {
 	// recorded says that st is from the stack index; subdirs is dirState.subdirs of a directory then.
 	recorded bool
 	subdirs  int32
+	// own says that it is the own mount's root, as an empty directory of a layer.
+	own bool
 	// lowerKey is the lower inode of such a file.
 	lowerKey inodeKey
 	layer    *layer.Layer
@@ -157,6 +159,12 @@ func (u *Union) probeLocked(dir *Node, name string, e *entry) error {
 	if !e.upper && e.lower.layer < 0 {
 		return unix.ENOENT
 	}
+	if !e.upper && u.own(&e.st) {
+		e.own = true
+		if err := u.statOwn(&e.st); err != nil {
+			return err
+		}
+	}
 	if dir.has(flagUpper) && (e.index != "" || !e.upper || len(e.dirs) > 0) && u.aufsWhiteoutIn(dir, name) {
 		if !e.upper || e.index != "" {
 			return unix.ENOENT
@@ -180,6 +188,11 @@ func (u *Union) probeUpper(dir *Node, name string, e *entry) (done bool, err err
 	}
 	if err != nil {
 		return true, err
+	}
+	if u.own(&e.st) {
+		// What lies below it is the mount point, to which nothing can be done.
+		e.own, e.layer = true, u.upper
+		return true, u.statOwn(&e.st)
 	}
 	if u.isUpperWhiteout(f.FD(), name, &e.st) {
 		return true, unix.ENOENT
@@ -425,7 +438,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		return lowerName{}, false, nil
 	}
 	ln := lowerName{typ: typ, ino: st.Ino}
-	if typ == unix.DT_DIR {
+	if typ == unix.DT_DIR && !u.own(st) {
 		ln.dirs = []int16{0}
 	}
 	if !e.upper {
@@ -483,6 +496,9 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	}
 	if e.recorded {
 		n.set(flagRecorded)
+	}
+	if e.own {
+		n.set(flagOwnMount)
 	}
 	for _, k := range keys {
 		u.addKeyLocked(n, k)

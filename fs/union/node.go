@@ -32,6 +32,8 @@ const (
 	flagRecorded
 	// flagImpure: a directory whose upper already carries the impure attribute.
 	flagImpure
+	// flagOwnMount: a directory that was looked up where the own mount is, see isOwnMount.
+	flagOwnMount
 )
 
 // link is one name of a node.

@@ -176,7 +176,7 @@ func (u *Union) listUpper(dir *Node, l *listing) (map[string]struct{}, error) {
 		if merged {
 			hide[e.Name] = struct{}{}
 		}
-		typ, err := u.entryType(f.FD(), e, upperMarks)
+		typ, err := u.entryType(u.upper, f.FD(), e, upperMarks)
 		if err != nil || typ == unix.DT_WHT {
 			return err
 		}
@@ -237,7 +237,7 @@ func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) erro
 	}
 	defer f.Close()
 	return layer.List(f.FD(), func(e layer.RawDirent) error {
-		typ, hidden, err := u.listedType(f.FD(), e, low.marks)
+		typ, hidden, err := u.listedType(u.lowers[low.layer], f.FD(), e, low.marks)
 		if err == nil && !hidden {
 			add(e.Name, low, e.Ino, typ)
 		}
@@ -246,11 +246,11 @@ func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) erro
 }
 
 // listedType is the type of an entry of a lower directory; hidden says that it is a whiteout or its like.
-func (u *Union) listedType(dirfd int, e layer.RawDirent, m dirMarks) (typ uint8, hidden bool, err error) {
+func (u *Union) listedType(l *layer.Layer, dirfd int, e layer.RawDirent, m dirMarks) (typ uint8, hidden bool, err error) {
 	if ovl.IsAUFSName(e.Name) && u.aufsHidden(dirfd, e.Name, e.Type) {
 		return 0, true, nil
 	}
-	typ, err = u.entryType(dirfd, e, m)
+	typ, err = u.entryType(l, dirfd, e, m)
 	return typ, typ == unix.DT_WHT, err
 }
 

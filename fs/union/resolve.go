@@ -181,7 +181,11 @@ func (u *Union) probeWithin(at []lowerDir, name string, count *redirects) (found
 		if found.layer < 0 {
 			found = lowerRef{layer: at[i].layer, dir: at[i].path, name: name}
 		}
-		dirs = append(dirs, lowerDir{layer: at[i].layer, path: joinPath(at[i].path, name), marks: m.dirMarks})
+		if m.own {
+			dirs = append([]lowerDir{}, dirs...) // a directory, if only by that
+		} else {
+			dirs = append(dirs, lowerDir{layer: at[i].layer, path: joinPath(at[i].path, name), marks: m.dirMarks})
+		}
 		if m.opaque || m.whiteout {
 			return found, dirs, nil
 		}
@@ -232,7 +236,7 @@ const (
 // probeOne looks for name in one lower directory.
 func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMark, err error) {
 	var st unix.Statx_t
-	err = sys.Statx(dirfd, name, &st)
+	err = u.lowers[d.layer].StatRaw(dirfd, name, sys.StatMask, &st)
 	wh := false
 	if !ovl.IsAUFSName(name) && len(name) < maxVictim {
 		wh = u.hasAUFS(dirfd, ovl.AUFSWhiteout(name))
@@ -245,6 +249,8 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 		return probeNone, m, nil
 	case err != nil:
 		return probeNone, m, err
+	case u.own(&st):
+		return probeDir, dirMark{whiteout: wh, own: true}, nil
 	case layer.IsWhiteoutDevice(&st):
 		return probeWhiteout, m, nil
 	case ovl.IsAUFSName(name) && u.aufsHidden(dirfd, name, uint8(uint32(st.Mode)&unix.S_IFMT>>12)):
@@ -275,6 +281,7 @@ type dirMark struct {
 	opaque   bool
 	impure   bool
 	whiteout bool // a whiteout of the same name lies beside it
+	own      bool // it is the own mount's root, which has no content in the layer
 	redirect *ovl.Redirect
 }
 
@@ -424,7 +431,7 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 		}
 	}()
 	var st unix.Statx_t
-	if err := sys.Statx(f.FD(), "", &st); err != nil {
+	if err := r.u.lowers[c.layer].StatRaw(f.FD(), "", sys.StatMask, &st); err != nil || r.u.own(&st) {
 		return dirMark{}, err
 	}
 	m, err := r.u.readMark(f.FD(), more)
@@ -493,7 +500,7 @@ func (u *Union) mergeNames(t map[string]lowerName, dirfd int, d *lowerDir, i int
 			}
 			return nil
 		}
-		typ, err := u.entryType(dirfd, e, d.marks)
+		typ, err := u.entryType(u.lowers[d.layer], dirfd, e, d.marks)
 		if err != nil {
 			return err
 		}
@@ -531,14 +538,14 @@ func (u *Union) mergeNames(t map[string]lowerName, dirfd int, d *lowerDir, i int
 }
 
 // entryType is the type of a listed entry: DT_WHT for a whiteout, of whatever form.
-func (u *Union) entryType(dirfd int, e layer.RawDirent, m dirMarks) (uint8, error) {
+func (u *Union) entryType(l *layer.Layer, dirfd int, e layer.RawDirent, m dirMarks) (uint8, error) {
 	switch {
 	case e.Type == unix.DT_CHR || e.Type == unix.DT_UNKNOWN || m.xwhiteouts && e.Type == unix.DT_REG:
 	default:
 		return e.Type, nil
 	}
 	var st unix.Statx_t
-	err := sys.Statx(dirfd, e.Name, &st)
+	err := l.StatRaw(dirfd, e.Name, sys.StatMask, &st)
 	if errors.Is(err, unix.ENOENT) {
 		return unix.DT_WHT, nil
 	}

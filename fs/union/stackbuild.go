@@ -252,7 +252,7 @@ func (d *describer) list(l *level) error {
 	}
 	defer f.Close()
 	return layer.List(f.FD(), func(r layer.RawDirent) error {
-		typ, hidden, err := d.u.listedType(f.FD(), r, low.marks)
+		typ, hidden, err := d.u.listedType(d.u.lowers[low.layer], f.FD(), r, low.marks)
 		if err != nil || hidden {
 			return err
 		}

@@ -177,7 +177,7 @@ func (u *Union) sameStamps(view string, ls []metadata.Lower) bool {
 		}
 		lay := u.lowers[l.Layer]
 		var st unix.Statx_t
-		err := sys.StatStamp(lay.FD(), l.Path, &st)
+		err := lay.StatRaw(lay.FD(), l.Path, sys.StampMask, &st)
 		switch {
 		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
 			u.distrust(fmt.Sprintf("/%s is gone from layer %s", l.Path, lay.Path))

@@ -42,6 +42,7 @@ type Union struct {
 	// boot identifies the running kernel's boot.
 	boot  func() string
 	devs  []uint64
+	avoid uint64 // see Avoid; 0 for none
 	root  *Node
 	dirs  *layer.Cache
 	files *layer.Cache

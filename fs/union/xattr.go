@@ -40,7 +40,7 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
-	if u.lacksXattr(n, ovl.EscapeXattr(name)) {
+	if u.lacksXattr(n, ovl.EscapeXattr(name)) || n.isOwnMount() {
 		return 0, unix.ENODATA
 	}
 	u.steady(n)
@@ -80,7 +80,7 @@ func (u *Union) Listxattr(n *Node, dest []byte) (int, error) {
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
-	if u.lacksXattr(n, "") {
+	if u.lacksXattr(n, "") || n.isOwnMount() {
 		return 0, nil
 	}
 	u.steady(n)
@@ -157,7 +157,7 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 	if u.work == nil {
 		return unix.EROFS
 	}
-	if !n.has(flagUpper) {
+	if !n.has(flagUpper) && !n.isOwnMount() {
 		u.renameMu.RLock()
 		l, err := u.attrLoc(n)
 		if err == nil {

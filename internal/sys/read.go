@@ -25,21 +25,29 @@ func Retry(f func() error) error {
 // Statx fills st with the attributes of name below dirfd without following a symlink; an empty name means dirfd itself,
 // which may be an O_PATH descriptor, and so does ".".
 func Statx(dirfd int, name string, st *unix.Statx_t) error {
-	return statx(dirfd, name, StatMask, st)
+	return statx(dirfd, name, 0, StatMask, st)
 }
 
-// StatStamp is Statx for the inode number and the times of the last changes only, which some file systems have sooner.
-func StatStamp(dirfd int, name string, st *unix.Statx_t) error {
-	return statx(dirfd, name, unix.STATX_INO|unix.STATX_MTIME|unix.STATX_CTIME, st)
+// StampMask is a mask for the inode number and the times of the last changes only, which some file systems have sooner.
+const StampMask = unix.STATX_INO | unix.STATX_MTIME | unix.STATX_CTIME
+
+// StatMasked is Statx for what the mask says.
+func StatMasked(dirfd int, name string, mask uint32, st *unix.Statx_t) error {
+	return statx(dirfd, name, 0, uintptr(mask), st)
+}
+
+// StatKnown is StatMasked that has no file system ask a server: one of a network, or of FUSE, answers what it knows, however old.
+func StatKnown(dirfd int, name string, mask uint32, st *unix.Statx_t) error {
+	return statx(dirfd, name, unix.AT_STATX_DONT_SYNC, uintptr(mask), st)
 }
 
 // StatPlace is Statx that also tells the id of the mount.
 func StatPlace(dirfd int, name string, st *unix.Statx_t) error {
-	return statx(dirfd, name, StatMask|unix.STATX_MNT_ID, st)
+	return statx(dirfd, name, 0, StatMask|unix.STATX_MNT_ID, st)
 }
 
-func statx(dirfd int, name string, mask uintptr, st *unix.Statx_t) error {
-	flags := uintptr(unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_SYNC_AS_STAT)
+func statx(dirfd int, name string, flags, mask uintptr, st *unix.Statx_t) error {
+	flags |= unix.AT_SYMLINK_NOFOLLOW
 	if name == "" || name == "." {
 		// The kernel resolves no path then (cf. fs/stat.c vfs_statx_fd).
 		name = ""
