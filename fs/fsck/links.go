@@ -85,6 +85,9 @@ func (c *checker) checkCount(name string, st *unix.Statx_t, m *marks, n linkCoun
 	if names == 0 {
 		f.Class = IndexOrphan
 		f.Explanation = "the file has no name in the union any more"
+		if m.nlink == nil && m.origin == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			f.Severity = Note // no attribute could keep the count by which the last removal would have known
+		}
 		if f.Repair = "removes it"; n.lower == 0 {
 			// Its lower may just have been moved: a copy of a layer has other inodes.
 			f.Repair = ""
