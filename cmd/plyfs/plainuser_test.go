@@ -39,6 +39,32 @@ func TestPlainUser(t *testing.T) {
 	waitGone(t, dir)
 }
 
+// A plain user's server copies up what nobody may write.
+func TestPlainUserReadOnlyFiles(t *testing.T) {
+	dir := unionTree(t)
+	mkdirs(t, dir, "lower/ro", "lower/objects")
+	for _, name := range []string{"a", "b", "objects/x", "ro/f"} {
+		write(t, name+"\n", dir, "lower", name)
+	}
+	if err := os.Link(filepath.Join(dir, "lower/objects/x"), filepath.Join(dir, "lower/objects/y")); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, dir, "chmod 444 lower/a lower/b lower/objects/x lower/ro/f; chmod 555 lower/ro; chown -R 65534:65534 lower upper work merged")
+	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
+		t.Fatalf("%+v", got)
+	}
+	script := `cd merged; chmod 644 a; echo + >>a; cat a; mv b c; ln c d; cat c d; stat -c %a,%h c
+		touch objects/x; mv objects/x objects/z; cat objects/y; rm objects/y; cat objects/z; chmod 755 ro; chmod 400 ro/f; echo new >ro/new; ls ro`
+	got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", script)))
+	if want := (result{stdout: "a\n+\nb\nb\n444,2\nobjects/x\nobjects/x\nf\nnew\n"}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
+		t.Errorf("umount: %+v", got)
+	}
+	waitGone(t, dir)
+}
+
 // A plain user whose server has no capabilities opens a directory of his own again that he has shut against himself.
 func TestPlainUserShutsDir(t *testing.T) {
 	dir := unionTree(t)

@@ -126,6 +126,7 @@ type copyUp struct {
 	marked bool   // the staged file carries the unsynced mark
 	meta   bool   // the staged file has no data
 	moded  bool   // the staged file was made with the mode that it keeps
+	shut   bool   // attributes can't be written any more once the copy has its mode
 	done   bool
 	// unlinked says that the object has no name left: the descriptor is the only way to it.
 	unlinked bool
@@ -159,8 +160,21 @@ func (c *copyUp) prepare() (err error) {
 			c.origin = &o
 		}
 	}
-	c.meta = c.n.mode == unix.S_IFREG && !c.data && c.st.Size > 0 && !c.n.has(flagSpecial)
+	c.shut = c.willShut()
+	c.meta = c.n.mode == unix.S_IFREG && !c.data && c.st.Size > 0 && !c.n.has(flagSpecial) && !c.shut
 	return nil
+}
+
+// willShut says whether this process, a plain user's, has no right to write the attributes of a copy: of one with these permissions
+// not even the owner has it. Such a copy has none that would have to change: it is complete, and on the disk, before it gets its mode.
+// A directory that can't be read either is not copied: what its marks say is not known.
+func (c *copyUp) willShut() bool {
+	const readable = unix.S_IRUSR | unix.S_IXUSR
+	mode := c.u.copiedMode(&c.st)
+	if c.u.euid == 0 || c.u.upper.Override() != "" || mode&unix.S_IWUSR != 0 {
+		return false
+	}
+	return c.n.mode == unix.S_IFREG || c.n.IsDir() && mode&readable == readable
 }
 
 // stage makes the object, complete with attributes, in the work directory. No lock is held.
@@ -197,7 +211,7 @@ func (c *copyUp) stageObject() error {
 		}
 		if f.StageUnnamed {
 			mode := u.copiedMode(&c.st)
-			if c.moded = f.ExactMode && u.upper.Override() == "" && keepsMode(mode); !c.moded {
+			if c.moded = f.ExactMode && u.upper.Override() == "" && keepsMode(mode) && !c.shut; !c.moded {
 				mode = 0o600
 			}
 			c.tmp, err = u.m.Tmpfile(stage, unix.O_RDWR, mode)
@@ -260,7 +274,7 @@ func (c *copyUp) stageData() error {
 		return err
 	}
 	defer unix.Close(src)
-	if u.marks {
+	if u.marks && !c.shut {
 		dirfd, name := c.at()
 		if err := u.markUnsynced(c.n, dirfd, name); err != nil {
 			return err
@@ -275,6 +289,9 @@ func (c *copyUp) stageData() error {
 		copied, err = copier.CopyData(u.m, c.tmp, src, size)
 	}
 	u.copyUpBytes.Add(uint64(copied))
+	if err == nil && u.marks && c.shut {
+		err = u.m.Fsync(c.tmp, true)
+	}
 	return err
 }
 
@@ -303,8 +320,9 @@ func (c *copyUp) stageAttrs() error {
 			return err
 		}
 	}
-	if c.n.mode != unix.S_IFLNK && !c.moded {
-		if err := u.m.Chmod(dirfd, name, mode); err != nil {
+	chmod := func() error { return u.m.Chmod(dirfd, name, mode) }
+	if c.n.mode != unix.S_IFLNK && !c.moded && !c.shut {
+		if err := chmod(); err != nil {
 			return err
 		}
 	}
@@ -317,6 +335,11 @@ func (c *copyUp) stageAttrs() error {
 	}
 	if err := c.stageOwnXattrs(dirfd, name); err != nil {
 		return err
+	}
+	if c.shut && !c.n.IsDir() {
+		if err := chmod(); err != nil {
+			return err
+		}
 	}
 	return u.m.Utimes(dirfd, name, sys.TimeOf(c.st.Atime).Timespec(), sys.TimeOf(c.st.Mtime).Timespec())
 }
@@ -434,6 +457,12 @@ func (c *copyUp) publish() error {
 	}
 	if err != nil {
 		return err
+	}
+	if c.shut && n.IsDir() {
+		// Who may not write to a directory can't move it to another one.
+		if err := u.m.Chmod(pf.FD(), l.name, u.copiedMode(&c.st)); err != nil {
+			u.log.Warn("a copied-up directory has mode 0700", "name", l.name, "err", err)
+		}
 	}
 	if c.st.Nlink > 1 && !n.IsDir() {
 		c.renumber(pf, l.name)

@@ -325,13 +325,13 @@ func (u *Union) deltaOfLower(n *Node, idx int, index string) error {
 	if err == nil {
 		n.hard().ofLower = true
 	}
-	return uncountable(n, err)
+	return u.uncountable(n, err)
 }
 
 // uncountable drops the error of a link count that can't be stored: with user.overlay. names only regular files and directories can have
-// attributes. See readDelta for what is read then.
-func uncountable(n *Node, err error) error {
-	if errors.Is(err, unix.EPERM) && n.mode != unix.S_IFREG {
+// attributes, and those of a plain user only with permission to write. See readDelta for what is read then.
+func (u *Union) uncountable(n *Node, err error) error {
+	if errors.Is(err, unix.EPERM) && n.mode != unix.S_IFREG || errors.Is(err, unix.EACCES) && u.euid != 0 {
 		return nil
 	}
 	return err
@@ -361,7 +361,7 @@ func (u *Union) storeDelta(n *Node) error {
 	v := ovl.NlinkDelta{Delta: n.hard().delta}.Encode()
 	u.quota.mark(n, loc{dir: layer.Borrow(idx), name: n.hard().index()}, len(v))
 	err = u.m.Setxattr(idx, n.hard().index(), u.names.Nlink, v, 0)
-	if err := uncountable(n, err); err != nil {
+	if err := u.uncountable(n, err); err != nil {
 		return err
 	}
 	n.hard().ofLower = false

@@ -113,6 +113,9 @@ func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
 	names.Lock()
 	defer names.Unlock()
 	last := u.isLastName(n)
+	if !last && u.upper.FSType == unix.NFS_SUPER_MAGIC {
+		u.files.Drop(&n.data) // as long as it is open, the name would count
+	}
 	if last {
 		if err := u.holdUnlinked(n); err != nil {
 			return err
@@ -133,7 +136,7 @@ func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
 func (u *Union) removeName(r removal) error {
 	w, fd := u.work, r.dir.FD()
 	if !r.below {
-		return u.m.Unlink(fd, r.name)
+		return u.unlinkUpper(fd, r.name)
 	}
 	form, err := u.whiteouts()
 	switch {
@@ -143,7 +146,7 @@ func (u *Union) removeName(r removal) error {
 		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
 			return err
 		}
-		return u.m.Unlink(fd, r.name)
+		return u.unlinkUpper(fd, r.name)
 	case r.upper:
 		return w.RemoveFile(fd, r.name)
 	}
@@ -152,6 +155,24 @@ func (u *Union) removeName(r removal) error {
 		return unix.ESTALE // somebody else changed the upper
 	}
 	return err
+}
+
+// unlinkUpper removes a name of a non-directory in the upper. A client of NFS keeps a file that is open by giving it another name in its
+// directory, which is seen there and can't be removed (cf. fs/nfs/dir.c nfs_sillyrename): in the staging directory nobody minds.
+func (u *Union) unlinkUpper(dirfd int, name string) error {
+	if u.upper.FSType != unix.NFS_SUPER_MAGIC {
+		return u.m.Unlink(dirfd, name)
+	}
+	stage, err := u.work.Stage()
+	if err != nil {
+		return err
+	}
+	away := u.work.TempName()
+	if err := u.m.Rename(dirfd, name, stage, away, 0); err != nil {
+		return err
+	}
+	u.work.Discard(away)
+	return nil
 }
 
 // aufsWhiteout deletes a lower name in the AUFS form. While an object of that name is there, it hides nothing.
