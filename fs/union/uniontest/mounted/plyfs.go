@@ -31,8 +31,6 @@ type Plyfs struct {
 	Patience time.Duration
 	// PlainRenames says that the layers' file system takes no flags of renameat2.
 	PlainRenames bool
-	// NoTrusted says that it takes no attributes trusted.*.
-	NoTrusted bool
 }
 
 // Name returns "plyfs-" and the data mode.
@@ -46,9 +44,6 @@ func (p Plyfs) Traits() uniontest.Traits {
 	}
 	if p.PlainRenames {
 		t |= uniontest.PlainRenames
-	}
-	if p.NoTrusted {
-		t &^= uniontest.Trusted
 	}
 	return t
 }
