@@ -70,6 +70,8 @@ var otherOnNFS = map[string]string{
 	"nesting/guest-xattrs":         "there are no attributes trusted.*",
 	"xattr/namespaces":             "the same",
 	"xattr/special":                "the same",
+	"copy-up/capability":           "nor security.capability",
+	"copy-up/acl":                  "nor POSIX ACLs",
 	"xattr/symlink":                "the same",
 	"xattr/many":                   "each file has an attribute system.nfs4_acl",
 	"xattr/private-hidden":         "the same",
