@@ -12,35 +12,45 @@ import (
 
 // madeParts is what an Open made of a store that was not there.
 type madeParts struct {
-	dirs []string // from the top down
-	// lock, db and ballast say that the file, or directory, was not there.
-	lock, db, ballast bool
+	// above are the store's directory and those that it is in, dirs those in it: as far as they were made, from the top down.
+	above, dirs []string
+	// store says that there was no database when the lock was taken, ballast that there was no such file.
+	store, ballast bool
 }
 
 // maxRemakes bounds how often directories are made that another process, which had made them and failed, removes meanwhile.
 const maxRemakes = 100
 
-// makeAndLock makes the store's directories and takes its lock.
+// makeAndLock makes the store's directory, takes its lock, and makes what is in it. What a store has is looked at with the lock only:
+// another process may begin the store while this one waits, or take back what it made.
 func (s *Store) makeAndLock(ctx context.Context) (l *storeLock, err error) {
+	var above []string
 	for range maxRemakes {
-		for _, dir := range []string{"", layersDir, streamsDir, recordsDir, blobsDir, runDir, notesDir, tempDir} {
-			var made []string
-			made, err = makeDirs(s.path(dir))
-			s.made.dirs = append(s.made.dirs, made...)
-			if err != nil {
-				break
-			}
-		}
+		var made []string
+		made, err = makeDirs(s.root)
+		above = append(above, made...)
 		if err == nil {
-			s.made.lock = s.made.lock || !exists(s.path(lockFile))
-			s.made.ballast = s.made.ballast || !exists(s.path(ballastFile))
 			l, err = lockStore(ctx, s.root, s.opt.Wait)
 		}
 		if err == nil || !errors.Is(err, errUnmade) && !errors.Is(err, os.ErrNotExist) {
 			break
 		}
 	}
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	if !exists(s.path(dbDir)) {
+		s.made.store, s.made.above = true, above
+		s.made.ballast = !exists(s.path(ballastFile))
+	}
+	for _, dir := range []string{layersDir, streamsDir, recordsDir, blobsDir, runDir, notesDir, tempDir} {
+		made, err := makeDirs(s.path(dir))
+		if err != nil {
+			return nil, errors.Join(err, l.release())
+		}
+		s.made.dirs = append(s.made.dirs, made...)
+	}
+	return l, nil
 }
 
 // makeDirs is os.MkdirAll, and returns the directories that it made.
@@ -66,16 +76,17 @@ func makeDirs(path string) (made []string, err error) {
 
 // unmake removes what this Open made of a store that could not be begun, so that a name mistyped leaves nothing; nothing that was there
 // before. Files that a driver left in its directories stay: it knows best what they stand for. The store's lock is held, and others
-// that wait for it begin anew.
+// that wait for it begin anew: it goes after all that is in the directory, and before the directory.
 func (s *Store) unmake() {
+	if !s.made.store {
+		return
+	}
 	var errs []error
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 		s.db = nil
 	}
-	if s.made.db {
-		errs = append(errs, os.RemoveAll(s.path(dbDir)))
-	}
+	errs = append(errs, os.RemoveAll(s.path(dbDir)))
 	for _, dir := range []string{layersDir, runDir} {
 		if !slices.Contains(s.made.dirs, s.path(dir)) {
 			continue
@@ -85,10 +96,11 @@ func (s *Store) unmake() {
 	if s.made.ballast && exists(s.path(ballastFile)) {
 		errs = append(errs, os.Remove(s.path(ballastFile)))
 	}
-	if s.made.lock {
-		errs = append(errs, os.Remove(s.path(lockFile)))
-	}
 	for _, dir := range slices.Backward(s.made.dirs) {
+		errs = append(errs, os.Remove(dir))
+	}
+	errs = append(errs, os.Remove(s.path(lockFile)))
+	for _, dir := range slices.Backward(s.made.above) {
 		errs = append(errs, os.Remove(dir))
 	}
 	if err := errors.Join(errs...); err != nil {

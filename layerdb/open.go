@@ -105,7 +105,6 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 
 // openDatabase opens the store's database, or makes it.
 func openDatabase(s *Store) (database, error) {
-	s.made.db = !exists(s.path(dbDir))
 	fresh := !exists(s.path(dbDir, "MANIFEST"))
 	if fresh {
 		// Without its database a store looks new; layers would be taken for garbage.

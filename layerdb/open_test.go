@@ -417,3 +417,50 @@ func TestOpenLeavesNothing(t *testing.T) {
 	}
 	all.Wait()
 }
+
+// TestUnmakeSparesAnother: an Open that has waited while another one began the store takes back nothing of it, not even what looks empty.
+func TestUnmakeSparesAnother(t *testing.T) {
+	ctx := context.Background()
+	o := optionsAt(filepath.Join(testenv.Scratch(t), "store"))
+	s, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CreateContainer(ctx, "c", "", ContainerOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, o.Root)
+	closeStore(t, s)
+	late, err := lockRoot(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As if the directories had been made by this one, before the other had the lock.
+	for _, dir := range []string{layersDir, runDir, tempDir} {
+		late.made.dirs = append(late.made.dirs, late.path(dir))
+	}
+	late.unmake()
+	if err := late.release(); err != nil {
+		t.Fatal(err)
+	}
+	if after := listing(t, o.Root); after != before {
+		t.Errorf("left:\n%s\nof:\n%s", after, before)
+	}
+}
+
+// listing has the path of everything below root, but of the database's files.
+func listing(t *testing.T, root string) string {
+	t.Helper()
+	var b strings.Builder
+	err := filepath.WalkDir(root, func(path string, e os.DirEntry, err error) error {
+		if err == nil && e.IsDir() && e.Name() == dbDir {
+			return filepath.SkipDir
+		}
+		fmt.Fprintln(&b, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}

@@ -39,6 +39,21 @@ func TestPlainUser(t *testing.T) {
 	waitGone(t, dir)
 }
 
+// runInPlainMount runs a script as a plain user, in a mount of his.
+func runInPlainMount(t *testing.T, dir, script, want string) {
+	t.Helper()
+	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
+		t.Fatalf("%+v", got)
+	}
+	if got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", script))); got != (result{stdout: want}) {
+		t.Errorf("%+v, want %q", got, want)
+	}
+	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
+		t.Errorf("umount: %+v", got)
+	}
+	waitGone(t, dir)
+}
+
 // A plain user's server copies up what nobody may write.
 func TestPlainUserReadOnlyFiles(t *testing.T) {
 	dir := unionTree(t)
@@ -50,19 +65,9 @@ func TestPlainUserReadOnlyFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	shell(t, dir, "chmod 444 lower/a lower/b lower/objects/x lower/ro/f; chmod 555 lower/ro; chown -R 65534:65534 lower upper work merged")
-	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
-		t.Fatalf("%+v", got)
-	}
 	script := `cd merged; chmod 644 a; echo + >>a; cat a; mv b c; ln c d; cmp c d; cat d; stat -c %a,%h c
 		touch objects/x; mv objects/x objects/z; cmp objects/y objects/z; rm objects/y; cat objects/z; chmod 755 ro; chmod 400 ro/f; echo new >ro/new; ls ro`
-	got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", script)))
-	if want := (result{stdout: "a\n+\nb\n444,2\nobjects/x\nf\nnew\n"}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
-	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
-		t.Errorf("umount: %+v", got)
-	}
-	waitGone(t, dir)
+	runInPlainMount(t, dir, script, "a\n+\nb\n444,2\nobjects/x\nf\nnew\n")
 }
 
 // A plain user whose server has no capabilities opens a directory of his own again that he has shut against himself.
@@ -78,17 +83,7 @@ func TestPlainUserShutsDir(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := finish(t, asNobody(command(t, dir, "fuse-overlayfs", "-o", allLayers, "merged"))); got != (result{}) {
-		t.Fatalf("%+v", got)
-	}
 	script := `cd merged; mkdir -m 0 a; chmod 0 d; stat -c %a a d; ls -l >/dev/null; chmod 700 a d; stat -c %a a d; cat d/f
 		stat -c %a shut; ! chmod 700 shut 2>/dev/null; rmdir a`
-	got := finish(t, asNobody(command(t, dir, "/bin/sh", "-ec", script)))
-	if want := (result{stdout: "0\n0\n700\n700\nin\n0\n"}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
-	if got := finish(t, asNobody(command(t, dir, "plyfs", "umount", "merged"))); got != (result{}) {
-		t.Errorf("umount: %+v", got)
-	}
-	waitGone(t, dir)
+	runInPlainMount(t, dir, script, "0\n0\n700\n700\nin\n0\n")
 }

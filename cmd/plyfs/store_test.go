@@ -100,6 +100,12 @@ func (r *storeRun) push(repo string, layers int64) v1.Image {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.pushImage(repo, img)
+	return img
+}
+
+func (r *storeRun) pushImage(repo string, img v1.Image) {
+	r.t.Helper()
 	ref, err := name.ParseReference(r.host + "/" + repo)
 	if err != nil {
 		r.t.Fatal(err)
@@ -107,7 +113,6 @@ func (r *storeRun) push(repo string, layers int64) v1.Image {
 	if err := remote.Write(ref, img, remote.WithAuth(&authn.Basic{Username: "user", Password: "secret"})); err != nil {
 		r.t.Fatal(err)
 	}
-	return img
 }
 
 // unmarshal reads the output of --json, in which there must be nothing that v does not know.

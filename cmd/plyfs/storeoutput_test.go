@@ -10,11 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
@@ -35,13 +32,7 @@ func (r *storeRun) pushLayer(repo, member string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ref, err := name.ParseReference(r.host + "/" + repo)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if err := remote.Write(ref, img, remote.WithAuth(&authn.Basic{Username: "user", Password: "secret"})); err != nil {
-		r.t.Fatal(err)
-	}
+	r.pushImage(repo, img)
 }
 
 // TestStoreLateHelp: help is shown wherever it is asked for, and nothing else done.

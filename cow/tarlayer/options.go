@@ -185,7 +185,8 @@ type ApplyOptions struct {
 	AcceptUnterminated bool
 	Limits             Limits
 	// Lower is the tree of the layers below, for stacked directories: a hard link to a file that is there alone copies
-	// the file up, and a directory that the stream does not have takes its attributes from there, and a symlink on the way to a member is followed. May be nil.
+	// the file up, a directory that the stream does not have takes its attributes from there, and a symlink on the way to
+	// a member is followed. May be nil.
 	Lower Source
 	// Sum asks for ApplyResult.Sum.
 	Sum bool

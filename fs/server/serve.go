@@ -136,11 +136,11 @@ func (s *server) mount() error {
 	uo := unionOptions(s.opts, s.env)
 	uo.Lowers, uo.Upper, uo.Work = layers.Lowers, layers.Upper, layers.Work
 	uo.Logger, uo.Observer = s.log, observer
-	inside, io := layers.contain(s.target), s.opts
+	inside, indexed := layers.contain(s.target), s.opts
 	if inside {
-		io.Index = mountopt.IndexOff // an index would describe what the mount covers, and the mount itself in itself
+		indexed.Index = mountopt.IndexOff // an index would describe what the mount covers, and the mount itself in itself
 	}
-	if s.index, err = openIndex(s.indexes, io, &uo, s.log); err != nil {
+	if s.index, err = openIndex(s.indexes, indexed, &uo, s.log); err != nil {
 		// An index never fails a mount: where the other program can't run, the layers are read.
 		s.log.Warn("no stack index", "error", s.handOver(err))
 	}

@@ -382,9 +382,10 @@ func (c *copyUp) stageOwnXattrs(dirfd int, name string) error {
 	return nil
 }
 
-// stageLiteral keeps the mark of an object whose name begins like those of the AUFS form.
+// stageLiteral keeps the mark of an object whose name begins like those of the AUFS form, or that has other names, which may.
 func (c *copyUp) stageLiteral(set func(attr string, v []byte) error) error {
-	if c.n.mode != unix.S_IFREG && !c.n.IsDir() || c.from.dir == nil {
+	linked := c.n.mode == unix.S_IFREG && c.st.Nlink > 1
+	if c.from.dir == nil || !linked && !needsLiteral(c.n.Mode(), c.n.lower.name) {
 		return nil
 	}
 	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
