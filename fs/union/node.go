@@ -34,6 +34,9 @@ const (
 	flagImpure
 	// flagOwnMount: a directory that was looked up where the own mount is, see isOwnMount.
 	flagOwnMount
+	// flagLeft: a file of which a rename left a whiteout that btrfs's fsync may miss, see Union.syncLeft. Set under the locks of
+	// the rename.
+	flagLeft
 )
 
 // link is one name of a node.

@@ -439,6 +439,7 @@ func (r *rename) moveExchange() error {
 // settle brings the tree in step with the layers.
 func (r *rename) settle() {
 	u := r.u
+	r.noteLeft()
 	if r.dst != nil && !r.exchange {
 		if r.dst.IsDir() {
 			r.dst.dir.mu.Lock()
@@ -472,6 +473,13 @@ func (r *rename) settle() {
 		r.odir.dir.listRemovedLocked(r.oname)
 	}
 	r.ndir.dir.listAddedLocked()
+}
+
+// noteLeft remembers a file that syncLeft has to look after. What btrfs exchanges, and directories, its fsync gets right.
+func (r *rename) noteLeft() {
+	if r.u.upper.FSType == unix.BTRFS_SUPER_MAGIC && r.oldBelow && !r.exchange && !r.src.IsDir() {
+		r.src.set(flagLeft)
+	}
 }
 
 func (u *Union) swapLinksLocked(r *rename) {

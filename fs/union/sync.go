@@ -193,6 +193,9 @@ func (u *Union) Fsync(n *Node, dataOnly bool) error {
 	if u.opt.NoFsync || !n.has(flagUpper) {
 		return nil
 	}
+	if err := u.syncLeft(n); err != nil {
+		return err
+	}
 	u.renameMu.RLock()
 	f, err := u.syncFile(n)
 	u.renameMu.RUnlock()
@@ -210,6 +213,22 @@ func (u *Union) Fsync(n *Node, dataOnly bool) error {
 		return err
 	}
 	return u.m.Fsync(f.FD(), false)
+}
+
+// syncLeft makes the whole of a rename durable before an fsync does a part of it. On btrfs the fsync of a file that is new in the
+// running transaction makes its new name durable, and not what took the old one (as of Linux 6.18): after a power cut the lower's
+// file would be back under that beside this one, of which it is the origin, and which the kernel's overlayfs then doesn't open
+// (ESTALE). Once for each file that leaves a name of the lowers.
+func (u *Union) syncLeft(n *Node) error {
+	if !n.has(flagLeft) {
+		return nil
+	}
+	n.clear(flagLeft) // before: a rename meanwhile sets it again
+	err := u.m.Syncfs(u.upper.FD())
+	if err != nil {
+		n.set(flagLeft)
+	}
+	return err
 }
 
 // volatileStatus is what fsync of n answers in a volatile mount.

@@ -59,7 +59,7 @@ func makeCuts(t *testing.T, fs fileSystem, l load, place func(root string) strin
 		clone(t, disk, c.image)
 		made = append(made, c)
 	}
-	// Every second cut falls into the step after the promise.
+	// Every second of them falls into the step after the promise.
 	startLoad(t, l, dir, func(i int) {
 		if k := slices.Index(at, i+1); k >= 0 && k%2 == 0 {
 			cutAt(i)
@@ -91,7 +91,7 @@ func TestClones(t *testing.T) {
 	writeLower(t, lower)
 	for _, fs := range fileSystems() {
 		t.Run(fs.name, func(t *testing.T) {
-			cuts := makeCuts(t, fs, mergedLoad(), mergedOn(t, lower, ""), 1, 9, 10, 17, 18, 25, 38, 51, 60)
+			cuts := makeCuts(t, fs, mergedLoad(), mergedOn(t, lower, ""), 10, 1, 11, 9, 38, 18, 25, 51, 60)
 			newBoot(t)
 			for i, c := range cuts {
 				r := recoveries()[i/2%2]

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // steps is how many steps a load has: each kind several times.
@@ -60,10 +62,18 @@ func kinds() []kind {
 		allowed("overwrite, rename", "f:old|f:new|g:old|g:new", "", func(d string, i int) error {
 			return errors.Join(edit(d+"/f", 0, changed(i), nil), os.Rename(d+"/f", d+"/g"))
 		}),
-		// On btrfs an fsync makes the new name durable, and only one of the directory the whiteout of the old name: until then
-		// both may show.
-		allowed("overwrite, rename, fsync", "f:old|f:new|g:old|g:new|f:old g:(old|new)", "g:new", func(d string, i int) error {
-			return errors.Join(edit(d+"/f", 0, changed(i), nil), os.Rename(d+"/f", d+"/g"), edit(d+"/g", 0, nil, fsync), syncDir(d))
+		// One name at any time, although no directory is synced. In the later half of the load the file is durable before it moves.
+		allowed("overwrite, rename, fsync", "f:old|f:new|g:old|g:new", "g:new", func(d string, i int) error {
+			var first func(*os.File) error
+			if i > steps/2 {
+				first = fsync
+			}
+			return errors.Join(edit(d+"/f", 0, changed(i), first), os.Rename(d+"/f", d+"/g"), edit(d+"/g", 0, nil, fsync))
+		}),
+		allowed("exchange, fsync", "f:old|f:old t:.*|f:new t:old", "f:new t:old", func(d string, i int) error {
+			return errors.Join(
+				edit(d+"/t", os.O_CREATE, changed(i), fsync), syncDir(d),
+				unix.Renameat2(unix.AT_FDCWD, d+"/t", unix.AT_FDCWD, d+"/f", unix.RENAME_EXCHANGE), edit(d+"/t", 0, nil, fsync))
 		}),
 		allowed("link, fsync of the directory", "f:old|f:old g:old", "f:old g:old", func(d string, _ int) error {
 			return errors.Join(os.Link(d+"/f", d+"/g"), syncDir(d))
