@@ -402,7 +402,8 @@ func (m *migration) finish() error {
 	return errors.Join(s.writeFile([]byte(m.to+"\n"), driverFile), old.Close())
 }
 
-// RemoveOld removes the layers in drivers that the store belonged to before migrations. It is alone in the store.
+// RemoveOld removes the layers in drivers that the store belonged to before migrations, and in one that an interrupted migration
+// moves to: that one is given up. It is alone in the store.
 func (s *Store) RemoveOld(ctx context.Context) error {
 	leave, err := s.gate.enterAlone(ctx, "the removal of the old store")
 	if err != nil {
@@ -427,7 +428,11 @@ func (s *Store) removeOld(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range m.Old {
+	old := m.Old
+	if m.To != "" {
+		old = append(old, m.To)
+	}
+	for _, name := range old {
 		if err := s.removeOldDriver(ctx, name); err != nil {
 			return fmt.Errorf("remove the old store of driver %s: %w", name, err)
 		}
@@ -502,13 +507,16 @@ func (s *Store) emptyDriver(ctx context.Context, name string) (err error) {
 	return nil
 }
 
-// forgetDriver takes an old driver off the store's record, and the notes of its layers away.
+// forgetDriver takes a driver that is not the store's off its record, and the notes of its layers away.
 func (t *tx) forgetDriver(name string) error {
 	m, err := t.meta()
 	if err != nil {
 		return err
 	}
 	m.Old = without(m.Old, name)
+	if m.To == name {
+		m.To = ""
+	}
 	works, err := t.works(name)
 	if err != nil {
 		return err

@@ -201,6 +201,47 @@ func TestMigrateNeedsSpace(t *testing.T) {
 	}
 }
 
+// A migration that is interrupted and not wanted any more leaves nothing in the driver that it went to.
+func TestMigrateGivenUp(t *testing.T) {
+	ctx := context.Background()
+	o, tars := movable(t)
+	s, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	interrupt, cancel := context.WithCancel(ctx)
+	err = s.Migrate(interrupt, "stack", MigrateOptions{Progress: func(p MigrateProgress) {
+		if p.Done == 2 {
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	moved := filepath.Join(o.Root, layersDir, "stack")
+	if left, err := os.ReadDir(moved); err != nil || len(left) == 0 {
+		t.Fatalf("nothing was moved: %v", err)
+	}
+	if err := s.RemoveOld(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(moved); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s: %v", moved, err)
+	}
+	if m, err := s.meta(); err != nil || m.To != "" || len(m.Old) > 0 {
+		t.Errorf("the store's record still says %+v: %v", m, err)
+	}
+	mustHaveMoved(t, s, tars)
+	if s.Driver().Name() != "vfs" {
+		t.Error("the store went away from its driver")
+	}
+	if err := s.Migrate(ctx, "stack", MigrateOptions{Old: RemoveOld}); err != nil {
+		t.Fatal(err)
+	}
+	mustHaveMoved(t, s, tars)
+}
+
 // Wherever a migration is interrupted, the store is the old driver's or the new one's, and the next attempt goes on.
 func TestMigrateInterrupted(t *testing.T) {
 	ctx := context.Background()

@@ -279,10 +279,11 @@ func layerMigrateCommand() storeCommand {
 	return storeCommand{
 		name: "migrate", usage: "move the whole store to another driver", line: "plyfs layer migrate (--to DRIVER [--remove-old] | --remove-old) [-q]", max: 0,
 		description: "Layer by layer, each compared with its digest; containers, too. What is interrupted goes on when the command is\n" +
-			"given again. The layers of the old driver stay until --remove-old. No container may be mounted.",
+			"given again, and --remove-old alone gives it up. The layers of the old driver stay until --remove-old. No container may\n" +
+			"be mounted.",
 		flags: []cli.Flag{
 			&cli.StringFlag{Name: "to", Usage: "`DRIVER` to move to"},
-			&cli.BoolFlag{Name: "remove-old", Usage: "remove the layers of the old driver, at the end or of an earlier migration"},
+			&cli.BoolFlag{Name: "remove-old", Usage: "remove the layers of the old driver, at the end or of an earlier migration; alone, also what an interrupted one moved"},
 			listFlag("to-opt", "`NAME=VALUE`, an option of the new driver; may be repeated"),
 			quietFlag(),
 		},
