@@ -125,6 +125,16 @@ func TestOwnMountInUpper(t *testing.T) {
 	}
 }
 
+// Nor is it counted twice: what it shows is the upper's.
+func TestQuotaOwnMountInUpper(t *testing.T) {
+	u := covered(t, 1)
+	u.opt.Quota = Quota{Bytes: 1 << 20}
+	must(t, u.openQuota())
+	if got := u.QuotaUse().Inodes; got != 2 {
+		t.Errorf("%d inodes are counted, the upper and a directory are 2", got)
+	}
+}
+
 // Another file system in a lower is part of it.
 func TestOtherMountInLower(t *testing.T) {
 	u := covered(t, 2)

@@ -215,8 +215,12 @@ func (c *counter) walk(fd int) error {
 	var dirs []string
 	err := layer.List(fd, func(e layer.RawDirent) error {
 		var st unix.Statx_t
-		if err := sys.Statx(fd, e.Name, &st); err != nil {
+		if err := c.q.u.upper.StatRaw(fd, e.Name, sys.StatMask, &st); err != nil {
 			return ignoreNotExist(err)
+		}
+		if c.q.u.own(&st) {
+			c.add(amount{inodes: 1}) // what it covers is out of sight
+			return nil
 		}
 		if uint32(st.Mode)&unix.S_IFMT == unix.S_IFDIR {
 			dirs = append(dirs, e.Name)
