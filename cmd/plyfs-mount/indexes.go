@@ -18,26 +18,26 @@ import (
 type indexes struct{}
 
 // Open implements server.Indexes. It looks only whether there is an index of that name: whether it is the right one, plyfs finds out.
-func (indexes) Open(dir string, _ mountopt.Options, u *union.Options, _ *slog.Logger) error {
+func (indexes) Open(dir string, _ mountopt.Options, u *union.Options, _ *slog.Logger) (func() error, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return server.ErrNoIndex
+		return nil, server.ErrNoIndex
 	}
 	stack, err := union.StackOf(u)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	index := filepath.Join(dir, stack.Name())
 	if _, err := os.Stat(index); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return server.ErrNoIndex
+			return nil, server.ErrNoIndex
 		}
-		return fmt.Errorf("index: %w", err)
+		return nil, fmt.Errorf("index: %w", err)
 	}
 	program, err := other()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return server.HandOver(program)
+	return nil, server.HandOver(program)
 }
 
 // other finds plyfs. A link of that name to this program would run it again and again.

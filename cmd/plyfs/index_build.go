@@ -91,6 +91,7 @@ func runIndexBuild(c *cli.Context, o mountopt.Options) error {
 		if err := sys.EndWithParent(); err != nil {
 			return faultf(indexFailed, "%v", err)
 		}
+		unix.Umask(0o077) // a server has none
 	}
 	if c.Bool("idle") {
 		beIdle(log)

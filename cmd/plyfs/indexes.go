@@ -16,23 +16,23 @@ import (
 type indexes struct{}
 
 // Open implements server.Indexes.
-func (indexes) Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) error {
+func (indexes) Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) (release func() error, err error) {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return server.ErrNoIndex
+		return nil, server.ErrNoIndex
 	}
 	cache, err := indexdb.OpenCache(dir, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	index, err := openIndex(cache, u)
 	if err != nil {
 		if errors.Is(err, indexdb.ErrNotBuilt) || errors.Is(err, indexdb.ErrStale) {
 			err = fmt.Errorf("%w: %w", server.ErrNoIndex, err)
 		}
-		return errors.Join(err, cache.Close())
+		return nil, errors.Join(err, cache.Close())
 	}
 	u.StackIndex, u.VerifyIndex = index, o.Index == mountopt.IndexVerify
-	return nil
+	return func() error { return errors.Join(index.Close(), cache.Close()) }, nil
 }
 
 func openIndex(cache *indexdb.Cache, u *union.Options) (*indexdb.Index, error) {

@@ -311,7 +311,19 @@ func TestLazyUnmount(t *testing.T) {
 // startForeground starts the program with -f and waits until it has mounted.
 func startForeground(t *testing.T, dir, opts string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	cmd := command(t, dir, "fuse-overlayfs", "-f", "-o", opts, "merged")
+	return foregroundOn(t, dir, opts, "merged")
+}
+
+// foregroundOn is startForeground with a path that leads to merged.
+func foregroundOn(t *testing.T, dir, opts, target string) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
+	cmd := command(t, dir, "fuse-overlayfs", "-f", "-o", opts, target)
+	return cmd, awaitMount(t, dir, cmd)
+}
+
+// awaitMount starts a program in the foreground and waits until it has mounted.
+func awaitMount(t *testing.T, dir string, cmd *exec.Cmd) *bytes.Buffer {
+	t.Helper()
 	stderr := &bytes.Buffer{}
 	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
@@ -323,7 +335,7 @@ func startForeground(t *testing.T, dir, opts string) (*exec.Cmd, *bytes.Buffer) 
 			t.Fatalf("not mounted: %s", stderr)
 		}
 	}
-	return cmd, stderr
+	return stderr
 }
 
 func TestForegroundSignals(t *testing.T) {
@@ -478,8 +490,16 @@ func TestDescriptorTarget(t *testing.T) {
 	if got := shell(t, dir, "cat merged/file"); got != "low\n" {
 		t.Errorf("the mount holds %q", got)
 	}
-	testenv.Unmount(t, merged)
+	// The server has nothing to unmount, and ends at the first signal.
+	server := servers(testenv.Binary(t), dir)
+	if len(server) != 1 {
+		t.Fatalf("servers %v", server)
+	}
+	if err := unix.Kill(server[0], unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
 	waitGone(t, dir)
+	testenv.Unmount(t, merged)
 }
 
 // TestMountCommand goes through mount(8), which finds its helpers in /sbin only.
@@ -502,7 +522,8 @@ func TestMountCommand(t *testing.T) {
 	t.Cleanup(func() { testenv.Unmount(t, sbin) })
 	for _, fstype := range []string{"plyfs", "fuse.plyfs"} {
 		shell(t, dir, "mount -t "+fstype+" -o nofail,x-test,nodev,"+allLayers+" img merged && cat merged/file && findmnt -no OPTIONS merged | grep -q nodev")
-		shell(t, dir, "mount -o remount,ro -t "+fstype+" img "+dir+"/merged")
+		shell(t, dir, "mount -o remount,ro -t "+fstype+" img "+dir+"/merged && mount -o remount,rw merged && echo >merged/new && "+
+			"mount -o remount,ro merged && findmnt -no OPTIONS merged | grep -q nodev")
 		got := runIn(t, dir, "/bin/sh", "-c", "echo >merged/new")
 		if got.code == 0 {
 			t.Errorf("%s: written after remount,ro", fstype)

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/fusefs"
 	"plyfs/fs/server"
 	"plyfs/internal/control"
 	"plyfs/internal/exit"
@@ -125,7 +126,11 @@ func umountByHelper(target string, lazy bool) error {
 	if lazy {
 		args = append(args, "-z")
 	}
-	out, err := exec.Command("fusermount3", append(args, "--", target)...).CombinedOutput()
+	bin, err := fusefs.HelperPath()
+	if err != nil {
+		return faultf(exitSystem, "umount %s: %v; install the package fuse3, or unmount as root", target, err)
+	}
+	out, err := exec.Command(bin, append(args, "--", target)...).CombinedOutput()
 	switch text := strings.TrimSpace(string(out)); {
 	case err == nil:
 		return nil

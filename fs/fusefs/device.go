@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,6 +66,11 @@ func Mount(cfg MountConfig) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fuse mount: %w", err)
 	}
+	// mount(2) follows a symlink; the mount is then found by its own path alone.
+	if real, err := filepath.EvalSymlinks(target); err == nil {
+		target = real
+	}
+	before, _ := identify(target)
 	d := &Device{target: target}
 	if os.Geteuid() == 0 {
 		d.fd, err = mountDirect(target, cfg)
@@ -75,9 +81,14 @@ func Mount(cfg MountConfig) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fuse mount on %s: %w", target, err)
 	}
-	if d.mount, err = identify(target); err != nil {
+	d.mount, err = identify(target)
+	switch {
+	case err == nil && d.mount == before:
+		_ = d.Close()
+		return nil, fmt.Errorf("fuse mount on %s: the path led elsewhere meanwhile", target)
+	case err != nil:
 		// Without its identity the mount can only be taken away at once, while it is surely on top.
-		_ = d.unmountNow(unix.MNT_DETACH)
+		_ = d.unmountNow(target, unix.MNT_DETACH)
 		_ = d.Close()
 		return nil, fmt.Errorf("fuse mount on %s: %w", target, err)
 	}
@@ -110,40 +121,65 @@ func (d *Device) Close() error {
 	return d.closeErr
 }
 
-// Unmount takes the mount away, detaching it when it is in use. It does nothing when the mount is gone already,
-// when another one lies on top of it, or when somebody else made it. It is safe while FS.Serve runs and makes it
-// return as soon as the last file of the mount is closed.
+// ErrNotThere is returned by Unmount when there is nothing that it may take away.
+var ErrNotThere = errors.New("no mount of this server is on top anywhere")
+
+// Unmount takes the mount away, wherever it was moved to, detaching it when it is in use. It does nothing, and returns ErrNotThere,
+// when the mount is gone already, when another one lies on top of it, or when somebody else made it. It is safe while FS.Serve runs
+// and makes it return as soon as the last file of the mount is closed.
 func (d *Device) Unmount() error {
-	if d.target == "" {
-		return nil
+	at, ok := d.place()
+	if !ok {
+		return ErrNotThere
 	}
-	now, err := identify(d.target)
-	if err != nil || now != d.mount {
-		return nil //nolint:nilerr // gone, or another's
-	}
-	err = d.unmountNow(0)
+	err := d.unmountNow(at, 0)
 	if errors.Is(err, unix.EBUSY) {
-		err = d.unmountNow(unix.MNT_DETACH)
+		err = d.unmountNow(at, unix.MNT_DETACH)
 	}
-	if err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %s: %w", d.target, err)
+	if errors.Is(err, unix.EINVAL) {
+		return ErrNotThere // it went just now
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", at, err)
 	}
 	return nil
 }
 
-func (d *Device) unmountNow(flags int) error {
+// place is where the mount is now and nothing covers it.
+func (d *Device) place() (target string, ok bool) {
+	if d.target == "" {
+		return "", false
+	}
+	if now, err := identify(d.target); err == nil && now == d.mount {
+		return d.target, true
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Major != int(d.mount.major) || m.Minor != int(d.mount.minor), false
+	})
+	if err != nil {
+		return "", false
+	}
+	for _, m := range mounts {
+		if now, err := identify(m.Mountpoint); err == nil && now == d.mount {
+			return m.Mountpoint, true
+		}
+	}
+	return "", false
+}
+
+func (d *Device) unmountNow(target string, flags int) error {
 	if !d.helper {
-		return unix.Unmount(d.target, flags|unix.UMOUNT_NOFOLLOW)
+		return unix.Unmount(target, flags|unix.UMOUNT_NOFOLLOW)
 	}
 	args := []string{"-u", "-q"}
 	if flags&unix.MNT_DETACH != 0 {
 		args = append(args, "-z")
 	}
-	bin, err := helperPath()
+	bin, err := HelperPath()
 	if err != nil {
 		return err
 	}
-	if out, err := exec.Command(bin, append(args, "--", d.target)...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(bin, append(args, "--", target)...).CombinedOutput(); err != nil {
 		if flags&unix.MNT_DETACH == 0 {
 			return unix.EBUSY
 		}
@@ -276,8 +312,8 @@ func mountError(err error) error {
 	return err
 }
 
-// helperPath finds fusermount3 even with an empty PATH.
-func helperPath() (string, error) {
+// HelperPath finds fusermount3, which plain users mount and unmount through, even with an empty PATH.
+func HelperPath() (string, error) {
 	for _, name := range []string{"fusermount3", "/usr/bin/fusermount3", "/bin/fusermount3"} {
 		if bin, err := exec.LookPath(name); err == nil {
 			return bin, nil
@@ -295,7 +331,7 @@ func helperError(bin string, out []byte, err error) error {
 
 // mountHelper lets the setuid fusermount3 mount and takes the descriptor from it.
 func mountHelper(target string, cfg MountConfig) (int, error) {
-	bin, err := helperPath()
+	bin, err := HelperPath()
 	if err != nil {
 		return -1, err
 	}

@@ -34,7 +34,7 @@ func ProbeKernel(target string, backing int) (k Kernel, err error) {
 		return Kernel{}, err
 	}
 	defer func() {
-		uerr := d.unmountNow(unix.MNT_DETACH)
+		uerr := d.unmountNow(d.target, unix.MNT_DETACH)
 		_ = d.Close()
 		if err == nil && uerr != nil {
 			err = fmt.Errorf("unmount %s: %w", target, uerr)

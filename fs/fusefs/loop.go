@@ -91,14 +91,25 @@ func (f *FS) serveFast(dev *Device, report func(error)) error {
 	<-t.ended
 	later.Stop()
 	t.dog.stop()
+	failure := t.failed()
+	if failure != nil {
+		_ = dev.Unmount() // which ends the other readers
+	}
 	select {
 	case <-t.left:
 	case <-time.After(graceful):
-		return errors.New("fusefs: unmounted, but requests are still being handled")
+		return errors.Join(failure, errors.New("fusefs: unmounted, but requests are still being handled"))
 	}
 	for _, r := range t.spare {
 		r.free()
 	}
+	return t.failed()
+}
+
+// failed is why readers had to end, nil if the mount was gone.
+func (t *fastTransport) failed() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.failure
 }
 

@@ -117,6 +117,7 @@ func serverMain() error {
 	go control(fs, dev)
 	err = fs.Serve(dev, func(err error) { fmt.Println("ready", err) })
 	if err != nil {
+		fmt.Println("serve:", err)
 		return err
 	}
 	if err := dev.Close(); err != nil {
@@ -133,6 +134,14 @@ func control(fs *FS, dev *Device) {
 			ctx, cancel := context.WithTimeout(context.Background(), settleTime)
 			fmt.Println(fs.Settle(ctx))
 			cancel()
+			continue
+		}
+		if in.Text() == "break" { // whoever reads the device next gets EISDIR
+			dir, err := unix.Open("/", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				err = unix.Dup3(dir, dev.Fd(), unix.O_CLOEXEC)
+			}
+			fmt.Println(err)
 			continue
 		}
 		var mem runtime.MemStats

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/testenv"
@@ -65,6 +67,32 @@ func TestUnmounted(t *testing.T) {
 				m.ended(t)
 			})
 		})
+	}
+}
+
+// TestDeviceFails: a server that can't read requests any more leaves no mount, and says why.
+func TestDeviceFails(t *testing.T) {
+	m := mountUnion(t, func(lower string) { writeFile(t, lower+"/file", "content") }, nil)
+	readFile(t, m.path("file"))
+	_, err := io.WriteString(m.in, "break\n")
+	must(t, err)
+	if got, err := m.out.ReadString('\n'); err != nil || got != "<nil>\n" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	// A request, without which nobody reads again. Its answer goes nowhere.
+	stat := exec.Command("stat", m.path("other"))
+	must(t, stat.Start())
+	_ = stat.Wait()
+	why, err := io.ReadAll(m.out)
+	must(t, err)
+	_ = m.cmd.Wait()
+	m.cmd = nil
+	if !strings.Contains(string(why), "read /dev/fuse: is a directory") {
+		t.Errorf("the server ended with %q", why)
+	}
+	if at, err := mountinfo.Mounted(m.Target); err != nil || at {
+		t.Errorf("still mounted: %v", err)
+		testenv.Unmount(t, m.Target)
 	}
 }
 

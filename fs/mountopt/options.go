@@ -188,7 +188,9 @@ type Options struct {
 	AllowOther, AllowRoot, DefaultPermissions bool
 	Debug                                     bool
 
-	ReadOnly        bool
+	// ReadOnly and Writable are ro and rw; neither where none was given.
+	ReadOnly, Writable bool
+
 	Remount         bool
 	Suid, Dev, Exec Switch
 	Atime           Atime
@@ -196,7 +198,8 @@ type Options struct {
 	LazyTime        Switch
 	Symfollow       Switch
 	// Sync and DirSync make every write, every change of a directory, synchronous.
-	Sync, DirSync bool
+	Sync    Switch
+	DirSync bool
 
 	// Unknown are the words that mean nothing to this package, in order.
 	Unknown []Word

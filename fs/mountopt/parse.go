@@ -3,6 +3,7 @@ package mountopt
 import (
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,7 +36,17 @@ func Parse(args ...string) (Options, error) {
 			}
 		}
 	}
+	if o.Remount {
+		if o.Unknown = slices.DeleteFunc(o.Unknown, ofMount); len(o.Unknown) == 0 {
+			o.Unknown = nil
+		}
+	}
 	return o, nil
+}
+
+// ofMount reports words that the kernel shows of a FUSE mount: mount(8) gives them back with a remount, which changes none of them.
+func ofMount(w Word) bool {
+	return slices.Contains([]string{"fd", "rootmode", "user_id", "group_id", "seclabel"}, w.Key)
 }
 
 // swallowed reports words that are meant for others: fstab's comments and the extensions of systemd and libmount.

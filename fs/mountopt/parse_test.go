@@ -86,8 +86,8 @@ func TestParse(t *testing.T) {
 		{"fsync=0", []string{"fsync=0"}, Options{Fsync: Off}},
 		{"fsync without a value", []string{"fsync"}, Options{Fsync: On}},
 		{"sync=0", []string{"sync=0"}, Options{Fsync: Off}},
-		{"sync of mount", []string{"sync"}, Options{Sync: true}},
-		{"async", []string{"sync,async"}, Options{}},
+		{"sync of mount", []string{"sync"}, Options{Sync: On}},
+		{"async", []string{"sync,async"}, Options{Sync: Off}},
 		{"fsync=volatile", []string{"fsync=volatile"}, Options{Volatile: true}},
 		{"fsync=strict", []string{"fsync=strict"}, Options{Fsync: On}},
 		{
@@ -115,12 +115,17 @@ func TestParse(t *testing.T) {
 			[]string{"nosuid,dev,noexec,noatime,nodiratime,lazytime,dirsync,nosymfollow"},
 			Options{Suid: Off, Dev: On, Exec: Off, Atime: AtimeOff, DirAtime: Off, LazyTime: On, DirSync: true, Symfollow: Off},
 		},
-		{"last one counts", []string{"ro,nosuid,noatime", "rw,suid,relatime"}, Options{Suid: On, Atime: AtimeRelative}},
+		{"last one counts", []string{"ro,nosuid,noatime", "rw,suid,relatime"}, Options{Writable: true, Suid: On, Atime: AtimeRelative}},
 		{"remount", []string{"remount,ro"}, Options{Remount: true, ReadOnly: true}},
+		{
+			"remount by mount(8)",
+			[]string{"rw,noatime,seclabel,user_id=0,group_id=0,default_permissions,allow_other,remount,ro"},
+			Options{Remount: true, ReadOnly: true, Atime: AtimeOff, DefaultPermissions: true, AllowOther: true},
+		},
 		{"fuse", []string{"allow_other,allow_root,default_permissions,debug,fsname=a b,subtype=c,max_read=131072"}, Options{
 			AllowOther: true, AllowRoot: true, DefaultPermissions: true, Debug: true, FSName: "a b", Subtype: "c", MaxRead: 131072,
 		}},
-		{"fstab", []string{"defaults,rw,user=joe,users,owner,group,auto,noauto,_netdev,nofail,x-systemd.automount,x-gvfs-hide,X-mount.mkdir=0755,comment=hi,helper=x"}, Options{}},
+		{"fstab", []string{"defaults,rw,user=joe,users,owner,group,auto,noauto,_netdev,nofail,x-systemd.automount,x-gvfs-hide,X-mount.mkdir=0755,comment=hi,helper=x"}, Options{Writable: true}},
 		{"no effect", []string{"private,splice_read,splice_write,splice_move,kernel_cache,max_write=65536,max_write,clone_fd,auto_unmount"}, Options{}},
 		{"unknown", []string{`bogus,volatile=1,x="a,b",=v,a\=b=c`}, Options{Unknown: []Word{
 			{Key: "bogus"}, {"volatile", "1", true}, {"x", "a,b", true}, {"", "v", true}, {"a=b", "c", true},

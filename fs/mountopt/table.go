@@ -84,7 +84,7 @@ func overlaySpecs() []spec {
 			keys: []string{"sync", "async"},
 			set:  setSync,
 			words: func(o *Options) []Word {
-				return wordIf(o.Sync, "sync")
+				return append(wordIf(o.Sync == On, "sync"), wordIf(o.Sync == Off, "async")...)
 			},
 		},
 		numberSwitch("writeback", func(o *Options) *Switch { return &o.Writeback }),
@@ -158,10 +158,10 @@ func mountSpecs() []spec {
 				if t.hasValue {
 					return errUnknown
 				}
-				o.ReadOnly = t.key == "ro"
+				o.ReadOnly, o.Writable = t.key == "ro", t.key == "rw"
 				return nil
 			},
-			words: func(o *Options) []Word { return wordIf(o.ReadOnly, "ro") },
+			words: func(o *Options) []Word { return append(wordIf(o.ReadOnly, "ro"), wordIf(o.Writable, "rw")...) },
 		},
 		flag("remount", func(o *Options) *bool { return &o.Remount }),
 		pair("suid", "nosuid", func(o *Options) *Switch { return &o.Suid }),
@@ -219,7 +219,7 @@ func fuseSpecs() []spec {
 }
 
 // ignoredSpecs are words that are accepted because others pass them, and change nothing here. fd, rootmode, user_id and
-// group_id of mount(2) are not among them: they would contradict what the mount itself passes.
+// group_id of mount(2) are not among them: they would contradict what the mount itself passes. See ofMount.
 func ignoredSpecs() []spec {
 	keys := strings.Fields(`
 		defaults user nouser users auto noauto _netdev nofail owner group comment helper uhelper
@@ -245,7 +245,10 @@ func setSync(o *Options, t token) error {
 	if t.hasValue {
 		return errUnknown
 	}
-	o.Sync = t.key == "sync"
+	o.Sync = Off
+	if t.key == "sync" {
+		o.Sync = On
+	}
 	return nil
 }
 

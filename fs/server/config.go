@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -146,6 +147,10 @@ func mountConfig(r request, env environment) (fusefs.MountConfig, error) {
 		return c, exit.Faultf(exit.Usage, "option allow_other: only root may give it; "+
 			"add a line user_allow_other to /etc/fuse.conf, or leave the option out")
 	}
+	if o.Symfollow == mountopt.Off && !env.root {
+		return c, exit.Faultf(exit.Usage, "option nosymfollow: fusermount3, through which plain users mount, does not know it; "+
+			"leave it out, or mount in a user namespace (unshare -Urm)")
+	}
 	labels, err := labelOptions(o)
 	if err != nil {
 		return c, err
@@ -177,27 +182,75 @@ func labelOptions(o mountopt.Options) ([]string, error) {
 // mountFlags are the MS_ flags. A plain user's mount never has set-id programs and devices: fusermount3 sees to it too.
 // Access times are kept by the layers' file systems; the mount has noatime, as fuse-overlayfs's.
 func mountFlags(o mountopt.Options, env environment) uintptr {
-	var flags uintptr
-	for _, f := range []struct {
-		set  bool
-		flag uintptr
-	}{
-		{readOnly(o), unix.MS_RDONLY},
-		{!o.Suid.Enabled(true) || !env.root, unix.MS_NOSUID},
-		{!o.Dev.Enabled(true) || !env.root, unix.MS_NODEV},
-		{!o.Exec.Enabled(true), unix.MS_NOEXEC},
-		{!o.DirAtime.Enabled(true), unix.MS_NODIRATIME},
-		{!o.Symfollow.Enabled(true), unix.MS_NOSYMFOLLOW},
-		{o.LazyTime.Enabled(false), unix.MS_LAZYTIME},
-		{o.Sync, unix.MS_SYNCHRONOUS},
-		{o.DirSync, unix.MS_DIRSYNC},
-		{o.Atime == mountopt.AtimeDefault || o.Atime == mountopt.AtimeOff, unix.MS_NOATIME},
-		{o.Atime == mountopt.AtimeRelative, unix.MS_RELATIME},
-		{o.Atime == mountopt.AtimeStrict, unix.MS_STRICTATIME},
+	flags := switchedFlags(o, 0)
+	if readOnly(o) {
+		flags |= unix.MS_RDONLY
+	}
+	if !env.root {
+		flags |= unix.MS_NOSUID | unix.MS_NODEV
+	}
+	if o.Atime == mountopt.AtimeDefault {
+		flags |= unix.MS_NOATIME
+	}
+	return flags
+}
+
+// changedFlags are those of a mount whose options are shown, but for what o says about them.
+func changedFlags(shown []string, o mountopt.Options) uintptr {
+	var now uintptr
+	for word, flag := range map[string]uintptr{
+		"ro": unix.MS_RDONLY, "nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "nodiratime": unix.MS_NODIRATIME,
+		"nosymfollow": unix.MS_NOSYMFOLLOW, "lazytime": unix.MS_LAZYTIME, "sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC,
+		"noatime": unix.MS_NOATIME, "relatime": unix.MS_RELATIME,
 	} {
-		if f.set {
-			flags |= f.flag
+		if slices.Contains(shown, word) {
+			now |= flag
 		}
+	}
+	if now&(unix.MS_NOATIME|unix.MS_RELATIME) == 0 {
+		now |= unix.MS_STRICTATIME // without a word
+	}
+	flags := switchedFlags(o, now)
+	switch {
+	case o.ReadOnly:
+		flags |= unix.MS_RDONLY
+	case o.Writable:
+		flags &^= unix.MS_RDONLY
+	}
+	return flags
+}
+
+// switchedFlags are the MS_ flags, of which o decides those that it names.
+func switchedFlags(o mountopt.Options, flags uintptr) uintptr {
+	set := func(flag uintptr, on bool) {
+		if flags &^= flag; on {
+			flags |= flag
+		}
+	}
+	for _, f := range []struct {
+		given mountopt.Switch
+		flag  uintptr
+		off   bool // the flag takes away what the option gives
+	}{
+		{o.Suid, unix.MS_NOSUID, true},
+		{o.Dev, unix.MS_NODEV, true},
+		{o.Exec, unix.MS_NOEXEC, true},
+		{o.DirAtime, unix.MS_NODIRATIME, true},
+		{o.Symfollow, unix.MS_NOSYMFOLLOW, true},
+		{o.LazyTime, unix.MS_LAZYTIME, false},
+		{o.Sync, unix.MS_SYNCHRONOUS, false},
+	} {
+		if f.given != mountopt.Default {
+			set(f.flag, (f.given == mountopt.On) != f.off)
+		}
+	}
+	if o.DirSync {
+		set(unix.MS_DIRSYNC, true)
+	}
+	if o.Atime != mountopt.AtimeDefault {
+		set(unix.MS_NOATIME, o.Atime == mountopt.AtimeOff)
+		set(unix.MS_RELATIME, o.Atime == mountopt.AtimeRelative)
+		set(unix.MS_STRICTATIME, o.Atime == mountopt.AtimeStrict)
 	}
 	return flags
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,6 +147,17 @@ func TestMountConfig(t *testing.T) {
 			p: fo, opts: `upperdir=u,context="a:b:s0:c1,c2"`, env: asRoot,
 			want: fusefs.MountConfig{FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs", Flags: unix.MS_NOATIME, AllowOther: true},
 		},
+		{
+			p: fo, opts: "upperdir=u,nosymfollow", env: asUser,
+			err: "option nosymfollow: fusermount3, through which plain users mount, does not know it; leave it out, or mount in a user " +
+				"namespace (unshare -Urm)",
+		},
+		{
+			p: fo, opts: "upperdir=u,nosymfollow", env: asRoot,
+			want: fusefs.MountConfig{
+				FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs", Flags: unix.MS_NOATIME | unix.MS_NOSYMFOLLOW, AllowOther: true,
+			},
+		},
 		{p: fo, opts: `upperdir=u,context=a\"b`, env: asRoot, err: `option context="a\"b": is no SELinux label`},
 	}
 	for _, tt := range tests {
@@ -161,6 +173,26 @@ func TestMountConfig(t *testing.T) {
 		tt.want.Target, tt.want.DefaultPermissions = "/m", true
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("%s %q:\ngot  %+v, %v\nwant %+v", tt.p.name, tt.opts, got, err, tt.want)
+		}
+	}
+}
+
+// TestChangedFlags: a remount changes what its options name.
+func TestChangedFlags(t *testing.T) {
+	for _, tt := range []struct {
+		shown, opts string
+		want        uintptr
+	}{
+		{"rw,nosuid,nodev,noexec,noatime,rw,user_id=0", "ro", unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME},
+		{"ro,nosuid,relatime", "rw,suid,nodev", unix.MS_NODEV | unix.MS_RELATIME},
+		{"ro,nosymfollow,lazytime,sync,dirsync", "nodiratime", unix.MS_RDONLY | unix.MS_NOSYMFOLLOW | unix.MS_LAZYTIME | unix.MS_SYNCHRONOUS |
+			unix.MS_DIRSYNC | unix.MS_NODIRATIME | unix.MS_STRICTATIME},
+		{"rw,noatime,sync,lazytime", "async,nolazytime,relatime", unix.MS_RELATIME},
+		{"rw,noatime", "strictatime", unix.MS_STRICTATIME},
+		{"rw,relatime", "noatime,sync,dirsync", unix.MS_NOATIME | unix.MS_SYNCHRONOUS | unix.MS_DIRSYNC},
+	} {
+		if got := changedFlags(strings.Split(tt.shown, ","), options(t, tt.opts)); got != tt.want {
+			t.Errorf("%s remounted with %s: %#x, want %#x", tt.shown, tt.opts, got, tt.want)
 		}
 	}
 }

@@ -3,13 +3,13 @@ package server
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/fusefs"
 	"plyfs/internal/exit"
 )
 
@@ -73,7 +73,7 @@ func checkFUSE(env environment) error {
 			fuseDevice, fuseDevice, fuseDevice)
 	}
 	if !env.root {
-		if _, err := exec.LookPath("fusermount3"); err != nil {
+		if _, err := fusefs.HelperPath(); err != nil {
 			return exit.Faultf(exit.System, "fusermount3 not found, without which only root can mount; install the package fuse3")
 		}
 		return nil

@@ -83,14 +83,12 @@ func silent(err error) error {
 
 // remount changes the flags of a mount of ours, as mount -o remount asks for. What the layers are can't change.
 func remount(r request) error {
-	target, err := OwnMount(r.target)
+	m, err := ownMount(r.target)
 	if err != nil {
 		return err
 	}
-	flags := mountFlags(r.opts, readEnvironment()) &^ unix.MS_RDONLY
-	if r.opts.ReadOnly {
-		flags |= unix.MS_RDONLY
-	}
+	target := m.Mountpoint
+	flags := changedFlags(strings.Split(m.Options+","+m.VFSOptions, ","), r.opts)
 	if err := unix.Mount("", target, "", unix.MS_REMOUNT|flags, ""); err != nil {
 		return exit.Faultf(exit.Mount, "remount %s: %s", target, exit.Reason(err))
 	}
@@ -100,27 +98,59 @@ func remount(r request) error {
 // OwnMount returns the absolute path of target, if a FUSE mount is what is mounted there. It touches nothing below the
 // mount, whose server may be gone.
 func OwnMount(target string) (string, error) {
+	m, err := ownMount(target)
+	if err != nil {
+		return "", err
+	}
+	return m.Mountpoint, nil
+}
+
+// resolve is the absolute path of target without symlinks. The last component is not asked for its attributes: on a mount, that
+// would be up to its server.
+func resolve(target string) (string, error) {
 	abs, err := filepath.Abs(target)
 	if err != nil {
-		return "", exit.Faultf(exit.System, "%v", err)
+		return "", err
 	}
-	if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-		abs = filepath.Join(dir, filepath.Base(abs))
+	for range maxSymlinks {
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+			abs = filepath.Join(dir, filepath.Base(abs))
+		}
+		to, err := os.Readlink(abs)
+		if err != nil {
+			return abs, nil //nolint:nilerr // it is no symlink
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Dir(abs) + "/" + to
+		}
+		abs = to
+	}
+	return "", unix.ELOOP
+}
+
+// maxSymlinks is how many symlinks the kernel follows in a path (cf. linux/namei.h MAXSYMLINKS).
+const maxSymlinks = 40
+
+// ownMount is what mountinfo has of the FUSE mount on target.
+func ownMount(target string) (*mountinfo.Info, error) {
+	abs, err := resolve(target)
+	if err != nil {
+		return nil, exit.Faultf(exit.Usage, "%s: %s", target, exit.Reason(err))
 	}
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != abs, false })
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", exit.Faultf(exit.System, "/proc is not mounted")
+		return nil, exit.Faultf(exit.System, "/proc is not mounted")
 	case err != nil:
-		return "", exit.Faultf(exit.System, "mountinfo: %v", err)
+		return nil, exit.Faultf(exit.System, "mountinfo: %v", err)
 	case len(mounts) == 0:
-		return "", exit.Faultf(exit.Usage, "%s is not a mount point", target)
+		return nil, exit.Faultf(exit.Usage, "%s is not a mount point", target)
 	}
-	// The last one lies on top.
-	if t := mounts[len(mounts)-1].FSType; t != "fuse" && !strings.HasPrefix(t, "fuse.") {
-		return "", exit.Faultf(exit.Usage, "%s is a mount of type %s, not one of plyfs", target, t)
+	top := mounts[len(mounts)-1] // the last one
+	if t := top.FSType; t != "fuse" && !strings.HasPrefix(t, "fuse.") {
+		return nil, exit.Faultf(exit.Usage, "%s is a mount of type %s, not one of plyfs", target, t)
 	}
-	return abs, nil
+	return top, nil
 }
 
 // enterNamespace moves this thread, and so the daemon that it starts, into another mount namespace: a path as mount(8)

@@ -1,12 +1,14 @@
 package server
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/fusefs"
 	"plyfs/internal/exit"
 	"plyfs/internal/launch"
 )
@@ -17,6 +19,8 @@ type process struct {
 	serving atomic.Pointer[server]
 	// listening is closed when signals are caught.
 	listening chan struct{}
+	// release gives the index of the last mount back; nil for none. Only who serves another mount does it.
+	release func() error
 }
 
 // prepareProcess makes this process one that serves mounts. roomy says that its table of descriptors is large. What takes its time
@@ -31,6 +35,15 @@ func prepareProcess(roomy bool) *process {
 	paceCollector()
 	unix.Umask(0) // the modes that applications ask for are final; the kernel has applied their umask
 	return p
+}
+
+// releaseIndex gives back what the last mount left.
+func (p *process) releaseIndex() error {
+	release := p.release
+	if p.release = nil; release == nil {
+		return nil
+	}
+	return release()
 }
 
 // RaiseFileLimit takes all descriptors that this process may have. The Go runtime does so too, but gives the old limit back
@@ -78,17 +91,23 @@ func (p *process) signalled() *server {
 }
 
 // handleSignals unmounts on SIGTERM, SIGINT and SIGHUP, whereupon serve returns when the last file is closed; the second
-// of them ends the process at once, which loses nothing but open files: data goes straight to the upper layer. Without a mount they
-// do what they do to any process. SIGUSR1 logs the counters. It does not return.
+// of them ends the process at once, which loses nothing but open files: data goes straight to the upper layer. So does the first where
+// somebody else mounted. Without a mount they do what they do to any process. SIGUSR1 logs the counters. It does not return.
 //
 // The signals are caught once for all mounts that this process serves: to catch one takes the runtime longer than to mount.
 func (p *process) handleSignals() {
 	_ = quietMonitor() // it is no worse than it was
 	signal.Ignore(unix.SIGPIPE)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGUSR1)
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
+		if !signal.Ignored(sig) { // as nohup(1), and a shell for what runs beside it, have it
+			signal.Notify(signals, sig)
+		}
+	}
 	close(p.listening)
 	var ending *server
+	covered := false // ending could not be unmounted
 	for sig := range signals {
 		if sig == unix.SIGUSR1 {
 			if s := p.serving.Load(); s != nil && s != leaving {
@@ -96,19 +115,29 @@ func (p *process) handleSignals() {
 			}
 			continue
 		}
-		switch s := p.signalled(); s {
-		case leaving:
+		s := p.signalled()
+		switch {
+		case s == leaving:
 			signal.Reset(sig)
 			_ = unix.Kill(os.Getpid(), sig.(unix.Signal))
-		case ending:
+			continue
+		case s == ending && !covered:
 			s.log.Warn("ended by a second signal, files may have been open", "signal", sig.String())
 			os.Exit(exit.Interrupted)
+		}
+		s.log.Info("unmounting", "signal", sig.String())
+		err := s.end()
+		covered = errors.Is(err, fusefs.ErrNotThere)
+		switch {
+		case covered && (s == ending || s.passed()):
+			s.log.Warn("ended without an unmount, files may have been open", "signal", sig.String())
+			os.Exit(exit.Interrupted)
+		case covered:
+			s.log.Warn("not unmounted; unmount what covers it, or send a second signal to end the server", "error", err)
+			ending = s
+		case err != nil:
+			s.log.Error("unmount failed", "error", err)
 		default:
-			s.log.Info("unmounting", "signal", sig.String())
-			if err := s.end(); err != nil {
-				s.log.Error("unmount failed", "error", err)
-				continue
-			}
 			ending = s
 		}
 	}

@@ -55,7 +55,7 @@ func TestParseRequest(t *testing.T) {
 		{p: fo, args: "m -o", err: "-o needs an argument; usage: fuse-overlayfs [-f] [-d] [-o OPTION[,OPTION]...]... MOUNTPOINT"},
 		{p: helper, args: "spec m -sfn -N 5 -o rw,bogus", want: request{
 			source: "spec", target: "m", fake: true, namespace: "5",
-			warnings: []string{"unknown argument ignored: bogus"}, opts: mountopt.Options{Unknown: []mountopt.Word{{Key: "bogus"}}},
+			warnings: []string{"unknown argument ignored: bogus"}, opts: mountopt.Options{Writable: true, Unknown: []mountopt.Word{{Key: "bogus"}}},
 		}},
 		{p: helper, args: "spec m -o bogus", err: "unknown option bogus; see mount.plyfs --help"},
 		{p: helper, args: "m", err: "no mountpoint specified behind m; usage: " + helper.usage},

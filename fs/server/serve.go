@@ -41,7 +41,7 @@ type server struct {
 }
 
 // serve mounts what r says and serves it until it is unmounted. d is nil in the foreground. The process has been prepared; of the
-// mount, nothing stays in it.
+// mount, nothing stays in it but what p.release gives back.
 func (p *process) serve(r request, d *daemon, from Indexes) error {
 	s := &server{request: r, process: p, daemon: d, indexes: from, env: readEnvironment()}
 	defer s.closeLog()
@@ -50,6 +50,9 @@ func (p *process) serve(r request, d *daemon, from Indexes) error {
 		return err
 	}
 	err := s.serveMount()
+	if err != nil {
+		_ = s.dev.Unmount() // it would stay without a server
+	}
 	s.endWarming()
 	s.withdrawControls()
 	if cerr := s.dev.Close(); err == nil && cerr != nil {
@@ -58,6 +61,9 @@ func (p *process) serve(r request, d *daemon, from Indexes) error {
 	s.index.endBuild()
 	if cerr := s.union.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("after the unmount: %w", cerr)
+	}
+	if s.index != nil {
+		p.release = s.index.release
 	}
 	if err != nil {
 		s.log.Error("ended with an error", "error", err)
@@ -88,7 +94,7 @@ func (s *server) prepare() (*Stack, error) {
 		return nil, err
 	}
 	warnings, err := layers.Check(s.Personality)
-	if _, passed := descriptor(s.target); err == nil && !passed {
+	if err == nil && !s.passed() {
 		err = checkFUSE(s.env)
 	}
 	if err != nil {
@@ -124,6 +130,9 @@ func (s *server) mount() error {
 	}
 	if s.opts.Data == mountopt.DataPassthrough && hasQuota(s.opts) && !readOnly(s.opts) {
 		s.warn("data=passthrough has no effect with a quota: the kernel would write without asking")
+	}
+	if !s.env.root && (s.opts.LazyTime == mountopt.On || s.opts.Atime == mountopt.AtimeStrict) {
+		s.warn("lazytime and strictatime have no effect: fusermount3, through which plain users mount, does not know them")
 	}
 	if err := s.openLog(); err != nil {
 		return err
@@ -181,7 +190,14 @@ func (s *server) adopt(dev *fusefs.Device) error {
 // settleWithin bounds how long the end of a mount waits for its own server to fetch what was written through mappings.
 const settleWithin = time.Second
 
-// end unmounts, as soon as there is a mount. Requests are answered until that has happened.
+// passed reports whether somebody else mounted, and this process only serves.
+func (s *server) passed() bool {
+	_, ok := descriptor(s.target)
+	return ok
+}
+
+// end unmounts, as soon as there is a mount. Requests are answered until that has happened. The error is fusefs.ErrNotThere if
+// there is nothing to unmount.
 func (s *server) end() error {
 	s.ending.Lock()
 	defer s.ending.Unlock()
@@ -208,7 +224,10 @@ func (s *server) serveMount() error {
 		}
 		if err != nil {
 			failure = err
-			_ = s.dev.Unmount()
+			if _ = s.dev.Unmount(); s.passed() {
+				s.log.Error("ended", "error", err)
+				os.Exit(exit.AsFault(err).Code) // nothing else ends the requests
+			}
 			return
 		}
 		s.warmLater()

@@ -25,11 +25,11 @@ const (
 // Indexes is how a program gets at stack indexes. They are kept in a database, which the program that only mounts is better
 // off without.
 type Indexes interface {
-	// Open opens the index of u's lowers in the cache directory dir and gives it to u, until the process ends: badger syncs a
-	// database when it is closed, though it was only read, and whoever unmounted waits for the server's end. An error that wraps
-	// ErrNoIndex says that there is none that can be used, and that one may be built. It makes no directory: a mount may be over
-	// soon. A HandOver says that another program can open it.
-	Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) error
+	// Open opens the index of u's lowers in the cache directory dir and gives it to u, until release, which waits for the disk:
+	// badger syncs a database when it is closed, though it was only read. So a process that ends leaves that to its end: whoever
+	// unmounted waits for it. An error that wraps ErrNoIndex says that there is none that can be used, and that one may be built. It
+	// makes no directory: a mount may be over soon. A HandOver says that another program can open it.
+	Open(dir string, o mountopt.Options, u *union.Options, log *slog.Logger) (release func() error, err error)
 	// Builder is the program that has the command index build.
 	Builder() (string, error)
 }
@@ -49,6 +49,8 @@ func (h HandOver) Error() string {
 type stackIndex struct {
 	log   *slog.Logger
 	build *indexBuild // nil where none is to be built
+	// release gives an open index back; nil for none.
+	release func() error
 
 	mu    sync.Mutex
 	timer *time.Timer
@@ -89,7 +91,7 @@ func findIndex(from Indexes, opts mountopt.Options, o *union.Options, log *slog.
 		return nil, err
 	}
 	x := &stackIndex{log: log}
-	switch err = from.Open(dir, opts, o, log); {
+	switch x.release, err = from.Open(dir, opts, o, log); {
 	case errors.Is(err, ErrNoIndex):
 		x.build = newIndexBuild(from, dir, opts, o.Lowers)
 	case err != nil:

@@ -64,6 +64,9 @@ func StandBy(fd int, from Indexes) error {
 			if err := s.tell([]byte{exit.OK}); err != nil {
 				return nil //nolint:nilerr // nobody is there any more, and the mount ended well
 			}
+			if err := s.process.releaseIndex(); err != nil { // behind the answer: it waits for the disk
+				return exit.Faultf(exit.System, "stand by again: %v", err)
+			}
 		}
 		order, err := receiveOrder(s.orders)
 		switch {

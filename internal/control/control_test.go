@@ -452,6 +452,36 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// TestNoDescriptor: a server that can't take a client for want of descriptors takes the next.
+func TestNoDescriptor(t *testing.T) {
+	dir := runtimeDir(t)
+	serve(t, dir, control.SocketName(os.Getpid(), 9), &mount{target: "/m"})
+	list, err := control.List(control.Own)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: list[0].Path})
+	time.Sleep(50 * time.Millisecond)
+	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := list[0].Status(patience(t)); err != nil || s.Target != "/m" {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
 // TestHostileDirectory: what else lies in a directory is passed over, and nothing is followed.
 func TestHostileDirectory(t *testing.T) {
 	dir := runtimeDir(t)

@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"os"
 	"path/filepath"
@@ -29,7 +30,7 @@ type Process struct {
 }
 
 // Servers returns the servers of mounts among the processes that this user may look into: those that run a program named plyfs, or
-// the caller's own program under another name, and have /dev/fuse open. Processes that end meanwhile are left out.
+// one that was built from this project, under whatever name, and have /dev/fuse open. Processes that end meanwhile are left out.
 func Servers(ctx context.Context) ([]Process, error) {
 	self, err := os.Stat("/proc/self/exe")
 	if err != nil {
@@ -63,13 +64,7 @@ func lookAt(pid int, self os.FileInfo, boot time.Time) (p Process, ok bool) {
 	if err != nil {
 		return p, false
 	}
-	if name := strings.TrimSuffix(filepath.Base(exe), " (deleted)"); name != baseName {
-		info, err := os.Stat(dir + "/exe")
-		if err != nil || !os.SameFile(info, self) {
-			return p, false
-		}
-	}
-	if !hasFUSE(dir + "/fd") {
+	if !hasFUSE(dir+"/fd") || !isOurs(exe, dir+"/exe", self) {
 		return p, false
 	}
 	p.PID = pid
@@ -86,6 +81,19 @@ func lookAt(pid int, self os.FileInfo, boot time.Time) (p Process, ok bool) {
 	}
 	p.Options, p.Target = mountArgs(strings.Split(strings.TrimSuffix(string(args), "\x00"), "\x00"))
 	return p, true
+}
+
+// isOurs reports whether a process runs a program of this project, under whatever name and from whatever copy: link is where its file
+// was, exe the file itself.
+func isOurs(link, exe string, self os.FileInfo) bool {
+	if strings.TrimSuffix(filepath.Base(link), " (deleted)") == baseName {
+		return true
+	}
+	if info, err := os.Stat(exe); err != nil || os.SameFile(info, self) {
+		return err == nil
+	}
+	info, err := buildinfo.ReadFile(exe)
+	return err == nil && strings.HasPrefix(info.Path, baseName+"/cmd/"+baseName)
 }
 
 // mountArgs finds options and mount point in a command line, as far as people need that.

@@ -160,15 +160,25 @@ func (s *Server) Close() error {
 	return errors.Join(err, unix.Close(s.dir))
 }
 
+// acceptAgain is how long accept waits after an error.
+const acceptAgain = 100 * time.Millisecond
+
 func (s *Server) accept() {
+	failing := false
 	for {
 		c, err := s.listen.Accept()
-		if err != nil {
-			if !errors.Is(err, net.ErrClosed) {
-				s.log.Warn("control socket: no more answers", "error", err)
-			}
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
+		if err != nil { // no descriptor is free, here or in the whole system
+			if !failing {
+				s.log.Warn("control socket: can't answer", "error", err)
+			}
+			failing = true
+			time.Sleep(acceptAgain)
+			continue
+		}
+		failing = false
 		if !s.admit(c) {
 			_ = c.Close()
 		}

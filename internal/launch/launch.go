@@ -84,7 +84,9 @@ func Start(s Server) error {
 	}
 	attr.Files = roomy(attr.Files, null)
 	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt)
+	if !signal.Ignored(os.Interrupt) {
+		signal.Notify(interrupted, os.Interrupt)
+	}
 	pid, err := syscall.ForkExec(s.Program, s.Args, attr)
 	_ = unix.Close(report)
 	if err != nil {
