@@ -24,6 +24,8 @@ type Layer struct {
 	FSID   uint64
 	// UUID identifies the file system in origin handles; zero where the kernel does not tell.
 	UUID [16]byte
+	// Subvol is the subvolume of btrfs that the layer's root is in, 0 for other file systems.
+	Subvol uint64
 	// Btime is when the root was made, zero where the file system does not tell. Mount is the id of the mount that the layer was
 	// opened in, zero where the kernel does not tell.
 	Btime unix.StatxTimestamp
@@ -69,6 +71,30 @@ func (l *Layer) Override() string { return l.override }
 
 // Handles says whether origins of this layer's inodes can be written and read back to inode numbers.
 func (l *Layer) Handles() bool { return l.handles }
+
+// Holds says whether o is the origin of an inode of this layer's file system, as far as that can be told.
+func (l *Layer) Holds(o ovl.Origin) bool {
+	return l.handles && l.UUID == o.UUID && l.Subvol == o.Subvolume()
+}
+
+// TellApart makes Handles false for layers on file systems that origins do not tell apart: copies of one disk have its UUID, and some
+// file systems have none (cf. overlayfs super.c ovl_lower_uuid_ok). It is called before the layers are shared.
+func TellApart(layers []*Layer) {
+	for i, a := range layers {
+		for _, b := range layers[:i] {
+			if a.Dev != b.Dev && a.UUID == b.UUID && !a.besides(b) {
+				a.handles, b.handles = false, false
+			}
+		}
+	}
+}
+
+// besides says whether two layers are in different subvolumes of one btrfs. Its statfs(2) mixes the subvolume into the identity (cf.
+// btrfs super.c btrfs_statfs).
+func (l *Layer) besides(o *Layer) bool {
+	whole := func(l *Layer) uint64 { return l.FSID ^ (l.Subvol<<32 | l.Subvol>>32) }
+	return l.FSType == unix.BTRFS_SUPER_MAGIC && o.FSType == l.FSType && l.Subvol != o.Subvol && whole(l) == whole(o)
+}
 
 // maxWalk bounds one openat2 argument; a longer path is walked in pieces.
 const maxWalk = 4000

@@ -25,6 +25,7 @@ type device struct {
 	fsType  int64
 	fsID    uint64
 	uuid    [16]byte
+	subvol  uint64
 	handles bool
 }
 
@@ -83,7 +84,7 @@ func (o *Opener) describe(l *Layer) error {
 		}
 		o.devices[l.Dev] = d
 	}
-	l.FSType, l.FSID, l.UUID, l.handles = d.fsType, d.fsID, d.uuid, d.handles
+	l.FSType, l.FSID, l.UUID, l.Subvol, l.handles = d.fsType, d.fsID, d.uuid, d.subvol, d.handles
 	l.override = overrideOf(l.fd)
 	return nil
 }
@@ -112,6 +113,7 @@ func askDevice(l *Layer) (d device, err error) {
 		o := ovl.Origin{UUID: d.uuid, FileHandle: h}
 		ino, ok := o.Inode()
 		d.handles = ok && ino == l.Ino && o.Fits()
+		d.subvol = o.Subvolume()
 	}
 	return d, nil
 }

@@ -100,6 +100,15 @@ func NFS() (uuid [16]byte) {
 	return uuid
 }
 
+// Subvolume reads, out of a handle of btrfs, in which of its subvolumes, which have one UUID, the inode is; 0 for other file systems
+// (cf. btrfs/export.h struct btrfs_fid).
+func (o Origin) Subvolume() uint64 {
+	if o.Type != fidBtrfs || len(o.Bytes) < 16 {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(o.Bytes[8:])
+}
+
 // Inode reads the inode number out of a handle of a known file system; ok is false for others. The caller checks once
 // per layer, on an inode whose number it knows, that the layer's file system encodes as assumed.
 func (o Origin) Inode() (ino uint64, ok bool) {

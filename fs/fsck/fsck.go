@@ -109,6 +109,7 @@ func Run(ctx context.Context, o Options) (Summary, error) {
 		return Summary{}, fmt.Errorf("repair of %s needs its work directory, which tells whether it is mounted: %w",
 			o.Upper.Path, unix.EINVAL)
 	}
+	layer.TellApart(o.Lowers)
 	c := &checker{
 		opt: o, ctx: ctx, m: o.Mutator, lowers: o.Lowers, boot: cow.BootID(), index: -1, links: map[linkKey]linkCount{},
 	}

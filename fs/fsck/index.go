@@ -103,7 +103,7 @@ func (c *checker) checkEntry(name string, st *unix.Statx_t) error {
 		}
 	}
 	if ino, ok := key.Inode(); ok {
-		c.links[linkKey{key.UUID, ino}] = linkCount{}
+		c.links[linkKey{key.UUID, key.Subvolume(), ino}] = linkCount{}
 	}
 	return nil
 }

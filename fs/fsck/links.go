@@ -13,10 +13,11 @@ import (
 	"plyfs/internal/sys"
 )
 
-// linkKey is a lower inode, by the file system's UUID.
+// linkKey is a lower inode, by the UUID of its file system and, on btrfs, the subvolume.
 type linkKey struct {
-	uuid [16]byte
-	ino  uint64
+	uuid   [16]byte
+	subvol uint64
+	ino    uint64
 }
 
 // linkCount counts the names of a lower inode that is in the index.
@@ -47,19 +48,19 @@ func (c *checker) checkLinks() error {
 			return err
 		}
 		ino, ok := key.Inode()
-		if !ok || !c.withLowers() || c.incomplete || !c.lowers.has(key.UUID) {
+		if !ok || !c.withLowers() || c.incomplete || !c.lowers.has(key) {
 			c.checkNlinkForm(name, st, &m)
 			return nil
 		}
-		c.checkCount(name, st, &m, c.links[linkKey{key.UUID, ino}])
+		c.checkCount(name, st, &m, c.links[linkKey{key.UUID, key.Subvolume(), ino}])
 		return nil
 	})
 }
 
-// has says whether a layer of the file system uuid, or of any if it is zero, is there whose inodes can be recognised.
-func (ls lowers) has(uuid [16]byte) bool {
+// has says whether a layer of the file system that o is of, or of any if it does not say, is there whose inodes can be recognised.
+func (ls lowers) has(o ovl.Origin) bool {
 	return slices.ContainsFunc(ls, func(l *layer.Layer) bool {
-		return l.Handles() && (l.UUID == uuid || uuid == [16]byte{})
+		return l.Holds(o) || l.Handles() && o.UUID == [16]byte{} && l.Subvol == o.Subvolume()
 	})
 }
 
@@ -257,7 +258,7 @@ func (w *linkWalk) count(upper int, below *mergedDir, i int, e layer.RawDirent) 
 		return nil
 	}
 	for _, uuid := range [...][16]byte{l.UUID, {}} {
-		key := linkKey{uuid, e.Ino}
+		key := linkKey{uuid, l.Subvol, e.Ino}
 		n, wanted := c.links[key]
 		if !wanted {
 			continue

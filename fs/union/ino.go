@@ -55,7 +55,7 @@ func (u *Union) originOf(dirfd int, name string) (ino uint64, key string) {
 		return 0, key
 	}
 	for _, l := range u.lowers {
-		if l.Handles() && l.UUID == o.UUID {
+		if l.Holds(o) {
 			return u.mapIno(l.Dev, n), key
 		}
 	}

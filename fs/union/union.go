@@ -131,6 +131,7 @@ func New(o Options) (u *Union, err error) {
 	if err := u.openWork(); err != nil {
 		return u, err
 	}
+	layer.TellApart(u.lowers)
 	u.numberDevices()
 	if err := u.makeRoot(); err != nil {
 		return u, err

@@ -55,7 +55,7 @@ func (d *Diff) furtherNames(ctx context.Context) (*names, error) {
 	for _, l := range d.newer.lowers {
 		inodes := make(map[uint64]bool)
 		for _, f := range files {
-			if l.Handles() && l.UUID == f.UUID {
+			if l.Holds(f.Origin) {
 				inodes[f.ino] = true
 			}
 		}
