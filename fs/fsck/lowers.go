@@ -193,7 +193,7 @@ func (o *mergedDir) probe(i int, name string) (st unix.Statx_t, kind int, err er
 		return st, kindNone, nil
 	case err != nil:
 		return st, kindNone, fmt.Errorf("%s in lower %s: %w", name, l.Path, err)
-	case layer.IsWhiteoutDevice(&st), o.dirs[i].xwhiteouts && isXWhiteout(fd, name, &st):
+	case isDevice(l, fd, name, &st), o.dirs[i].xwhiteouts && isXWhiteout(fd, name, &st):
 		return st, kindWhiteout, nil
 	case ovl.IsAUFSName(name) && isAUFS(fd, name, &st):
 		return st, kindNone, nil
@@ -223,6 +223,16 @@ func (ls lowers) walkFrom(first int, path string) ([]lowerDir, error) {
 		at, path = f.dirs, rest
 	}
 	return at, err
+}
+
+// isDevice says whether an object, which st describes in the words of its layer, is a whiteout in the device form: a placeholder that an
+// attribute makes a 0:0 device is an application's.
+func isDevice(l *layer.Layer, dirfd int, name string, st *unix.Statx_t) bool {
+	if !layer.IsWhiteoutDevice(st) || l.Override() == "" {
+		return layer.IsWhiteoutDevice(st)
+	}
+	var raw unix.Statx_t
+	return sys.Statx(dirfd, name, &raw) == nil && layer.IsWhiteoutDevice(&raw)
 }
 
 // isXWhiteout says whether an object is a whiteout in attribute form.

@@ -6,7 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
@@ -39,7 +38,7 @@ func (o *object) check() error {
 	if err := c.opt.Upper.Stat(o.dirfd, o.name, &o.st); err != nil {
 		return err
 	}
-	if layer.IsWhiteoutDevice(&o.st) {
+	if isDevice(c.opt.Upper, o.dirfd, o.name, &o.st) {
 		c.sum.Objects++
 		return o.checkWhiteout(o.name, true)
 	}

@@ -54,7 +54,7 @@ func (v *indexVerifier) entry(e *metadata.Entry) error {
 	switch {
 	case sys.Dev(&st) != v.ls[in].Dev: // something is mounted there
 		return nil
-	case uint32(st.Mode)&unix.S_IFMT != e.Mode&unix.S_IFMT:
+	case !e.Ask && uint32(st.Mode)&unix.S_IFMT != e.Mode&unix.S_IFMT:
 		v.find(IndexEdited, in, e.Name, "is of another type: mode %#o, recorded was %#o", st.Mode, e.Mode)
 		return nil
 	case e.Ask:

@@ -5,7 +5,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
@@ -97,7 +96,7 @@ func (c *checker) upperKind(fd int, name string) (int, error) {
 		return kindNone, nil
 	case err != nil:
 		return kindNone, err
-	case layer.IsWhiteoutDevice(&st) || isXWhiteout(fd, name, &st), ovl.IsAUFSName(name) && isAUFS(fd, name, &st):
+	case isDevice(c.opt.Upper, fd, name, &st) || isXWhiteout(fd, name, &st), ovl.IsAUFSName(name) && isAUFS(fd, name, &st):
 		return kindWhiteout, nil
 	case beside:
 		return kindBeside, nil

@@ -41,7 +41,7 @@ func (u *Union) resolveLocked(n *Node) error {
 	if d.resolved.Load() {
 		return nil
 	}
-	cand := d.candidates
+	cand, walked := d.candidates, false
 	if n.has(flagUpper) {
 		opaque, redirect, err := u.upperMark(n, len(cand) > 0)
 		if err != nil {
@@ -54,13 +54,14 @@ func (u *Union) resolveLocked(n *Node) error {
 			if cand, err = u.redirected(n, *redirect); err != nil {
 				return err
 			}
-			d.view = redirect.Path
+			d.view, walked = redirect.Path, true
 			if p := u.firstLink(n).parent; !redirect.Absolute && p != nil {
 				d.view = joinPath(p.dir.view, redirect.Path)
 			}
 		}
 	}
-	if len(cand) == 0 || !u.recallLocked(n) {
+	// A record vouches for the directories that merge and for those below them, but for none on the way of a redirect.
+	if len(cand) == 0 || walked || !u.recorded(n) || !u.recallLocked(n) {
 		if err := u.resolveLowersLocked(n, cand); err != nil {
 			return err
 		}
@@ -69,6 +70,20 @@ func (u *Union) resolveLocked(n *Node) error {
 	d.below.Store(int32(len(d.lowers)))
 	d.resolved.Store(true)
 	return nil
+}
+
+func (u *Union) resolveRoot() error {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	u.root.dir.mu.Lock()
+	defer u.root.dir.mu.Unlock()
+	return u.resolveLocked(u.root)
+}
+
+// recorded says whether the place of n in the merged lowers is one that a record of the stack index gave.
+func (u *Union) recorded(n *Node) bool {
+	p := u.firstLink(n).parent
+	return n == u.root || p != nil && p.dir.rec != nil
 }
 
 // upperMark reads what the upper directory says of the layers below it.
@@ -112,8 +127,15 @@ func (u *Union) redirected(n *Node, r ovl.Redirect) ([]lowerDir, error) {
 
 // rootLowers are the roots of the lowers from index first on.
 func (u *Union) rootLowers(first int32) []lowerDir {
-	ds := make([]lowerDir, 0, len(u.lowers)-int(first))
-	for i := first; i < int32(len(u.lowers)); i++ {
+	ds := make([]lowerDir, 0, max(0, len(u.lowers)-int(first)))
+	end := int32(len(u.lowers))
+	if u.root != nil && u.root.dir.resolved.Load() {
+		end = 0
+		if ls := u.root.dir.lowers; len(ls) > 0 {
+			end = ls[len(ls)-1].layer + 1
+		}
+	}
+	for i := first; i < end; i++ {
 		ds = append(ds, lowerDir{layer: i})
 	}
 	return ds
@@ -444,6 +466,7 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 	r.size += st.Size
 	if r.u.describer != nil {
 		r.u.describer.stamps = append(r.u.describer.stamps, stampOf(&st))
+		r.u.describer.redirected = r.u.describer.redirected || m.redirect != nil
 	}
 	if c.path == "" || len(r.out) > maxKeptLowers {
 		r.files = append(r.files, nil)

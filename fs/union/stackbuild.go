@@ -58,6 +58,8 @@ type describer struct {
 	// stamps are those of the lower directories that were resolved last, taken before anything in them was read: a change
 	// while they are read must show.
 	stamps []metadata.Stamp
+	// redirected says that one of them carries a redirect.
+	redirected bool
 }
 
 // level is a directory that is being described, between the root and the current one.
@@ -68,6 +70,9 @@ type level struct {
 	sums []metadata.Digest
 	next int // entry to descend into
 	subs int32
+	// unsure says that a redirect led to a part of it: no stamp would tell of a change on the way, so it gets no record, nor
+	// does what is below it.
+	unsure bool
 }
 
 func (d *describer) walk() error {
@@ -127,8 +132,10 @@ func (d *describer) descend(l *level) (*level, error) {
 
 // finish hands l over, and its number of subdirectories to its parent.
 func (d *describer) finish(l *level) error {
-	if err := d.sink.Put(l.view, &l.rec); err != nil {
-		return fmt.Errorf("/%s: %w", l.view, err)
+	if !l.unsure {
+		if err := d.sink.Put(l.view, &l.rec); err != nil {
+			return fmt.Errorf("/%s: %w", l.view, err)
+		}
 	}
 	if d.digests {
 		if err := d.sink.PutDigests(l.view, l.sums); err != nil {
@@ -175,10 +182,12 @@ func (d *describer) read(l *level) error {
 	defer u.renameMu.RUnlock()
 	n.dir.mu.Lock()
 	defer n.dir.mu.Unlock()
-	d.stamps = d.stamps[:0]
+	d.stamps, d.redirected = d.stamps[:0], false
 	if err := u.resolveLocked(n); err != nil {
 		return err
 	}
+	k := len(d.levels)
+	l.unsure = d.redirected || k > 0 && d.levels[k-1].unsure
 	d.noteLowers(l)
 	if err := d.list(l); err != nil {
 		return err

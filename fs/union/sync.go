@@ -342,6 +342,9 @@ func (u *Union) recoverUnsynced() error {
 	if err := u.beginData(); err != nil {
 		return err
 	}
+	if err := u.resolveRoot(); err != nil { // which lowers a redirect is followed through
+		return err
+	}
 	r := &recovery{u: u}
 	defer r.close()
 	if err := r.walk(u.upper.FD(), "."); err != nil {

@@ -216,6 +216,13 @@ func TestMarkStale(t *testing.T) {
 		t.Fatalf("by name: %v", err)
 	}
 	named.Close()
+	// The reason may be missing: the disk was full, or the process ended.
+	if err := os.Truncate(filepath.Join(c.Dir(), s.Name(), staleFile), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Open(s); !errors.Is(err, ErrStale) {
+		t.Errorf("open with an empty mark: %v, want ErrStale", err)
+	}
 	build(t, c, s, testViews())
 	x.MarkStale("the old one must not hit the new one")
 	checkViews(t, x, testViews())

@@ -68,6 +68,9 @@ func (x *Index) open(c *Cache) error {
 		return fmt.Errorf("flock: %w", err)
 	}
 	x.info.Stale, err = readSmall(x.root, staleFile)
+	if err == nil && x.info.Stale == "" {
+		x.info.Stale = "no reason is noted"
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
