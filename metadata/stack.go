@@ -18,6 +18,8 @@ type LayerID struct {
 	Ino    uint64
 	Btime  Time
 	Handle []byte
+	// UID and GID are the owner of the root as it is seen through the layer's mount, which may be an idmapped one.
+	UID, GID uint32
 	// Override is the attribute that holds owners and modes in this layer, "" for none.
 	Override string
 }
@@ -33,7 +35,7 @@ type Stack struct {
 }
 
 // stackVersion is that of the encoding, and so of all names.
-const stackVersion = 1
+const stackVersion = 2
 
 // Encode returns the canonical encoding: equal stacks have equal ones.
 func (s *Stack) Encode() []byte {
@@ -46,7 +48,7 @@ func (s *Stack) Encode() []byte {
 			dev = 0
 		}
 		b = append(b, l.UUID[:]...)
-		for _, v := range [...]uint64{l.FSID, dev, l.Ino, uint64(l.Btime.Sec), uint64(l.Btime.Nsec)} {
+		for _, v := range [...]uint64{l.FSID, dev, l.Ino, uint64(l.Btime.Sec), uint64(l.Btime.Nsec), uint64(l.UID), uint64(l.GID)} {
 			b = binary.AppendUvarint(b, v)
 		}
 		b = appendString(b, string(l.Handle))

@@ -98,6 +98,9 @@ func runFsck(c *cli.Context, args []string) error {
 		fmt.Fprintf(os.Stderr, "plyfs fsck: the index of the lowers is not checked, and mounts go without it: %v\n", err)
 	}
 	if index != nil {
+		if !repair {
+			index.Keep()
+		}
 		defer index.Close()
 	}
 	ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, unix.SIGTERM)

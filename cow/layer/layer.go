@@ -22,6 +22,8 @@ type Layer struct {
 	Ino    uint64
 	FSType int64
 	FSID   uint64
+	// UID and GID are the owner of the layer's root, as the mount that it was opened in shows it.
+	UID, GID uint32
 	// UUID identifies the file system in origin handles; zero where the kernel does not tell.
 	UUID [16]byte
 	// Subvol is the subvolume of btrfs that the layer's root is in, 0 for other file systems.

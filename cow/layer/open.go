@@ -66,7 +66,7 @@ func (o *Opener) describe(l *Layer) error {
 	if err := sys.StatPlace(l.fd, "", &st); err != nil {
 		return err
 	}
-	l.Dev, l.Ino = sys.Dev(&st), st.Ino
+	l.Dev, l.Ino, l.UID, l.GID = sys.Dev(&st), st.Ino, st.Uid, st.Gid
 	if st.Mask&unix.STATX_BTIME != 0 {
 		l.Btime = st.Btime
 	}

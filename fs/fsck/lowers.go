@@ -104,8 +104,17 @@ type lowerObject struct {
 
 func (f *lowerObject) regular() bool { return f.ok && f.st.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// find looks for name (cf. overlayfs namei.c ovl_lookup_layer).
-func (o *mergedDir) find(name string) (f lowerObject, err error) {
+// maxRedirects is how many redirects one look at the lowers may follow, as in package union: those of a hostile image would take a time
+// that doubles with each layer.
+const maxRedirects = 4096
+
+// redirects counts those that one look at the lowers has followed.
+type redirects int
+
+// find looks for name (cf. overlayfs namei.c ovl_lookup_layer). The error is ELOOP where too many redirects lead there.
+func (o *mergedDir) find(name string) (lowerObject, error) { return o.findWithin(name, new(redirects)) }
+
+func (o *mergedDir) findWithin(name string, count *redirects) (f lowerObject, err error) {
 	for i := range o.dirs {
 		st, kind, err := o.probe(i, name)
 		if err != nil {
@@ -123,7 +132,7 @@ func (o *mergedDir) find(name string) (f lowerObject, err error) {
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return f, nil // ends the merge, or is all there is
 		}
-		more, err := o.merge(&f, i, name, kind)
+		more, err := o.merge(&f, i, name, kind, count)
 		if err != nil || !more {
 			return f, err
 		}
@@ -133,7 +142,7 @@ func (o *mergedDir) find(name string) (f lowerObject, err error) {
 
 // merge adds the directory name of the i-th part, which is of the given kind, to f; more says that the parts below
 // are to be looked at too.
-func (o *mergedDir) merge(f *lowerObject, i int, name string, kind int) (more bool, err error) {
+func (o *mergedDir) merge(f *lowerObject, i int, name string, kind int, count *redirects) (more bool, err error) {
 	d := o.dirs[i]
 	fd, err := sys.Openat(o.fds[i], name, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
@@ -159,12 +168,15 @@ func (o *mergedDir) merge(f *lowerObject, i int, name string, kind int) (more bo
 	if err != nil {
 		return false, fmt.Errorf("%s in lower %s: %w", at.path(), o.ls[d.layer].Path, err)
 	}
+	if *count++; *count > maxRedirects {
+		return false, fmt.Errorf("more than %d redirects lead to one directory: %w", maxRedirects, unix.ELOOP)
+	}
 	var rest []lowerDir
 	if r.Absolute {
-		rest, err = o.ls.walkFrom(d.layer+1, r.Path)
+		rest, err = o.ls.walkWithin(d.layer+1, r.Path, count)
 	} else {
 		var below lowerObject
-		below, err = o.ls.lookup(o.dirs[i+1:], r.Path)
+		below, err = o.ls.lookupWithin(o.dirs[i+1:], r.Path, count)
 		rest = below.dirs
 	}
 	f.dirs = append(f.dirs, rest...)
@@ -205,21 +217,29 @@ func (o *mergedDir) probe(i int, name string) (st unix.Statx_t, kind int, err er
 
 // lookup is find in a merged directory that is opened for it.
 func (ls lowers) lookup(dirs []lowerDir, name string) (lowerObject, error) {
+	return ls.lookupWithin(dirs, name, new(redirects))
+}
+
+func (ls lowers) lookupWithin(dirs []lowerDir, name string, count *redirects) (lowerObject, error) {
 	o, err := ls.open(dirs)
 	if err != nil {
 		return lowerObject{}, err
 	}
 	defer o.close()
-	return o.find(name)
+	return o.findWithin(name, count)
 }
 
 // walkFrom finds the merged directory path in the layers from index first on; nil if there is none.
 func (ls lowers) walkFrom(first int, path string) ([]lowerDir, error) {
+	return ls.walkWithin(first, path, new(redirects))
+}
+
+func (ls lowers) walkWithin(first int, path string, count *redirects) ([]lowerDir, error) {
 	at, err := ls.roots(first)
 	for err == nil && path != "" && len(at) > 0 {
 		name, rest, _ := strings.Cut(path, "/")
 		var f lowerObject
-		f, err = ls.lookup(at, name)
+		f, err = ls.lookupWithin(at, name, count)
 		at, path = f.dirs, rest
 	}
 	return at, err

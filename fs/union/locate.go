@@ -2,6 +2,7 @@ package union
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -268,8 +269,11 @@ func (u *Union) openLowerFD(n *Node) (int, error) {
 	defer l.close()
 	return u.retryFiles(func() (int, error) {
 		fd, err := openNoatime(l.fd(), l.name)
-		if err == nil {
+		switch {
+		case err == nil:
 			u.checkOpened(n, fd)
+		case errors.Is(err, unix.ENOENT) && n.has(flagRecorded):
+			u.distrust(fmt.Sprintf("/%s is gone from layer %s", joinPath(n.lower.dir, n.lower.name), u.lowers[n.lower.layer].Path))
 		}
 		if err != nil || n.lower.layer == int32(len(u.lowers)-1) {
 			return fd, err

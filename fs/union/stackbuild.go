@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
@@ -186,6 +187,9 @@ func (d *describer) read(l *level) error {
 	if err := u.resolveLocked(n); err != nil {
 		return err
 	}
+	if err := d.awaitTick(); err != nil {
+		return err
+	}
 	k := len(d.levels)
 	l.unsure = d.redirected || k > 0 && d.levels[k-1].unsure
 	d.noteLowers(l)
@@ -198,6 +202,38 @@ func (d *describer) read(l *level) error {
 		}
 	}
 	return d.describeAll(l)
+}
+
+// How long two changes of a directory may have the same times: file systems with whole seconds, such as ext4 with small inodes, and
+// others, of kernels that take the time once a tick.
+const (
+	secondsTick = 2 * time.Second
+	shortTick   = 20 * time.Millisecond
+)
+
+// awaitTick waits until a further change of the directories in d.stamps would show in their times.
+func (d *describer) awaitTick() error {
+	now, wait := time.Now(), time.Duration(0)
+	for _, s := range d.stamps {
+		tick := shortTick
+		if s.Mtime.Nsec == 0 && s.Ctime.Nsec == 0 {
+			tick = secondsTick
+		}
+		for _, t := range [...]metadata.Time{s.Mtime, s.Ctime} {
+			if age := now.Sub(time.Unix(t.Sec, int64(t.Nsec))); age < tick {
+				wait = max(wait, tick-max(age, 0))
+			}
+		}
+	}
+	if wait == 0 {
+		return nil
+	}
+	select {
+	case <-d.ctx.Done():
+		return d.ctx.Err()
+	case <-time.After(wait):
+		return nil
+	}
 }
 
 // describeAll describes the entries of l, by several goroutines where that pays.
@@ -305,14 +341,17 @@ func (d *describer) describe(l *level, e *metadata.Entry) error {
 		e.Btime = stampTime(st.Btime)
 	}
 	e.Special = low.marks.specials && isSpecial(f.FD(), e.Name, &st)
-	if e.Xattrs, err = recordXattrs(f.FD(), e.Name); err != nil {
+	if e.Xattrs, err = recordXattrs(f.FD(), e.Name); err == nil && e.Mode&unix.S_IFMT == unix.S_IFLNK {
+		e.Target, err = sys.Readlinkat(f.FD(), e.Name)
+	}
+	if kept(err) {
+		e.Ask = true
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", e.Name, err)
 	}
 	switch e.Mode & unix.S_IFMT {
-	case unix.S_IFLNK:
-		if e.Target, err = sys.Readlinkat(f.FD(), e.Name); err != nil {
-			return fmt.Errorf("%s: %w", e.Name, err)
-		}
 	case unix.S_IFREG:
 		if d.digests {
 			return d.digest(l, e)
@@ -321,7 +360,13 @@ func (d *describer) describe(l *level, e *metadata.Entry) error {
 	return nil
 }
 
-// recordXattrs reads the attributes of an object as they are on disk.
+// kept says whether an error keeps something of an object from this process, which another one may get: such as the capabilities that
+// another user namespace gave a file (EOVERFLOW). Who asks for it is told by the layer.
+func kept(err error) bool {
+	return errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOVERFLOW) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// recordXattrs reads the attributes of an object as they are on disk. Of those that can't be read it records the names.
 func recordXattrs(dirfd int, name string) ([]metadata.Xattr, error) {
 	names, err := cow.ListXattrs(dirfd, name)
 	if err != nil || len(names) == 0 {
@@ -334,11 +379,11 @@ func recordXattrs(dirfd int, name string) ([]metadata.Xattr, error) {
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		}
-		if err != nil {
+		if err != nil && !kept(err) {
 			return nil, err
 		}
 		switch {
-		case len(v) > metadata.MaxXattrValue:
+		case err != nil || len(v) > metadata.MaxXattrValue:
 			v = nil
 		case v == nil:
 			v = []byte{}

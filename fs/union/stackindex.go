@@ -51,7 +51,8 @@ func StackOf(o *Options) (*metadata.Stack, error) {
 
 func layerID(l *layer.Layer) metadata.LayerID {
 	id := metadata.LayerID{
-		UUID: l.UUID, FSID: l.FSID, Dev: l.Dev, Ino: l.Ino, Btime: stampTime(l.Btime), Override: l.Override(),
+		UUID: l.UUID, FSID: l.FSID, Dev: l.Dev, Ino: l.Ino, Btime: stampTime(l.Btime),
+		UID: l.UID, GID: l.GID, Override: l.Override(),
 	}
 	if h, err := sys.Handle(l.FD(), ""); err == nil {
 		id.Handle = append([]byte{byte(h.Type)}, h.Bytes...)

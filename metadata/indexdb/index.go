@@ -43,6 +43,9 @@ type Index struct {
 	db    *kv.DB
 	stack string
 
+	// keep says that nothing is noted on disk.
+	keep bool
+
 	mu   sync.Mutex
 	info metadata.Info // Stale is guarded by mu, the rest is as at Open
 }
@@ -231,6 +234,9 @@ func (x *Index) Walk(ctx context.Context, fn func(view string, d *metadata.Dir) 
 	return err
 }
 
+// Keep has MarkStale leave the disk alone from now on. It is called before the index is shared.
+func (x *Index) Keep() { x.keep = true }
+
 // Info describes the index.
 func (x *Index) Info() metadata.Info {
 	x.mu.Lock()
@@ -239,7 +245,7 @@ func (x *Index) Info() metadata.Info {
 }
 
 // MarkStale says that the layers are not as the index describes them, or that the index is damaged: nobody opens it any more,
-// and the next builder replaces it. The first reason stays. It does nothing in a cache that is read-only, but that
+// and the next builder replaces it. The first reason stays. It does nothing in a cache that is read-only, or after Keep, but that
 // this Index knows.
 func (x *Index) MarkStale(reason string) {
 	x.mu.Lock()
@@ -248,6 +254,9 @@ func (x *Index) MarkStale(reason string) {
 		return
 	}
 	x.info.Stale = reason
+	if x.keep {
+		return
+	}
 	f, err := x.root.OpenFile(staleFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err == nil {
 		_, err = f.WriteString(reason + "\n")
