@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -101,11 +102,7 @@ var errBuildEnded = errors.New("build ended")
 
 // start starts the builder. The error is errBuildEnded if none is wanted any more.
 func (b *indexBuild) start(stderr io.Writer) (*exec.Cmd, error) {
-	var paths []string
-	for _, l := range b.lowers {
-		paths = append(paths, l.Path)
-	}
-	list, err := json.Marshal(paths)
+	env, err := pathsEnv(b.lowers)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +122,7 @@ func (b *indexBuild) start(stderr io.Writer) (*exec.Cmd, error) {
 	cmd := exec.Command(program)
 	cmd.Args = b.args
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), LayerPathsEnv+"="+string(list))
+	cmd.Env = append(os.Environ(), env...)
 	cmd.ExtraFiles = b.copies
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	cmd.Stderr = stderr
@@ -134,6 +131,26 @@ func (b *indexBuild) start(stderr io.Writer) (*exec.Cmd, error) {
 	}
 	b.cmd = cmd
 	return cmd, nil
+}
+
+// maxPathsEnv is how long the list of paths may be: the kernel bounds one string of the environment (cf. binfmts.h MAX_ARG_STRLEN).
+const maxPathsEnv = 64 << 10
+
+// pathsEnv is LayerPathsEnv for the layers, or nothing where they do not go into it: then the builder says what the descriptors lead
+// to.
+func pathsEnv(lowers []*layer.Layer) ([]string, error) {
+	paths := make([]string, 0, len(lowers))
+	for _, l := range lowers {
+		if !utf8.ValidString(l.Path) { // JSON would change it
+			return nil, nil
+		}
+		paths = append(paths, l.Path)
+	}
+	list, err := json.Marshal(paths)
+	if err != nil || len(list) > maxPathsEnv {
+		return nil, err
+	}
+	return []string{LayerPathsEnv + "=" + string(list)}, nil
 }
 
 // end stops a build that is under way and waits for its end; afterwards none begins.
