@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -82,6 +83,9 @@ func (l *Layer) Holds(o ovl.Origin) bool {
 // TellApart makes Handles false for layers on file systems that origins do not tell apart: copies of one disk have its UUID, and some
 // file systems have none (cf. overlayfs super.c ovl_lower_uuid_ok). It is called before the layers are shared.
 func TellApart(layers []*Layer) {
+	if !slices.ContainsFunc(layers, func(l *Layer) bool { return l.Dev != layers[0].Dev }) {
+		return
+	}
 	for i, a := range layers {
 		for _, b := range layers[:i] {
 			if a.Dev != b.Dev && a.UUID == b.UUID && !a.besides(b) {
