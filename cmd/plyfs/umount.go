@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
-	"plyfs/fs/fusefs"
 	"plyfs/fs/server"
 	"plyfs/internal/control"
 	"plyfs/internal/exit"
@@ -126,7 +125,7 @@ func umountByHelper(target string, lazy bool) error {
 	if lazy {
 		args = append(args, "-z")
 	}
-	bin, err := fusefs.HelperPath()
+	bin, err := server.UnmountHelper()
 	if err != nil {
 		return faultf(exitSystem, "umount %s: %v; install the package fuse3, or unmount as root", target, err)
 	}

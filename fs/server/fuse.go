@@ -91,6 +91,9 @@ func checkFUSE(env environment) error {
 	return exit.Faultf(exit.System, "%s: %s", fuseDevice, exit.Reason(err))
 }
 
+// UnmountHelper is the program through which a plain user unmounts.
+func UnmountHelper() (string, error) { return fusefs.HelperPath() }
+
 // kernelHasFUSE reports whether the file system type is known; true where that can't be told.
 func kernelHasFUSE() bool {
 	b, err := os.ReadFile("/proc/filesystems")
