@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,8 +55,10 @@ func OpenMounts(dir string) (*Mounts, error) {
 }
 
 // Refresh reads the counts anew and drops those of mounts that are gone, also the servers of which died. References to
-// plain directories stay, and those that a Get is about to have. It may be called beside Get and Put.
+// plain directories stay, and those that a Get is about to have. It may be called beside Get and Put. Servers that hang are waited for
+// together, without a lock.
 func (m *Mounts) Refresh() error {
+	hang := m.hanging()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	names, err := os.ReadDir(m.dir)
@@ -75,8 +78,8 @@ func (m *Mounts) Refresh() error {
 		if m.making[id] {
 			continue
 		}
-		rec, err := m.readLocked(id)
-		if err != nil || rec.Boot != m.boot || !IsMountPoint(rec.Target) {
+		rec, err := m.read(id)
+		if err != nil || rec.Boot != m.boot || !hang[rec.Target] && !IsMountPoint(rec.Target) {
 			delete(m.table, id)
 			errs = append(errs, os.Remove(filepath.Join(m.dir, id)))
 			continue
@@ -91,7 +94,34 @@ func (m *Mounts) Refresh() error {
 	return errors.Join(errs...)
 }
 
-func (m *Mounts) readLocked(id string) (rec mountRecord, err error) {
+// hanging are the targets of this boot's records whose servers do not answer.
+func (m *Mounts) hanging() map[string]bool {
+	names, err := os.ReadDir(m.dir)
+	if err != nil {
+		return nil // Refresh says so
+	}
+	hang := make(map[string]bool)
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, e := range names {
+		rec, err := m.read(e.Name())
+		if err != nil || rec.Boot != m.boot {
+			continue
+		}
+		all.Go(func() {
+			if errors.Is(Ask(rec.Target), ErrHangs) {
+				mu.Lock()
+				hang[rec.Target] = true
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return hang
+}
+
+// read reads the record of id, which is replaced in one step.
+func (m *Mounts) read(id string) (rec mountRecord, err error) {
 	b, err := os.ReadFile(filepath.Join(m.dir, id))
 	if err != nil {
 		return rec, err
@@ -239,10 +269,69 @@ func (m *Mounts) drop(id string) error {
 	return nil
 }
 
-// IsMountPoint says whether something is mounted at path. A FUSE mount whose server is gone does not count as mounted.
+// IsMountPoint says whether something is mounted at path. A FUSE mount whose server is gone does not count as mounted, one whose server
+// hangs does.
 func IsMountPoint(path string) bool {
-	// Forced: the kernel would answer for a dead server from what it has cached.
-	return isMountRoot(path, unix.AT_STATX_FORCE_SYNC)
+	if !isMountRoot(path, unix.AT_STATX_DONT_SYNC) {
+		return false
+	}
+	err := Ask(path)
+	return err == nil || errors.Is(err, ErrHangs)
+}
+
+// IsDead says whether a file system whose server is gone is mounted at path.
+func IsDead(path string) bool {
+	if !isMountRoot(path, unix.AT_STATX_DONT_SYNC) {
+		return false
+	}
+	err := Ask(path)
+	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+}
+
+// answerWithin bounds how long the server of a mount is waited for.
+const answerWithin = 2 * time.Second
+
+// asked are the questions that have no answer yet, by path: one thread waits for each, however many want to know.
+var asked sync.Map
+
+// answer is set when done is closed.
+type answer struct {
+	asked time.Time
+	done  chan struct{}
+	err   error
+}
+
+// Ask has the server of what is mounted at path answer for its root: the kernel would answer for a dead server from what it knows by
+// heart. The error is that of statx(2), or wraps ErrHangs for a server that does not answer in time, at once if it is known to hang.
+func Ask(path string) error {
+	late := time.NewTimer(answerWithin)
+	defer late.Stop()
+	for {
+		a := &answer{asked: time.Now(), done: make(chan struct{})}
+		earlier, waiting := asked.LoadOrStore(path, a)
+		if waiting {
+			a = earlier.(*answer)
+			if time.Since(a.asked) > answerWithin {
+				return fmt.Errorf("the mount on %s is %w", path, ErrHangs)
+			}
+		} else {
+			go func() {
+				var st unix.Statx_t
+				const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
+				a.err = unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st)
+				asked.Delete(path)
+				close(a.done)
+			}()
+		}
+		select {
+		case <-a.done:
+			if !waiting {
+				return a.err // else it answers an earlier question
+			}
+		case <-late.C:
+			return fmt.Errorf("the mount on %s is %w", path, ErrHangs)
+		}
+	}
 }
 
 // isMountRoot says whether path is the root of a mount, by a statx with the given way to synchronise.

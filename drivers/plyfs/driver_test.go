@@ -97,6 +97,35 @@ func TestPutSilent(t *testing.T) {
 	}
 }
 
+// TestOpenBesideSilent: a layer whose server hangs keeps nobody from the others, not even who opens the driver anew, and one thread waits
+// for it.
+func TestOpenBesideSilent(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	ctx := t.Context()
+	for _, id := range []string{"c", "other"} {
+		must(t, d.CreateReadWrite(ctx, id, "", nil))
+	}
+	_, err := d.Get(ctx, "c", nil)
+	must(t, err)
+	pid := readRecord(t, base, "c").PID
+	must(t, unix.Kill(pid, unix.SIGSTOP))
+	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
+	again := newDriver(t, base, nil)
+	if n := again.References()["c"]; n != 1 {
+		t.Errorf("the layer has %d references", n)
+	}
+	must(t, again.Cleanup(ctx))
+	_, err = again.Get(ctx, "other", nil)
+	must(t, err)
+	must(t, again.Put(ctx, "other"))
+	if n := threadsIn(t, unix.SYS_STATX); n != 1 {
+		t.Errorf("%d threads wait for an answer", n)
+	}
+	must(t, unix.Kill(pid, unix.SIGCONT))
+	must(t, again.Put(ctx, "c"))
+}
+
 // threadsIn counts the threads of this process that are in a system call.
 func threadsIn(t *testing.T, call int) (n int) {
 	t.Helper()

@@ -217,20 +217,11 @@ func (s *Store) target(id string) string {
 }
 
 // mounted says whether anything is mounted on target, a file system whose server is gone included.
-func mounted(target string) bool { return isDead(target) || drivers.IsMountPoint(target) }
-
-// isDead says whether a file system whose server is gone is mounted on target. It asks the server: the kernel may know
-// the root's attributes by heart.
-func isDead(target string) bool {
-	var st unix.Statx_t
-	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_STATX_FORCE_SYNC
-	err := unix.Statx(unix.AT_FDCWD, target, flags, unix.STATX_BASIC_STATS, &st)
-	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
-}
+func mounted(target string) bool { return drivers.IsDead(target) || drivers.IsMountPoint(target) }
 
 // detachDead unmounts file systems on target whose server is gone.
 func detachDead(target string) error {
-	for isDead(target) {
+	for drivers.IsDead(target) {
 		if err := Detach(target); err != nil {
 			return err
 		}
