@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"encoding/binary"
 	"errors"
 	"strings"
 
@@ -71,6 +72,9 @@ func CopyXattrs(m *sys.Mutator, srcDir int, srcName string, dstDir int, dstName 
 		if err != nil {
 			return err
 		}
+		if strings.HasPrefix(attr, "system.posix_acl_") {
+			v = MappedACL(v)
+		}
 		if err := m.Setxattr(dstDir, dstName, attr, v, 0); err != nil && !mayDrop(attr, err) {
 			return err
 		}
@@ -88,4 +92,22 @@ func mayDrop(attr string, err error) bool {
 		return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP)
 	}
 	return errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// MappedACL takes the entries out of the value v of an ACL that name users and groups without a mapping in this user namespace: they read
+// as -1, which the kernel takes back from nobody, neither from setxattr(2) nor from FUSE. It works in place.
+func MappedACL(v []byte) []byte {
+	const header, entry, user, group = 4, 8, 0x02, 0x08
+	if len(v) < header {
+		return v
+	}
+	kept := v[:header]
+	for i := header; i+entry <= len(v); i += entry {
+		tag, id := binary.LittleEndian.Uint16(v[i:]), binary.LittleEndian.Uint32(v[i+4:])
+		if (tag == user || tag == group) && id == ^uint32(0) {
+			continue
+		}
+		kept = append(kept, v[i:i+entry]...)
+	}
+	return kept
 }

@@ -1,6 +1,8 @@
 package cow_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -171,5 +173,25 @@ func TestGetXattr(t *testing.T) {
 	}
 	if v, err := cow.GetXattr(d, "src", "user.none"); !errors.Is(err, unix.ENODATA) || v != nil {
 		t.Errorf("none: %q, %v", v, err)
+	}
+}
+
+// TestMappedACL: entries for ids without a mapping go, all others stay.
+func TestMappedACL(t *testing.T) {
+	entry := func(tag, perm uint16, id uint32) []byte {
+		b := binary.LittleEndian.AppendUint16(nil, tag)
+		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint16(b, perm), id)
+	}
+	const none = ^uint32(0)
+	acl := func(entries ...[]byte) []byte { return slices.Concat(append([][]byte{{2, 0, 0, 0}}, entries...)...) }
+	owner, user, group, mask, other := entry(1, 7, none), entry(2, 6, 1000), entry(4, 5, none), entry(16, 7, none), entry(32, 4, none)
+	in := acl(owner, user, entry(2, 7, none), group, entry(8, 7, none), mask, other)
+	if got, want := cow.MappedACL(in), acl(owner, user, group, mask, other); !bytes.Equal(got, want) {
+		t.Errorf("%x, want %x", got, want)
+	}
+	for _, odd := range [][]byte{nil, {2}, acl(), acl(owner)[:9]} {
+		if got := cow.MappedACL(slices.Clone(odd)); len(got) > len(odd) {
+			t.Errorf("%x became %x", odd, got)
+		}
 	}
 }

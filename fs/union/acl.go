@@ -31,7 +31,7 @@ func (u *Union) hintLocked(dir *Node, dirfd int) (createHint, error) {
 	h := createHint{valid: true, mode: uint32(st.Mode), gid: st.Gid}
 	if !u.opt.NoACL {
 		if v, err := cow.GetXattr(dirfd, ".", xattrACLDefault); err == nil {
-			h.acl = v
+			h.acl = cow.MappedACL(v)
 		}
 	}
 	dir.dir.hint = h

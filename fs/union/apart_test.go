@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"plyfs/cow/layer"
 	"plyfs/internal/testenv"
 )
@@ -104,9 +106,9 @@ func TestSubvolumes(t *testing.T) {
 	}
 }
 
-// TestCopiedDisk: of file systems that nothing tells apart, no file is taken for another.
-func TestCopiedDisk(t *testing.T) {
-	dir := testenv.Scratch(t)
+// copiedDisks are two lowers on copies of one disk: the first has a and a2, one file, the second that file as b and b2.
+func copiedDisks(t *testing.T, dir string) []string {
+	t.Helper()
 	first := filepath.Join(dir, "disk")
 	runT(t, "truncate", "-s", "16M", first)
 	runT(t, "mkfs.ext4", "-q", "-F", first)
@@ -127,7 +129,48 @@ func TestCopiedDisk(t *testing.T) {
 		must(t, os.Rename(filepath.Join(two, "l/a"+n), filepath.Join(two, "l/b"+n)))
 	}
 	must(t, os.WriteFile(filepath.Join(two, "l/b"), []byte("two"), 0))
-	lowers = append(lowers, filepath.Join(two, "l"))
+	return append(lowers, filepath.Join(two, "l"))
+}
+
+// TestBrokenLinks: where no handle tells what a hard link of a lower is of, each name is copied up for itself, and what was written through it
+// stays there.
+func TestBrokenLinks(t *testing.T) {
+	for name, make := range map[string]func(t *testing.T, dir string) []string{
+		"copied disks": copiedDisks,
+		"no attributes": func(t *testing.T, dir string) []string {
+			must(t, unix.Mount("ramfs", dir, "ramfs", 0, ""))
+			t.Cleanup(func() { testenv.Unmount(t, dir) })
+			return []string{twoNames(t, filepath.Join(testenv.Scratch(t), "l"), "a", "one")}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := testenv.Scratch(t)
+			remounted(t, dir, make(t, dir), func(u *Union) {
+				first, _, err := u.Lookup(u.Root(), "a")
+				must(t, err)
+				n, _, err := u.Lookup(u.Root(), "a2")
+				must(t, err)
+				_, err = u.Write(n, []byte("new"), 0, false)
+				must(t, err)
+				u.Forget(n, 1)
+				u.Forget(first, 1)
+			}, func(u *Union) {
+				if a, a2 := contentOf(t, u, "a"), contentOf(t, u, "a2"); a != "one" || a2 != "new" {
+					t.Errorf("a holds %q, and a2, to which was written, %q", a, a2)
+				}
+				must(t, u.Unlink(u.Root(), "a"))
+				if a2 := contentOf(t, u, "a2"); a2 != "new" {
+					t.Errorf("after a is gone a2 holds %q", a2)
+				}
+			})
+		})
+	}
+}
+
+// TestCopiedDisk: of file systems that nothing tells apart, no file is taken for another.
+func TestCopiedDisk(t *testing.T) {
+	dir := testenv.Scratch(t)
+	lowers := copiedDisks(t, dir)
 	remounted(t, dir, lowers, func(u *Union) { chmodIn(t, u, "a", 0o600) }, func(u *Union) {
 		for name, want := range map[string]string{"a": "one", "a2": "one", "b": "two", "b2": "two"} {
 			if got := contentOf(t, u, name); got != want {

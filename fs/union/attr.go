@@ -6,6 +6,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
+	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
@@ -219,7 +221,7 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 			return Attr{}, err
 		}
 	}
-	if err := u.change(n, in, duid, dgid); err != nil {
+	if err := u.change(c, n, in, duid, dgid); err != nil {
 		return Attr{}, err
 	}
 	if n.IsDir() {
@@ -231,7 +233,7 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 }
 
 // change applies what in says but for the size to the upper object of n. Precondition: renameMu is held.
-func (u *Union) change(n *Node, in *SetAttrIn, uid, gid int) error {
+func (u *Union) change(c *Caller, n *Node, in *SetAttrIn, uid, gid int) error {
 	u.steady(n)
 	defer u.unsteady(n)
 	l, err := u.openUpperLoc(n)
@@ -239,7 +241,7 @@ func (u *Union) change(n *Node, in *SetAttrIn, uid, gid int) error {
 		return err
 	}
 	defer l.close()
-	if err := u.setOwnerMode(n, l, in, uid, gid); err != nil {
+	if err := u.setOwnerMode(c, n, l, in, uid, gid); err != nil {
 		return err
 	}
 	return u.setTimes(l, in)
@@ -258,7 +260,9 @@ func (u *Union) truncate(n *Node, in *SetAttrIn, c *charge) error {
 		return err
 	}
 	defer c.off()
-	if err := u.sticky(u.m.Truncate(f.FD(), int64(in.Size))); err != nil {
+	at := loc{dir: layer.Borrow(f.FD()), layer: u.upper}
+	err = u.keepCaps(n, at, func() error { return u.sticky(u.m.Truncate(f.FD(), int64(in.Size))) })
+	if err != nil {
 		return err
 	}
 	if in.Valid&SetKillPriv != 0 {
@@ -269,7 +273,7 @@ func (u *Union) truncate(n *Node, in *SetAttrIn, c *charge) error {
 
 // setOwnerMode applies chown and chmod. The backing kernel clears set-id bits and capabilities on chown by its rules,
 // and rewrites the mask of an ACL on chmod.
-func (u *Union) setOwnerMode(n *Node, l loc, in *SetAttrIn, uid, gid int) error {
+func (u *Union) setOwnerMode(c *Caller, n *Node, l loc, in *SetAttrIn, uid, gid int) error {
 	if in.Valid&(SetMode|SetUID|SetGID) == 0 {
 		return nil
 	}
@@ -277,12 +281,45 @@ func (u *Union) setOwnerMode(n *Node, l loc, in *SetAttrIn, uid, gid int) error 
 		return u.setOverride(n, l, in, uid, gid)
 	}
 	if uid >= 0 || gid >= 0 {
-		if err := u.m.Chown(l.fd(), l.name, uid, gid); err != nil {
+		var before unix.Statx_t
+		if n.has(flagNameless) && in.Valid&SetMode == 0 {
+			// The copy-up of an overlay on top sets the mode first, which it wants to keep (cf. overlayfs copy_up.c ovl_set_attr).
+			if err := l.layer.Stat(l.fd(), l.name, &before); err != nil {
+				return err
+			}
+		}
+		if err := u.keepCaps(n, l, func() error { return u.m.Chown(l.fd(), l.name, uid, gid) }); err != nil {
 			return err
+		}
+		if owner, _ := u.showOwner(before.Uid, before.Gid); uint32(before.Mode)&(unix.S_ISUID|unix.S_ISGID) != 0 && owner == c.UID {
+			if err := u.m.Chmod(l.fd(), l.name, uint32(before.Mode)&0o7777); err != nil {
+				return err
+			}
 		}
 	}
 	if in.Valid&SetMode != 0 {
 		return u.m.Chmod(l.fd(), l.name, in.Mode&0o7777)
+	}
+	return nil
+}
+
+// keepCaps runs change, a chown or a truncation, which takes the file capabilities of the upper object at l away, and gives them back:
+// where they have to go, the kernel has removed them itself before it asks for the change (cf. fs/attr.c setattr_prepare,
+// ATTR_KILL_PRIV). An overlay on top changes owner and size after it copied the attributes, and wants them kept (cf. overlayfs
+// copy_up.c ovl_copy_up_metadata).
+func (u *Union) keepCaps(n *Node, l loc, change func() error) error {
+	if n.mode != unix.S_IFREG || n.has(flagNoCaps) {
+		return change()
+	}
+	caps, err := cow.GetXattr(l.fd(), l.name, xattrCaps)
+	if err != nil {
+		return change()
+	}
+	if err := change(); err != nil {
+		return err
+	}
+	if err := u.m.Setxattr(l.fd(), l.name, xattrCaps, caps, 0); err != nil && !errors.Is(err, unix.EPERM) {
+		return err // without CAP_SETFCAP they are gone, as they were anywhere before
 	}
 	return nil
 }

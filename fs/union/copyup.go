@@ -490,7 +490,7 @@ func (c *copyUp) renumber(dir *layer.File, name string) {
 	if sys.Statx(dir.FD(), name, &st) != nil {
 		return
 	}
-	if u.opt.NoIndex {
+	if !c.indexed() {
 		n.ino.Store(u.mapIno(sys.Dev(&st), st.Ino))
 		return
 	}

@@ -568,7 +568,7 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	}
 	n := u.newNode(u.mapIno(sys.Dev(&st), st.Ino), unix.S_IFREG)
 	n.refs = 1
-	n.set(flagUpper)
+	n.set(flagUpper | flagNameless)
 	u.unlinked(n)
 	ch.done(n, st.Blocks)
 	u.files.PutPinned(&n.data, s.fd, true)

@@ -91,7 +91,7 @@ func (u *Union) linkLocked(n, dir *Node, name string) error {
 	}
 	u.attachLocked(n, dir, name, true)
 	u.treeMu.Unlock()
-	n.clear(flagUnlinked)
+	n.clear(flagUnlinked | flagNameless)
 	u.quota.linked(n)
 	dir.dir.listAddedLocked()
 	return nil

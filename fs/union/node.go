@@ -37,6 +37,8 @@ const (
 	// flagLeft: a file of which a rename left a whiteout that btrfs's fsync may miss, see Union.syncLeft. Set under the locks of
 	// the rename.
 	flagLeft
+	// flagNameless: a file made by Tmpfile that never had a name.
+	flagNameless
 )
 
 // link is one name of a node.

@@ -56,6 +56,7 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 	}
 	size, err := u.getxattrAt(l, u.diskXattr(l.layer, name), dest)
 	if err == nil && len(dest) > 0 && isACL(name) {
+		size = len(cow.MappedACL(dest[:size]))
 		err = u.mapACL(dest[:size], false)
 	}
 	if name == xattrCaps && errors.Is(err, unix.ENODATA) {
