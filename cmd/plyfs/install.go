@@ -229,7 +229,7 @@ func runUninstall(c *cli.Context) error {
 	if err := undoAll(directoriesOf(undone)); err != nil {
 		return err
 	}
-	return printUninstall(c, undone, in.warnUndone(undone))
+	return printUninstall(c, undone, append(in.warnUndone(undone), in.warnDangling(undone)...))
 }
 
 func directoriesOf(changes []installChange) []installChange {

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"plyfs/fs/server"
@@ -34,7 +36,9 @@ func (in *installer) vendorStorageConf() string { return in.path("/usr/share/con
 // planPodman makes plyfs the mount program of storage.conf.
 func (in *installer) planPodman(p *installPlan, r installRecord) error {
 	path := in.storageConf()
-	err := in.planFile(p, r, enginePodman, path, func(name string, old []byte) ([]byte, error) {
+	_, err := os.Lstat(path)
+	in.warnReplaced(p, err == nil)
+	err = in.planFile(p, r, enginePodman, path, func(name string, old []byte) ([]byte, error) {
 		base := old
 		if old == nil && !in.user {
 			vendor, err := readConfig(in.vendorStorageConf())
@@ -104,6 +108,11 @@ func (in *installer) setStorage(t *tomlText) error {
 		{"graphroot", in.defaultGraphRoot(), "rootless_storage_path"},
 		{"runroot", run, "runroot"},
 	}
+	if set, place, err := in.systemsPlace(); err != nil {
+		return err
+	} else if set {
+		defaults[1].key, defaults[1].value, defaults[1].unless = "rootless_storage_path", place, "graphroot"
+	}
 	for _, d := range defaults {
 		_, set, err := t.get(storageKey(d.key)...)
 		if err != nil {
@@ -121,6 +130,52 @@ func (in *installer) setStorage(t *tomlText) error {
 		}
 	}
 	return nil
+}
+
+// systemStorageConf is the storage.conf that a user's replaces as a whole.
+func (in *installer) systemStorageConf() (*tomlText, error) {
+	for _, name := range []string{in.path("/etc/containers/storage.conf"), in.vendorStorageConf()} {
+		text, err := readConfig(name)
+		if text != nil || err != nil {
+			return &tomlText{name: name, text: text}, err
+		}
+	}
+	return &tomlText{}, nil
+}
+
+// systemsPlace is where the system's storage.conf has users keep their images; set is false if it leaves that to them.
+func (in *installer) systemsPlace() (set bool, place string, err error) {
+	if !in.user {
+		return false, "", nil
+	}
+	t, err := in.systemStorageConf()
+	if err != nil {
+		return false, "", err
+	}
+	place, set, err = t.get(storageKey("rootless_storage_path")...)
+	return set && place != "", place, err
+}
+
+// expand replaces what containers/storage does in a rootless_storage_path.
+func (in *installer) expand(place string) string {
+	return strings.NewReplacer("$HOME", in.home, "$USER", in.getenv("USER"), "$UID", strconv.Itoa(in.uid)).Replace(place)
+}
+
+// warnReplaced says that a user's storage.conf takes the stores away that the system's adds.
+func (in *installer) warnReplaced(p *installPlan, existed bool) {
+	if !in.user || existed {
+		return
+	}
+	t, err := in.systemStorageConf()
+	if err != nil {
+		return
+	}
+	for _, key := range []string{"additionalimagestores", "imagestore"} {
+		if _, set, err := t.get(storageKey("options", key)...); set || err != nil {
+			p.warn("%s sets %s, which counts no more for you: %s takes the place of the whole file, so set it there, too",
+				t.name, key, in.storageConf())
+		}
+	}
 }
 
 // runRoot is where containers/storage keeps what does not outlive a boot.
@@ -147,6 +202,12 @@ func (in *installer) graphRoot() string {
 	if in.user {
 		if dir, set, err := t.get(storageKey("graphroot")...); err == nil && set && filepath.IsAbs(dir) {
 			return dir
+		}
+		if place, set, err := t.get(storageKey("rootless_storage_path")...); err == nil && set {
+			return in.expand(place)
+		}
+		if set, place, err := in.systemsPlace(); err == nil && set {
+			return in.expand(place)
 		}
 		return in.defaultGraphRoot()
 	}
@@ -209,6 +270,30 @@ func (in *installer) warnNative(p *installPlan) {
 	case program != filepath.Join(in.bindir, server.NameFuseOverlayfs):
 		p.warn("podman and buildah use %s, which %s names: add --storage-conf", program, t.name)
 	}
+}
+
+// warnDangling says what still names a program that is gone with its link.
+func (in *installer) warnDangling(undone []installChange) (warnings []string) {
+	for _, c := range undone {
+		if c.Kind != changeLink || filepath.Base(c.Path) != server.NameFuseOverlayfs {
+			continue
+		}
+		t := &tomlText{name: in.storageConf()}
+		t.text, _ = readConfig(t.name)
+		if program, _, err := t.get(mountProgramKey()...); err == nil && program == c.Path {
+			warnings = append(warnings, fmt.Sprintf("%s still names %s, which is gone: podman does not start until you remove the line "+
+				"mount_program, or name another program there", t.name, c.Path))
+		}
+		text, _ := readConfig(in.daemonJSON())
+		var d struct {
+			Driver string `json:"storage-driver"`
+		}
+		if json.Unmarshal(text, &d) == nil && d.Driver == server.NameFuseOverlayfs && in.lookPath(server.NameFuseOverlayfs) == "" {
+			warnings = append(warnings, fmt.Sprintf("%s still has the storage-driver %s, and no such program is left: dockerd does not "+
+				"start until you install one, or remove the line", in.daemonJSON(), d.Driver))
+		}
+	}
+	return warnings
 }
 
 // warnUndone says what the store means for a storage.conf that no longer names plyfs.

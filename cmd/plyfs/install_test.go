@@ -446,6 +446,57 @@ func wantWarning(t *testing.T, p *installPlan, words string) {
 	}
 }
 
+// A user's storage.conf takes the place of the system's, and with it of where that has the images: they stay.
+func TestInstallKeepsTheUsersStore(t *testing.T) {
+	in := testInstaller(t, true)
+	in.getenv = func(name string) string {
+		return map[string]string{"USER": "joe", "XDG_RUNTIME_DIR": filepath.Join(in.root, "run")}[name]
+	}
+	writeText(t, filepath.Join(in.root, "run/x"), "")
+	writeText(t, filepath.Join(in.root, "etc/containers/storage.conf"), "[storage]\ndriver = \"overlay\"\n"+
+		"rootless_storage_path = \"/scratch/$USER/storage\"\n\n[storage.options]\nadditionalimagestores = [\"/shared\"]\n")
+	if got := in.graphRoot(); got != "/scratch/joe/storage" {
+		t.Errorf("before, images are in %s", got)
+	}
+	p, err := in.install(installRequest{as: true, engines: []string{enginePodman}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := readText(t, in.storageConf())
+	if !strings.Contains(got, "rootless_storage_path = \"/scratch/$USER/storage\"\n") || strings.Contains(got, "graphroot") {
+		t.Errorf("got %s", got)
+	}
+	if got := in.graphRoot(); got != "/scratch/joe/storage" {
+		t.Errorf("after, images are in %s", got)
+	}
+	wantWarning(t, p, "additionalimagestores, which counts no more")
+}
+
+// Who takes plyfs away is told of what still names it.
+func TestUninstallWarnsOfWhatNamesIt(t *testing.T) {
+	in := testInstaller(t, false)
+	in.getenv = pathOf(in.bindir)
+	if _, err := in.install(installRequest{as: true, engines: []string{enginePodman, engineDocker}}); err != nil {
+		t.Fatal(err)
+	}
+	writeText(t, in.storageConf(), readText(t, in.storageConf())+"# mine\n")
+	writeText(t, in.daemonJSON(), readText(t, in.daemonJSON())+"\n")
+	r, err := in.journal().load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	undone, err := in.journal().undo(r, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	warnings := strings.Join(in.warnDangling(undone), "\n")
+	for _, want := range []string{"podman does not start until", "dockerd does not start until"} {
+		if !strings.Contains(warnings, want) {
+			t.Errorf("no warning has %q: %s", want, warnings)
+		}
+	}
+}
+
 // The vendor's storage.conf is what root's replaces, and so what it has to begin with.
 func TestInstallKeepsTheVendorsSettings(t *testing.T) {
 	in := testInstaller(t, false)

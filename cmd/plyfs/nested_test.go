@@ -1,7 +1,11 @@
 package main
 
 import (
+	"errors"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +57,44 @@ func TestNestedPrivileges(t *testing.T) {
 		if capable("merged/own") {
 			t.Errorf("%s leaves the capabilities", change)
 		}
+	}
+	mustMount(t, dir, "plyfs", "umount", "merged")
+}
+
+// TestListTrusted: attributes that only root can read are listed to root alone.
+func TestListTrusted(t *testing.T) {
+	dir := unionTree(t)
+	setXattr(t, "1", "trusted.t", dir, "lower/file")
+	setXattr(t, "1", "user.u", dir, "lower/file")
+	mustMount(t, dir, "plyfs", "mount", "-o", allLayers, "merged")
+	runtime.LockOSThread() // whose user is changed
+	defer runtime.UnlockOSThread()
+	for uid, want := range map[int][]string{0: {"trusted.t", "user.u"}, 65534: {"user.u"}} {
+		unix.SetfsuidRetUid(uid)
+		b := make([]byte, 1<<10)
+		size, err := unix.Listxattr(dir+"/merged/file", nil)
+		n, lerr := unix.Listxattr(dir+"/merged/file", b)
+		unix.SetfsuidRetUid(0)
+		if err := errors.Join(err, lerr); err != nil || size != n {
+			t.Fatalf("list of %d bytes, then of %d: %v", size, n, err)
+		}
+		got := strings.Split(strings.Trim(string(b[:n]), "\x00"), "\x00")
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("user %d: %q, want %q", uid, got, want)
+		}
+	}
+	mustMount(t, dir, "plyfs", "umount", "merged")
+}
+
+// TestOverrideACL: where modes are attributes there are no ACLs, which a chmod could not restrict.
+func TestOverrideACL(t *testing.T) {
+	dir := unionTree(t)
+	mustMount(t, dir, "plyfs", "mount", "-o", allLayers+",xattr_permissions=2", "merged")
+	write(t, "a", dir, "merged/g")
+	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x06\x00\xe8\x03\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
+		"\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
+	if err := unix.Setxattr(dir+"/merged/g", "system.posix_acl_access", []byte(acl), 0); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("an ACL was set: %v", err)
 	}
 	mustMount(t, dir, "plyfs", "umount", "merged")
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -97,11 +98,14 @@ func allocatedBelow(ctx context.Context, root string) (int64, error) {
 	var total int64
 	seen := make(map[uint64]bool)
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
 		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if errors.Is(err, fs.ErrNotExist) && path != root {
+			return nil // it went since it was listed
+		}
+		if err != nil {
 			return err
 		}
 		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {

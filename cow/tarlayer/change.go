@@ -3,6 +3,7 @@ package tarlayer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,7 +70,8 @@ func SortChanges(changes []Change) {
 }
 
 // Size returns the number of bytes that the regular files among changes hold in src, names of one file counted once:
-// what a diff of them adds to an image. An error names the path.
+// what a diff of them adds to an image. What has gone since it was listed, as files of a running container do, holds nothing. An error
+// names the path.
 func Size(ctx context.Context, src Source, changes []Change) (int64, error) {
 	var total int64
 	seen := make(map[inode]bool)
@@ -81,6 +83,9 @@ func Size(ctx context.Context, src Source, changes []Change) (int64, error) {
 			continue
 		}
 		a, err := src.Lstat(c.Path)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
 		if err != nil {
 			return 0, pathError("size", c.Path, err)
 		}

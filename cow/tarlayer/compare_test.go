@@ -196,7 +196,7 @@ func TestSize(t *testing.T) {
 	for _, p := range []string{"a", "b", "c", "d", "l"} {
 		changes = append(changes, tarlayer.Change{Path: p, Kind: tarlayer.Modify})
 	}
-	n, err := tarlayer.Size(t.Context(), src, append(changes, tarlayer.Change{Path: "gone", Kind: tarlayer.Delete}))
+	n, err := tarlayer.Size(t.Context(), src, append(changes, tarlayer.Change{Path: "gone", Kind: tarlayer.Delete}, tarlayer.Change{Path: "went/meanwhile", Kind: tarlayer.Add}))
 	must(t, err)
 	want(t, "size", n, 8)
 }

@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"bytes"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -26,7 +28,41 @@ func (f *FS) getxattr(id uint64, name string, dest []byte) (int, fuse.Status) {
 	return k, fuse.OK
 }
 
-func (f *FS) listxattr(id uint64, dest []byte) (int, fuse.Status) {
+// listxattr fills dest, or with an empty dest returns the size. Only root is told of attributes that only root can read (cf. overlayfs
+// xattrs.c ovl_can_list).
+func (f *FS) listxattr(id uint64, uid uint32, dest []byte) (int, fuse.Status) {
+	if uid == 0 {
+		return f.listAllXattrs(id, dest)
+	}
+	all := make([]byte, usualXattrList)
+	k, code := f.listAllXattrs(id, all)
+	if code == fuse.Status(unix.ERANGE) {
+		all = make([]byte, maxXattrList)
+		k, code = f.listAllXattrs(id, all)
+	}
+	if !code.Ok() {
+		return 0, code
+	}
+	shown := all[:0]
+	for name := range bytes.SplitAfterSeq(all[:k], []byte{0}) {
+		if !bytes.HasPrefix(name, []byte("trusted.")) {
+			shown = append(shown, name...)
+		}
+	}
+	if len(dest) > 0 && len(shown) > len(dest) {
+		return 0, fuse.Status(unix.ERANGE)
+	}
+	copy(dest, shown)
+	return len(shown), fuse.OK
+}
+
+// usualXattrList is how long a list of names is at most, as a rule; maxXattrList how long it can be (cf. linux/limits.h XATTR_LIST_MAX).
+const (
+	usualXattrList = 1 << 10
+	maxXattrList   = 64 << 10
+)
+
+func (f *FS) listAllXattrs(id uint64, dest []byte) (int, fuse.Status) {
 	if f.cfg.NoXattrs {
 		return 0, fuse.ENOSYS
 	}

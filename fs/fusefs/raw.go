@@ -323,7 +323,7 @@ func (r *rawFS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest 
 
 func (r *rawFS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	r.count(23)
-	n, code := r.listxattr(h.NodeId, dest)
+	n, code := r.listxattr(h.NodeId, h.Uid, dest)
 	return uint32(n), code
 }
 

@@ -100,7 +100,6 @@ func hasQuota(o mountopt.Options) bool { return o.QuotaBytes > 0 || o.QuotaInode
 func serveConfig(o mountopt.Options) fusefs.Config {
 	c := fusefs.Config{
 		Timeout:  fusefs.Unlimited,
-		ACL:      !o.NoACL && !o.NoXattrs,
 		ReadOnly: readOnly(o),
 		NoXattrs: o.NoXattrs,
 		Debug:    o.Debug,

@@ -75,20 +75,20 @@ func TestServeConfig(t *testing.T) {
 		opts string
 		want fusefs.Config
 	}{
-		{"upperdir=u", fusefs.Config{Timeout: fusefs.Unlimited, ACL: true}},
-		{"", fusefs.Config{Timeout: fusefs.Unlimited, ACL: true, ReadOnly: true}},
-		{"upperdir=u,ro,timeout=0", fusefs.Config{ACL: true, ReadOnly: true}},
+		{"upperdir=u", fusefs.Config{Timeout: fusefs.Unlimited}},
+		{"", fusefs.Config{Timeout: fusefs.Unlimited, ReadOnly: true}},
+		{"upperdir=u,ro,timeout=0", fusefs.Config{ReadOnly: true}},
 		{"upperdir=u,timeout=1.5,noacl", fusefs.Config{Timeout: 1500 * time.Millisecond}},
 		{"upperdir=u,noxattrs=1", fusefs.Config{Timeout: fusefs.Unlimited, NoXattrs: true}},
 		{"upperdir=u,data=passthrough,transport=gofuse", fusefs.Config{
-			Timeout: fusefs.Unlimited, ACL: true,
-			Data: fusefs.DataPassthrough, Transport: fusefs.TransportGoFUSE,
+			Timeout: fusefs.Unlimited,
+			Data:    fusefs.DataPassthrough, Transport: fusefs.TransportGoFUSE,
 		}},
-		{"upperdir=u,data=passthrough,quota_inodes=1", fusefs.Config{Timeout: fusefs.Unlimited, ACL: true, Data: fusefs.DataNoOpen}},
+		{"upperdir=u,data=passthrough,quota_inodes=1", fusefs.Config{Timeout: fusefs.Unlimited, Data: fusefs.DataNoOpen}},
 		{"upperdir=u,ro,data=passthrough,quota_bytes=1", fusefs.Config{
-			Timeout: fusefs.Unlimited, ACL: true, ReadOnly: true, Data: fusefs.DataPassthrough,
+			Timeout: fusefs.Unlimited, ReadOnly: true, Data: fusefs.DataPassthrough,
 		}},
-		{"upperdir=u,data=noopen,transport=fast,debug", fusefs.Config{Timeout: fusefs.Unlimited, ACL: true, Data: fusefs.DataNoOpen, Debug: true}},
+		{"upperdir=u,data=noopen,transport=fast,debug", fusefs.Config{Timeout: fusefs.Unlimited, Data: fusefs.DataNoOpen, Debug: true}},
 	}
 	for _, tt := range tests {
 		if got := serveConfig(options(t, tt.opts)); !reflect.DeepEqual(got, tt.want) {

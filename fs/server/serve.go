@@ -157,7 +157,7 @@ func (s *server) mount() error {
 		return exit.Faultf(exit.Mount, "%v", err)
 	}
 	fc := serveConfig(s.opts)
-	fc.Logger, fc.Observer = s.log, observer
+	fc.Logger, fc.Observer, fc.ACL = s.log, observer, s.union.ACLs()
 	s.fs = fusefs.New(s.union, fc) // before a signal can ask for it
 	s.process.takeSignals(s)
 	dev, err := fusefs.Mount(mc)

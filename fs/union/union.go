@@ -131,6 +131,9 @@ func New(o Options) (u *Union, err error) {
 	if err := u.openWork(); err != nil {
 		return u, err
 	}
+	if u.upper != nil && u.upper.Override() != "" {
+		u.opt.NoACL = true // a mode that is an attribute has no mask that chmod could change
+	}
 	layer.TellApart(u.lowers)
 	u.numberDevices()
 	if err := u.makeRoot(); err != nil {
@@ -256,6 +259,9 @@ func (u *Union) makeRoot() error {
 	u.root.dir.below.Store(int32(len(u.lowers)))
 	return nil
 }
+
+// ACLs says whether POSIX ACLs are kept.
+func (u *Union) ACLs() bool { return !u.opt.NoACL && !u.opt.NoXattrs }
 
 // Root is the root directory. It needs no reference.
 func (u *Union) Root() *Node { return u.root }

@@ -90,7 +90,9 @@ func (c *storageConf) read(m *machine, text []byte) {
 	// The files of the system give a user's storage its place by another key.
 	system := strings.HasPrefix(c.file, "/etc/") || strings.HasPrefix(c.file, "/usr/")
 	switch {
-	case m.plain() && system && s.RootlessPath != "":
+	case m.plain() && !system && s.GraphRoot != "":
+		c.GraphRoot = s.GraphRoot
+	case m.plain() && s.RootlessPath != "":
 		c.GraphRoot = strings.NewReplacer("$HOME", m.user.Home, "$USER", m.user.Name, "$UID",
 			fmt.Sprint(m.user.UID)).Replace(s.RootlessPath)
 	case m.plain() && system:

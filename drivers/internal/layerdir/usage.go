@@ -2,6 +2,7 @@ package layerdir
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 
@@ -52,13 +53,20 @@ type usageWalk struct {
 
 func (w *usageWalk) dir(p string) error {
 	fd, err := w.root.OpenDir(p)
+	if errors.Is(err, unix.ENOENT) && p != "" {
+		return nil // it went since it was listed
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	return layer.List(fd, func(e layer.RawDirent) error {
 		var st unix.Statx_t
-		if err := statMount(fd, e.Name, &st); err != nil {
+		err := statMount(fd, e.Name, &st)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", e.Name, err)
 		}
 		if st.Mnt_id != w.mount {
