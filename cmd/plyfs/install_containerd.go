@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"runtime"
+
+	"github.com/pelletier/go-toml/v2"
 
 	"plyfs/fs/server"
 )
@@ -35,6 +38,9 @@ func (in *installer) planContainerd(p *installPlan, r installRecord, write bool)
 		restart += "--user "
 	}
 	p.next = append(p.next, restart+"enable --now plyfs-snapshotter", restart+"restart containerd")
+	if err := in.warnUnpack(p); err != nil {
+		return err
+	}
 	if !write {
 		t := &tomlText{name: in.containerdTOML()}
 		p.show, err = t.withSnapshotter(address)
@@ -49,6 +55,33 @@ func (in *installer) planContainerd(p *installPlan, r installRecord, write bool)
 		text, err := t.withSnapshotter(address)
 		return []byte(text), err
 	})
+}
+
+// warnUnpack says that containerd 2 unpacks images for those snapshotters only that another table names.
+func (in *installer) warnUnpack(p *installPlan) error {
+	text, err := readConfig(in.containerdTOML())
+	if err != nil {
+		return err
+	}
+	var conf struct {
+		Version int `toml:"version"`
+		Plugins map[string]struct {
+			Unpack []struct {
+				Snapshotter string `toml:"snapshotter"`
+			} `toml:"unpack_config"`
+		} `toml:"plugins"`
+	}
+	if toml.Unmarshal(text, &conf) != nil || conf.Version < 3 {
+		return nil //nolint:nilerr // what is wrong with it is said where it is changed
+	}
+	for _, c := range conf.Plugins["io.containerd.transfer.v1.local"].Unpack {
+		if c.Snapshotter == server.NamePlyfs {
+			return nil
+		}
+	}
+	p.warn("containerd 2 unpacks images for plyfs only if %s says so: [[plugins.'io.containerd.transfer.v1.local'.unpack_config]] with "+
+		"platform = \"linux/%s\", snapshotter = \"plyfs\" and differ = \"walking\"; see containerd.md", in.containerdTOML(), runtime.GOARCH)
+	return nil
 }
 
 // withSnapshotter adds the snapshotter to proxy_plugins.

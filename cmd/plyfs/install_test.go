@@ -429,6 +429,22 @@ func TestInstallWarns(t *testing.T) {
 	wantWarning(t, p, "comes first on PATH and is another program")
 }
 
+// containerd 2 needs more than the snapshotter, and that is said.
+func TestInstallWarnsOfUnpack(t *testing.T) {
+	const unpack = "\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = \"linux/amd64\"\nsnapshotter = \"plyfs\"\n"
+	for text, warned := range map[string]bool{"version = 2\n": false, "version = 3\n": true, "version = 3\n" + unpack: false} {
+		in := testInstaller(t, false)
+		writeText(t, in.containerdTOML(), text)
+		p, err := in.plan(installRecord{}, installRequest{engines: []string{engineContainerd}, write: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(strings.Join(p.warnings, "\n"), "unpack_config"); got != warned {
+			t.Errorf("%q: warned %v: %q", text, got, p.warnings)
+		}
+	}
+}
+
 // pathOf is an environment with nothing but a PATH.
 func pathOf(path string) func(string) string {
 	return func(name string) string {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/server"
 	"plyfs/internal/control"
 )
 
@@ -47,7 +47,7 @@ func topCommand() *cli.Command {
 			}
 			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 			defer stop()
-			t := &top{scope: scopeOf(c), interval: interval, targets: c.Args().Slice(), mounts: make(map[string]*topMount)}
+			t := &top{scope: scopeOf(c), interval: interval, targets: c.Args().Slice(), mounts: make(map[string]*topMount), silent: make(map[string]time.Time)}
 			return t.run(ctx, c.App.Writer, c.Bool("once"), c.Bool("json"))
 		},
 	}
@@ -63,7 +63,12 @@ type top struct {
 	mu  sync.Mutex
 	// mounts are those watched, by the path of their socket. Guarded by mu, with what is in them.
 	mounts map[string]*topMount
+	// silent is when a socket was asked in vain. Guarded by mu.
+	silent map[string]time.Time
 }
+
+// askAgain is how long a server that did not answer is left alone: nothing is shown while servers are asked.
+const askAgain = 10 * time.Second
 
 // topMount is a mount that is watched.
 type topMount struct {
@@ -150,18 +155,27 @@ func (t *top) discover(ctx context.Context) error {
 	if err != nil {
 		return faultf(exitSystem, "find mounts: %v", err)
 	}
-	owners := control.NewOwners()
-	for _, s := range sockets {
-		t.mu.Lock()
+	t.mu.Lock()
+	sockets = slices.DeleteFunc(sockets, func(s control.Socket) bool {
 		_, known := t.mounts[s.Path]
-		t.mu.Unlock()
-		if known {
+		return known || time.Since(t.silent[s.Path]) < askAgain
+	})
+	t.mu.Unlock()
+	asked, cancel := context.WithTimeout(ctx, min(t.interval, rediscover))
+	defer cancel()
+	all := make([]control.Status, len(sockets))
+	failed := make([]error, len(sockets))
+	control.Each(sockets, func(i int, s control.Socket) { all[i], failed[i] = s.Status(asked) })
+	owners := control.NewOwners()
+	for i, s := range sockets {
+		st, err := all[i], failed[i]
+		if err != nil {
+			t.mu.Lock()
+			t.silent[s.Path] = time.Now()
+			t.mu.Unlock()
 			continue
 		}
-		asked, cancel := context.WithTimeout(ctx, t.interval)
-		st, err := s.Status(asked)
-		cancel()
-		if err != nil || !t.wanted(st) {
+		if !t.wanted(st) {
 			continue
 		}
 		watched, cancel := context.WithCancel(ctx)
@@ -190,7 +204,7 @@ func (t *top) wanted(s control.Status) bool {
 		return true
 	}
 	return slices.ContainsFunc(t.targets, func(target string) bool {
-		abs, err := filepath.Abs(target)
+		abs, err := server.Resolve(target)
 		return err == nil && abs == s.Target
 	})
 }
@@ -200,7 +214,7 @@ func (t *top) missing() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, target := range t.targets {
-		abs, err := filepath.Abs(target)
+		abs, err := server.Resolve(target)
 		if err != nil {
 			return faultf(exitUsage, "%s: %v", target, err)
 		}

@@ -94,6 +94,12 @@ func TestTop(t *testing.T) {
 	if got.code != 0 || !strings.Contains(got.stdout, "mounts 1 ") || !strings.Contains(got.stdout, dir[len(dir)-10:]+"/merged") {
 		t.Errorf("top --once: %+v", got)
 	}
+	if err := os.Symlink("merged", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if got := runIn(t, dir, "plyfs", "top", "--once", "--interval", "100ms", "link"); got.code != 0 || !strings.Contains(got.stdout, "mounts 1 ") {
+		t.Errorf("through a symlink: %+v", got)
+	}
 	if got := runIn(t, dir, "plyfs", "top", "--once", "--interval", "100ms", "/elsewhere"); got.code != exitUsage ||
 		got.stdout != "" || !strings.Contains(got.stderr, "/elsewhere: no mount of plyfs") {
 		t.Errorf("of another target: %+v", got)

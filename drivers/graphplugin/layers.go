@@ -124,7 +124,11 @@ func (s *store) get(ctx context.Context, r layerRequest) (dir string, err error)
 		return "", err
 	}
 	if ok && !d.Written {
-		if err := s.exchange(ctx, r.ID, d); err != nil {
+		err := s.exchange(ctx, r.ID, d)
+		if errors.Is(err, drivers.ErrInUse) {
+			err = s.endDraft(r.ID) // it has a layer above it, and so is as it shall be
+		}
+		if err != nil {
 			return "", err
 		}
 	}

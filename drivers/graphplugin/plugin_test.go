@@ -100,7 +100,11 @@ func TestBuildKit(t *testing.T) {
 		}
 		d.layer("above", "s2", map[string]string{"three": "3"})
 		want(t, "the file of a step", d.read("above", "two"), "2")
-		for _, id := range []string{"above", "s2", "s1", "base"} {
+		// An empty layer that has one above it is no draft any more.
+		d.call("GraphDriver.Create", args{ID: "empty", Parent: "base"})
+		d.call("GraphDriver.Create", args{ID: "on-empty", Parent: "empty"})
+		want(t, "the file below an empty layer", d.read("empty", "f"), "base")
+		for _, id := range []string{"on-empty", "empty", "above", "s2", "s1", "base"} {
 			d.call("GraphDriver.Remove", args{ID: id})
 		}
 		entries, err := os.ReadDir(filepath.Join(d.home, draftsDir))

@@ -105,9 +105,9 @@ func OwnMount(target string) (string, error) {
 	return m.Mountpoint, nil
 }
 
-// resolve is the absolute path of target without symlinks. The last component is not asked for its attributes: on a mount, that
+// Resolve is the absolute path of target without symlinks. The last component is not asked for its attributes: on a mount, that
 // would be up to its server.
-func resolve(target string) (string, error) {
+func Resolve(target string) (string, error) {
 	abs, err := filepath.Abs(target)
 	if err != nil {
 		return "", err
@@ -133,7 +133,7 @@ const maxSymlinks = 40
 
 // ownMount is what mountinfo has of the FUSE mount on target.
 func ownMount(target string) (*mountinfo.Info, error) {
-	abs, err := resolve(target)
+	abs, err := Resolve(target)
 	if err != nil {
 		return nil, exit.Faultf(exit.Usage, "%s: %s", target, exit.Reason(err))
 	}

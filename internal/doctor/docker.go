@@ -186,13 +186,21 @@ func checkContainerd(m *machine) []Finding {
 			with(say("correct the file; containerd does not start with it")))
 	}
 	var all []Finding
+	ours := false
 	for _, name := range sortedKeys(conf.Proxies) {
-		if p := conf.Proxies[name]; p.Type == "snapshot" {
-			all = append(all, m.snapshotter(name, strings.TrimPrefix(p.Address, "unix://"))...)
+		p := conf.Proxies[name]
+		socket := strings.TrimPrefix(p.Address, "unix://")
+		switch {
+		case p.Type != "snapshot":
+		case name == "plyfs" || strings.HasSuffix(socket, "/plyfs/snapshotter.sock"):
+			ours = true
+			all = append(all, m.snapshotter(name, socket)...)
+		default:
+			all = append(all, found(OK, "%s is another snapshotter, at %s", name, socket).of(name))
 		}
 	}
-	if all == nil {
-		return one(found(Note, "no proxy snapshotter is configured (%s)", file).with(m.installContainerd()))
+	if !ours {
+		all = append(all, found(Note, "the proxy snapshotter of plyfs is not configured (%s)", file).with(m.installContainerd()))
 	}
 	return all
 }

@@ -195,7 +195,7 @@ func brokenEngines() []broken {
 		},
 		{
 			"no snapshotter", true, containerd("version = 2\n"),
-			"engines.containerd", Note, "no proxy snapshotter", "plyfs install --engine containerd",
+			"engines.containerd", Note, "proxy snapshotter of plyfs is not configured", "plyfs install --engine containerd",
 		},
 		{
 			"snapshotter is down", true, containerd(proxy),
@@ -206,6 +206,10 @@ func brokenEngines() []broken {
 				delete(f.services, "mount.fuse3")
 			}),
 			"engines.containerd", Problem, "mount.fuse3", "fuse3",
+		},
+		{
+			"another's snapshotter", true, containerd("[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"/run/stargz.sock\"\n"),
+			"engines.containerd", Note, "proxy snapshotter of plyfs is not configured", "plyfs install --engine containerd",
 		},
 		{"snapshotter is up", true, containerd(proxy, socket), "engines.containerd", OK, "snapshotter plyfs", ""},
 		{
