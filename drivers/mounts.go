@@ -103,12 +103,15 @@ func (m *Mounts) hanging() map[string]bool {
 	hang := make(map[string]bool)
 	var mu sync.Mutex
 	var all sync.WaitGroup
+	room := make(chan struct{}, askAtOnce)
 	for _, e := range names {
 		rec, err := m.read(e.Name())
 		if err != nil || rec.Boot != m.boot {
 			continue
 		}
+		room <- struct{}{}
 		all.Go(func() {
+			defer func() { <-room }()
 			if errors.Is(Ask(rec.Target), ErrHangs) {
 				mu.Lock()
 				hang[rec.Target] = true
@@ -288,8 +291,12 @@ func IsDead(path string) bool {
 	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 }
 
-// answerWithin bounds how long the server of a mount is waited for.
-const answerWithin = 2 * time.Second
+const (
+	// answerWithin bounds how long the server of a mount is waited for.
+	answerWithin = 2 * time.Second
+	// askAtOnce is how many servers are asked at a time: each takes a thread.
+	askAtOnce = 64
+)
 
 // asked are the questions that have no answer yet, by path: one thread waits for each, however many want to know.
 var asked sync.Map

@@ -170,10 +170,10 @@ func (in *installer) warnReplaced(p *installPlan, existed bool) {
 	if err != nil {
 		return
 	}
-	for _, key := range []string{"additionalimagestores", "imagestore"} {
-		if _, set, err := t.get(storageKey("options", key)...); set || err != nil {
+	for _, key := range [][]string{storageKey("options", "additionalimagestores"), storageKey("imagestore")} {
+		if _, set, err := t.get(key...); set || err != nil {
 			p.warn("%s sets %s, which counts no more for you: %s takes the place of the whole file, so set it there, too",
-				t.name, key, in.storageConf())
+				t.name, key[len(key)-1], in.storageConf())
 		}
 	}
 }

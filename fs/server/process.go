@@ -133,7 +133,7 @@ func (p *process) handleSignals() {
 			s.log.Warn("ended without an unmount, files may have been open", "signal", sig.String())
 			os.Exit(exit.Interrupted)
 		case covered:
-			s.log.Warn("not unmounted; unmount what covers it, or send a second signal to end the server", "error", err)
+			s.log.Warn("not unmounted; a second signal ends the server", "error", err)
 			ending = s
 		case err != nil:
 			s.log.Error("unmount failed", "error", err)
