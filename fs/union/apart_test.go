@@ -185,3 +185,23 @@ func TestCopiedDisk(t *testing.T) {
 		}
 	})
 }
+
+// TestLinksReadOnly: where nothing is copied up, names of one file are one file, whatever the layers can tell.
+func TestLinksReadOnly(t *testing.T) {
+	l, err := layer.Open(twoNames(t, filepath.Join(testenv.Scratch(t), "l"), "a", "one"))
+	must(t, err)
+	// As in a layer that was an upper, in whose index the file had a third name.
+	must(t, unix.Setxattr(filepath.Join(l.Path, "a"), "trusted.overlay.nlink", []byte("U-1"), 0))
+	u, err := New(Options{Lowers: []*layer.Layer{l}})
+	must(t, err)
+	defer u.Close()
+	first, a, err := u.Lookup(u.Root(), "a")
+	must(t, err)
+	second, _, err := u.Lookup(u.Root(), "a2")
+	must(t, err)
+	if first != second || a.Nlink != 1 {
+		t.Errorf("two nodes: %v, %d links", first != second, a.Nlink)
+	}
+	u.Forget(first, 1)
+	u.Forget(second, 1)
+}

@@ -98,7 +98,7 @@ func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, of
 	if e.mode() == unix.S_IFDIR || e.st.Nlink < 2 && e.index == "" {
 		return nil, "", 0, false
 	}
-	if !e.upper && (u.opt.NoIndex || u.names == nil || !e.layer.Handles()) {
+	if !e.upper && (u.opt.NoIndex || u.work != nil && (u.names == nil || !e.layer.Handles())) {
 		return nil, "", 0, false // each name is copied up for itself, as by the kernel
 	}
 	keys = append(keys, inodeKey{sys.Dev(&e.st), e.st.Ino})
