@@ -149,7 +149,7 @@ lint: ## gofumpt, go vet, staticcheck, golangci-lint, shellcheck; all of them, t
 test: deps deps-engines ## Everything that proves this checkout, as root; the last line counts
 	@$(CI) -timeout 40m -check 'lint=make --no-print-directory lint' \
 		-- -race -tags invariants -timeout 20m ./... \
-		-- -tags engines -short -timeout 15m ./internal/e2e
+		-- -tags engines -short -count=1 -timeout 15m ./internal/e2e
 
 test-unit: ## The tests that need no privilege
 	@$(CI) -- -race -tags invariants $$($(PACKAGES) | sed -n '/$(NEEDS_ROOT)/!s/ .*//p')
@@ -164,7 +164,7 @@ test-crash: deps ## A failure, and a kill, at every system call that changes a l
 	@$(CI) -- -tags invariants -count=1 -timeout 60m -run 'EveryCall|Killed|PowerCut|FailedSync' ./fs/union
 
 test-engines: deps deps-engines ## podman and buildah, as root and rootless, in full
-	@$(CI) -- -tags engines,long -timeout 90m ./internal/e2e
+	@$(CI) -- -tags engines,long -count=1 -timeout 90m ./internal/e2e
 
 test-packages: deps deps-packages ## Installation, packages, manual pages, completions and units, in full
 	@$(CI) -- -tags packages -timeout 30m ./internal/packaging
