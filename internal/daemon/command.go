@@ -77,16 +77,20 @@ func (s Spec) run(c *cli.Context) error {
 	ctx, stop := signal.NotifyContext(c.Context, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	told := make(chan struct{})
-	unhook := context.AfterFunc(ctx, func() {
+	tell := func() {
 		defer close(told)
 		stop()
 		if err := Stopping(); err != nil {
 			log.Warn("tell systemd of the stop", "error", err)
 		}
-	})
+	}
+	unhook := context.AfterFunc(ctx, tell)
 	err = s.Run(WithLogger(ctx, log), c, log)
-	if !unhook() {
+	switch {
+	case !unhook():
 		<-told
+	case ctx.Err() != nil:
+		tell() // who waited for the context was sooner than what it calls
 	}
 	return err
 }
