@@ -93,6 +93,8 @@ func newWorkbenchWith(t testing.TB, base string, f drivers.Factory, options map[
 			t.Error(err)
 		}
 	})
+	// containerd's store leaves a file open until it is collected (internal/fsverity, Enable), and keeps the file system busy.
+	t.Cleanup(runtime.GC)
 	store, err := local.NewLabeledStore(filepath.Join(base, "content"), &memoryLabels{all: make(map[digest.Digest]map[string]string)})
 	if err != nil {
 		t.Fatal(err)
