@@ -22,10 +22,10 @@ import (
 //
 // A file differs if type, mode, owner, device number, size, time, symlink target or extended attributes do, a directory
 // if one of them but size and time does or something beneath it differs. Times are equal if their seconds are and one
-// of them has no fraction: layers carry whole seconds. Content is read only for CompareOptions.Verify. A directory that
-// is gone is one change; one that another type replaces is one Modify, and what was beneath it is not listed, since
-// unpacking a file where a directory is replaces all of it. Mount points in newer are not looked at: what is mounted
-// there, or was covered by it, is no change.
+// of them has no fraction: layers carry whole seconds. Content is read where only one has a fraction, where an inode of the
+// same number was changed since, and for CompareOptions.Verify. A directory that is gone is one change; one that another
+// type replaces is one Modify, and what was beneath it is not listed, since unpacking a file where a directory is replaces
+// all of it. Mount points in newer are not looked at: what is mounted there, or was covered by it, is no change.
 //
 // It blocks for as long as both walks take; memory grows with the changes and with the largest directories on one path,
 // not with the trees. Errors name the path and wrap the errno, or the cause of ctx's end.
@@ -236,10 +236,17 @@ func (c *comparison) same(p pair, name string, old, now *unix.Statx_t) (bool, er
 	if same, err := c.sameXattrs(p, name); err != nil || !same {
 		return false, err
 	}
-	if c.o.Verify && now.Mode&unix.S_IFMT == unix.S_IFREG {
+	if now.Mode&unix.S_IFMT == unix.S_IFREG && (c.o.Verify || doubtful(old, now)) {
 		return sameContent(p, name)
 	}
 	return true, nil
+}
+
+// doubtful says of files of equal size and time whether their content may differ all the same. What was written in the second that the
+// layer below has for the file, which has no fraction, has another fraction. In a snapshot, which keeps inode numbers, the time of the
+// inode's change tells of a write after which the time was set back.
+func doubtful(old, now *unix.Statx_t) bool {
+	return old.Mtime.Nsec != now.Mtime.Nsec || old.Ino == now.Ino && old.Ctime != now.Ctime
 }
 
 func sameTime(x, y unix.StatxTimestamp) bool {

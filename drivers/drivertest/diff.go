@@ -25,6 +25,7 @@ func diffCases() []aCase {
 		{"DiffOfAll", caseDiffOfAll},
 		{"DiffBetween", caseDiffBetween},
 		{"DiffMounted", caseDiffMounted},
+		{"DiffSameSecond", caseDiffSameSecond},
 		{"DiffSockets", caseDiffSockets},
 		{"DiffClosedEarly", caseDiffClosedEarly},
 		{"Changes", caseChanges},
@@ -112,6 +113,22 @@ func caseDiffBetween(e *env) {
 	e.must(e.d.Create(ctx(), "flat", "base", nil))
 	e.copyDiff("top", "base", "flat")
 	e.same("top", "flat")
+}
+
+// caseDiffSameSecond changes a file in the second that its layer has for it, to content of the same size.
+func caseDiffSameSecond(e *env) {
+	e.image("base", "", file("f", "one", 0o644))
+	e.writable("c", "base")
+	at := &place{root: e.get("c")}
+	var st unix.Stat_t
+	e.must(unix.Stat(at.path("f"), &st))
+	e.must(os.WriteFile(at.path("f"), []byte("two"), 0o644))
+	e.must(unix.UtimesNano(at.path("f"), []unix.Timespec{st.Atim, {Sec: st.Mtim.Sec, Nsec: 500_000_000}}))
+	e.put("c")
+	e.wantChanges("c", "base", "C /f")
+	e.must(e.d.Create(ctx(), "made", "base", nil))
+	e.copyDiff("c", "base", "made")
+	e.check("made", holds("f", "two"))
 }
 
 // caseDiffMounted commits a running container.
