@@ -117,13 +117,15 @@ func withTree(ctx context.Context, drv drivers.Driver, id string, fn func(t *tre
 // Get opens the regular file that the stream calls name. As when it was unpacked, a symlink on the way is followed as long as
 // it stays inside.
 func (t *tree) Get(name string) (io.ReadCloser, error) {
-	fd, err := unix.Openat2(t.root.FD(), "./"+name, &unix.OpenHow{
+	// As when it was unpacked: dot-dot is resolved by its text, and a slash at the end says nothing.
+	at := strings.TrimPrefix(path.Clean("/"+name), "/")
+	fd, err := unix.Openat2(t.root.FD(), "./"+at, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if errors.Is(err, unix.ENAMETOOLONG) {
 		src := tarlayer.NewDirSource(t.root, tarlayer.DirOptions{})
-		r, err := src.Open(strings.TrimPrefix(path.Clean("/"+name), "/"))
+		r, err := src.Open(at)
 		if err != nil {
 			return nil, errors.Join(t.bad(name, err), src.Close())
 		}

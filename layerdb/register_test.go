@@ -97,6 +97,7 @@ func TestExact(t *testing.T) {
 		"opaque":                {stream(t, file{name: "d/", kind: '5'}, file{name: "d/.wh..wh..opq"}, file{name: "d/.wh.x"}, file{name: "d/f", content: "x"}), StreamSplit},
 		"books with content":    {stream(t, file{name: ".wh..wh.plnk/", kind: '5'}, file{name: ".wh..wh.plnk/1.2", content: "x"}), StreamWhole},
 		"sparse":                {sparseStream(t), StreamWhole},
+		"dot-dot":               {stream(t, file{name: "none/../f", content: "x"}), StreamSplit},
 	}
 	s := newStore(t)
 	for name, c := range cases {
@@ -129,6 +130,18 @@ func TestExact(t *testing.T) {
 		}
 	}
 	mustBeEmpty(t, s)
+}
+
+// Two names of a stream are one in the tree where a symlink of the layers below leads from one to the other.
+func TestExactThroughLowerSymlink(t *testing.T) {
+	s := newStore(t)
+	below := register(t, s, "", stream(t, file{name: "d/", kind: '5'}, file{name: "l", kind: '2', content: "d"}),
+		RegisterOptions{Hold: &Holder{Kind: "test", Key: "below"}})
+	b := stream(t, file{name: "l/f", content: "one"}, file{name: "d/f", content: "two"})
+	l := register(t, s, below.ID, b, RegisterOptions{Hold: &Holder{Kind: "test", Key: "it"}})
+	if !bytes.Equal(export(t, s, l.ID), b) {
+		t.Error("it goes out changed")
+	}
 }
 
 // A stream whose digest is known may end behind its last member, and within the padding of that.

@@ -63,6 +63,9 @@ func (s *Store) unpack(
 	if o.ExpectDiffID != "" && l.DiffID != o.ExpectDiffID {
 		return Layer{}, fmt.Errorf("the layer's stream has DiffID %s, not %s: %w", l.DiffID, o.ExpectDiffID, ErrDigest)
 	}
+	if inexact == "" && res.Replaced {
+		inexact = "a member replaces another, to which a symlink leads"
+	}
 	if inexact != "" {
 		s.log.Info("a layer's stream is kept whole", "layer", l.DiffID, "reason", inexact)
 		l.Stream = StreamWhole

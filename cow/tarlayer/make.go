@@ -90,6 +90,7 @@ func (a *applier) makeFile(d *dir, name, full string, ob *object) error {
 // clear removes what is in the way of another object. The way to any cached directory may lead through it, so that d
 // alone stays open.
 func (a *applier) clear(d *dir, name, full string) error {
+	a.res.Replaced = a.res.Replaced || a.left.has(full)
 	err := a.m.Unlink(d.fd, name)
 	if errors.Is(err, unix.EISDIR) {
 		if err = a.removeTree(d.fd, name); err == nil {

@@ -217,6 +217,9 @@ type ApplyResult struct {
 	Skipped int64
 	// Sum is the canonical hash of what the stream left in the tree (see Sum).
 	Sum uint64
+	// Replaced says that a member took the place of another one, whose content is not in the tree. It is told only with
+	// ApplyOptions.Sum or WhiteoutRemove.
+	Replaced bool
 }
 
 // TimeForm says how precise times are in a stream.
