@@ -372,7 +372,7 @@ func TestPSUserNamespace(t *testing.T) {
 		return cmd
 	}
 	inside := asUser(command(t, dir, "/usr/bin/unshare", "-Urm", "/bin/sh", "-ec",
-		`"$0" mount -o "$1" merged; read end; umount merged`, testenv.Binary(t), allLayers))
+		`"$0" mount -o "$1" "$2"; read end; umount "$2"`, testenv.Binary(t), allLayers, dir+"/merged"))
 	stdin, err := inside.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -387,6 +387,11 @@ func TestPSUserNamespace(t *testing.T) {
 	t.Setenv(control.EnvRuntimeDir, filepath.Join(run, "plyfs"))
 	if !seen(command(t, dir, "plyfs", "ps", "--json")) {
 		t.Error("root does not see the mount")
+	}
+	controlled(t) // where its socket is not
+	list := mountsIn(t, dir, finish(t, command(t, dir, "plyfs", "ps", "--json", "--all")))
+	if len(list) != 1 || list[0].State != control.StateNoSocket || !list[0].Foreign {
+		t.Errorf("without a socket: %+v", list)
 	}
 	if _, err := stdin.Write([]byte("\n")); err != nil {
 		t.Error(err)

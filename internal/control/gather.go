@@ -77,7 +77,7 @@ func Gather(ctx context.Context, s Scope) ([]Found, error) {
 		if s == Own && int(p.UID) != os.Geteuid() {
 			continue
 		}
-		f := Found{State: StateNoSocket, UID: p.UID}
+		f := Found{State: StateNoSocket, UID: p.UID, Foreign: p.Foreign}
 		f.PID = p.PID
 		f.fill(p)
 		found = append(found, f)
