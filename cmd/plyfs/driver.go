@@ -53,15 +53,16 @@ func driverProbeCommand() storeCommand {
 		description: "Each driver is tried in a scratch directory, by the user who asks. Exit code 6 if none of them is usable.",
 		bare: func(ctx context.Context, s *session) error {
 			reports := s.options.Registry.Probe(ctx, s.options.ForDriver)
+			// A new store chooses among all of them, whichever are asked about.
+			chosen := ""
+			if f, err := s.options.Registry.Choose(reports); err == nil {
+				chosen = f.Name
+			}
 			if len(s.args) > 0 {
 				var err error
 				if reports, err = reportsOf(s, reports); err != nil {
 					return err
 				}
-			}
-			chosen := ""
-			if f, err := s.options.Registry.Choose(reports); err == nil {
-				chosen = f.Name
 			}
 			if err := s.printReports(reports, chosen); err != nil {
 				return err

@@ -103,6 +103,22 @@ func TestStoreFullOutput(t *testing.T) {
 	}
 }
 
+// TestDriverProbeOne: what is said of one driver is what is said of it among all.
+func TestDriverProbeOne(t *testing.T) {
+	r := newStoreRun(t)
+	type report struct {
+		Driver string `json:"driver"`
+		Chosen bool   `json:"chosen"`
+	}
+	all := fromJSON[[]report](t, r.plyfs("driver", "probe", "--json"), 0)
+	for _, one := range all {
+		res := r.plyfs("driver", "probe", "--json", one.Driver)
+		if got := fromJSON[[]report](t, res, res.code); len(got) != 1 || got[0] != one {
+			t.Errorf("probe %s: %+v, among all %+v", one.Driver, got, one)
+		}
+	}
+}
+
 // TestStorePathBytes: JSON has the bytes of a path that is not UTF-8 beside what can be said of it.
 func TestStorePathBytes(t *testing.T) {
 	r := newStoreRun(t)
