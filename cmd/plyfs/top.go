@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +42,11 @@ func topCommand() *cli.Command {
 			return faultf(exitUsage, "%v; see plyfs top --help", err)
 		},
 		Action: func(c *cli.Context) error {
+			for _, a := range c.Args().Slice() {
+				if strings.HasPrefix(a, "-") {
+					return faultf(exitUsage, "flag %s stands behind a target; flags come first, and ./%s is a directory of that name", a, a)
+				}
+			}
 			interval := c.Duration("interval")
 			if interval < 100*time.Millisecond || interval > time.Hour {
 				return faultf(exitUsage, "--interval %v: give 100ms to 1h", interval)

@@ -130,6 +130,16 @@ func openPTY(t *testing.T) (master int, terminal *os.File) {
 	return master, terminal
 }
 
+// TestTopArguments: a flag behind a target would be a target that never comes, watched for ever.
+func TestTopArguments(t *testing.T) {
+	for _, args := range [][]string{{"top", "merged", "--once"}, {"version", "top"}} {
+		got := finish(t, command(t, t.TempDir(), "plyfs", args...))
+		if got.code != exitUsage || got.stdout != "" || !strings.Contains(got.stderr, args[len(args)-1]) {
+			t.Errorf("%v: %+v", args, got)
+		}
+	}
+}
+
 // TestTopTerminal draws on a terminal, ends with q, and leaves it as it was.
 func TestTopTerminal(t *testing.T) {
 	controlled(t)

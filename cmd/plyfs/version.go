@@ -19,6 +19,9 @@ func versionCommand() *cli.Command {
 			return faultf(exitUsage, "%v; usage: plyfs version [--json]", err)
 		},
 		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return faultf(exitUsage, "unexpected argument %q; see plyfs version --help", c.Args().First())
+			}
 			if !c.Bool("json") {
 				return server.PrintVersion(c.App.Writer, server.MountPersonality())
 			}
