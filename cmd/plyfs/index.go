@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -62,6 +63,31 @@ func indexUsageError(line string) cli.OnUsageErrorFunc {
 
 func dirFlag() cli.Flag {
 	return &cli.StringFlag{Name: "dir", Usage: "`DIR` that holds the indexes, instead of the usual one or index=DIR"}
+}
+
+// printed calls print with the standard output, and says with the exit code if something could not be written there.
+func printed(c *cli.Context, code int, print func(w io.Writer)) error {
+	w := &stickyWriter{w: c.App.Writer}
+	print(w)
+	if w.err != nil {
+		return faultf(code, "cannot print the result: %v", w.err)
+	}
+	return nil
+}
+
+// stickyWriter remembers the first error.
+type stickyWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (s *stickyWriter) Write(b []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	n, err := s.w.Write(b)
+	s.err = err
+	return n, err
 }
 
 func jsonFlag() cli.Flag { return &cli.BoolFlag{Name: "json", Usage: "print JSON"} }

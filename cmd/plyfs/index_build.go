@@ -312,7 +312,10 @@ func (b *buildRun) report(builder *indexdb.Builder) (stop func()) {
 }
 
 func printBuilt(c *cli.Context, out indexBuilt) error {
-	w := c.App.Writer
+	return printed(c, indexFailed, func(w io.Writer) { writeBuilt(w, c, out) })
+}
+
+func writeBuilt(w io.Writer, c *cli.Context, out indexBuilt) {
 	switch {
 	case c.Bool("json"):
 		fmt.Fprintln(w, jsonOf(out))
@@ -325,5 +328,4 @@ func printBuilt(c *cli.Context, out indexBuilt) error {
 			plural(out.Dirs, "directory", "directories"), byteSize(out.Bytes), out.Seconds,
 			float64(out.Entries)/max(out.Seconds, 1e-9))
 	}
-	return nil
 }

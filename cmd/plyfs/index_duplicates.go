@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,8 +67,7 @@ func runIndexDuplicates(c *cli.Context) error {
 			return indexFault(err)
 		}
 	}
-	printDuplicates(c, d.report())
-	return nil
+	return printed(c, indexFailed, func(w io.Writer) { printDuplicates(w, c.Bool("json"), d.report()) })
 }
 
 // parseSize reads a number of bytes.
@@ -278,9 +278,8 @@ func (d *duplicates) report() *duplicatesReport {
 	return r
 }
 
-func printDuplicates(c *cli.Context, r *duplicatesReport) {
-	w := c.App.Writer
-	if c.Bool("json") {
+func printDuplicates(w io.Writer, asJSON bool, r *duplicatesReport) {
+	if asJSON {
 		fmt.Fprintln(w, jsonOf(r))
 		return
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
@@ -36,8 +37,7 @@ func indexLsCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			printIndexes(c, infos)
-			return nil
+			return printed(c, indexFailed, func(w io.Writer) { printIndexes(w, c.Bool("json"), infos) })
 		},
 	}
 }
@@ -92,19 +92,19 @@ func knownTime(t time.Time) *time.Time {
 	return &t
 }
 
-func printIndexes(c *cli.Context, infos []metadata.Info) {
+func printIndexes(out io.Writer, asJSON bool, infos []metadata.Info) {
 	lines := make([]indexLine, 0, len(infos))
 	for _, i := range infos {
 		lines = append(lines, indexLineOf(i))
 	}
-	if c.Bool("json") {
-		fmt.Fprintln(c.App.Writer, jsonOf(lines))
+	if asJSON {
+		fmt.Fprintln(out, jsonOf(lines))
 		return
 	}
 	if len(lines) == 0 {
 		return
 	}
-	w := tabwriter.NewWriter(c.App.Writer, 0, 8, 2, ' ', 0)
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tENTRIES\tDIRS\tSIZE\tBUILT\tUSED\tDIGESTS\tSTATE\tLAYERS")
 	for k, l := range lines {
 		state, digests := l.State, "no"

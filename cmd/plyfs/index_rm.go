@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -81,12 +82,13 @@ type indexRemoved struct {
 
 // printRemoved names the indexes that are gone, also when a later one could not be removed.
 func printRemoved(c *cli.Context, names []string) error {
-	if c.Bool("json") {
-		fmt.Fprintf(c.App.Writer, "%s\n", jsonOf(indexRemoved{Removed: append([]string{}, names...)}))
-		return nil
-	}
-	for _, n := range names {
-		fmt.Fprintf(c.App.Writer, "removed %s\n", n)
-	}
-	return nil
+	return printed(c, indexFailed, func(w io.Writer) {
+		if c.Bool("json") {
+			fmt.Fprintf(w, "%s\n", jsonOf(indexRemoved{Removed: append([]string{}, names...)}))
+			return
+		}
+		for _, n := range names {
+			fmt.Fprintf(w, "removed %s\n", n)
+		}
+	})
 }

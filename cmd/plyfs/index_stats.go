@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -38,8 +39,7 @@ func indexStatsCommand() *cli.Command {
 				return indexFault(err)
 			}
 			s.finish()
-			printStats(c, &s)
-			return nil
+			return printed(c, indexFailed, func(w io.Writer) { printStats(w, c.Bool("json"), &s) })
 		},
 	}
 }
@@ -116,9 +116,8 @@ func (s *indexStats) finish() {
 	}
 }
 
-func printStats(c *cli.Context, s *indexStats) {
-	w := c.App.Writer
-	if c.Bool("json") {
+func printStats(w io.Writer, asJSON bool, s *indexStats) {
+	if asJSON {
 		fmt.Fprintln(w, jsonOf(s))
 		return
 	}

@@ -125,6 +125,30 @@ func (v *verified) kinds() []string {
 	return all
 }
 
+// TestIndexFullOutput: what can't be printed is said.
+func TestIndexFullOutput(t *testing.T) {
+	dir := indexTree(t)
+	b := mustBuild(t, dir, "--digest", "low1", "low2")
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, args := range []string{
+		"ls", "ls --json", "stats " + b.Name, "stats --json " + b.Name, "verify " + b.Name, "duplicates", "duplicates --json",
+		"build low1 low2", "build --json low1 low2", "rm " + b.Name,
+	} {
+		command, rest, _ := strings.Cut(args, " ")
+		cmd := indexProgram(t, dir, command, append([]string{"--dir", "cache"}, strings.Fields(rest)...)...)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = full, &stderr
+		err := cmd.Run()
+		if code := cmd.ProcessState.ExitCode(); code != indexFailed || !strings.Contains(stderr.String(), unix.ENOSPC.Error()) {
+			t.Errorf("%s: exit code %d, %v, %q", args, code, err, stderr.String())
+		}
+	}
+}
+
 // TestIndexVerifyFinds: every way in which a layer differs from its index has a name, and makes the index stale.
 func TestIndexVerifyFinds(t *testing.T) {
 	for _, tt := range []struct {

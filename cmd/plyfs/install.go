@@ -269,5 +269,5 @@ func runShow(c *cli.Context) error {
 	if c.Bool("json") {
 		return encodeJSON(c.App.Writer, s)
 	}
-	return s.print(c.App.Writer)
+	return printed(c, storeFailed, s.print)
 }

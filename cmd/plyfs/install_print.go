@@ -29,7 +29,7 @@ type installedState struct {
 	State string `json:"state"`
 }
 
-func (s installState) print(w io.Writer) error {
+func (s installState) print(w io.Writer) {
 	if len(s.Changes) == 0 {
 		fmt.Fprintf(w, "nothing is installed (there is no %s)\n", s.Record)
 	}
@@ -46,7 +46,6 @@ func (s installState) print(w io.Writer) error {
 		}
 		fmt.Fprintf(w, "%s on PATH is %s (%s)\n", server.NameFuseOverlayfs, s.Found, target)
 	}
-	return nil
 }
 
 func (c installChange) leadsTo() string {
@@ -90,10 +89,10 @@ func printInstall(c *cli.Context, p *installPlan) error {
 	if c.Bool("json") {
 		return encodeJSON(c.App.Writer, report)
 	}
-	return report.print(c.App.Writer)
+	return printed(c, storeFailed, report.print)
 }
 
-func (r installReport) print(w io.Writer) error {
+func (r installReport) print(w io.Writer) {
 	for _, c := range r.Changes {
 		fmt.Fprintf(w, "%-10s %s%s\n", c.Kind, c.Path, c.leadsTo())
 		if c.Backup != "" {
@@ -112,12 +111,11 @@ func (r installReport) print(w io.Writer) error {
 	}
 	if r.DryRun {
 		fmt.Fprintln(w, "nothing was changed (--dry-run)")
-		return nil
+		return
 	}
 	for _, text := range r.Next {
 		fmt.Fprintf(w, "next: %s\n", text)
 	}
-	return nil
 }
 
 // printUninstall prints what was, or would be, taken back.
@@ -129,23 +127,23 @@ func printUninstall(c *cli.Context, undone []installChange, warnings []string) e
 		}
 		return encodeJSON(c.App.Writer, report)
 	}
-	w := c.App.Writer
-	for _, change := range slices.Backward(undone) {
-		switch {
-		case change.Kind == changeDirectory:
-		case change.Backup != "":
-			fmt.Fprintf(w, "%-10s %s\n", "restored", change.Path)
-		default:
-			fmt.Fprintf(w, "%-10s %s\n", "removed", change.Path)
+	return printed(c, storeFailed, func(w io.Writer) {
+		for _, change := range slices.Backward(undone) {
+			switch {
+			case change.Kind == changeDirectory:
+			case change.Backup != "":
+				fmt.Fprintf(w, "%-10s %s\n", "restored", change.Path)
+			default:
+				fmt.Fprintf(w, "%-10s %s\n", "removed", change.Path)
+			}
 		}
-	}
-	for _, text := range warnings {
-		fmt.Fprintf(w, "warning: %s\n", text)
-	}
-	if c.Bool("dry-run") {
-		fmt.Fprintln(w, "nothing was changed (--dry-run)")
-	}
-	return nil
+		for _, text := range warnings {
+			fmt.Fprintf(w, "warning: %s\n", text)
+		}
+		if c.Bool("dry-run") {
+			fmt.Fprintln(w, "nothing was changed (--dry-run)")
+		}
+	})
 }
 
 func encodeJSON(w io.Writer, v any) error {
