@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -169,6 +170,84 @@ func TestFailures(t *testing.T) {
 		t.Errorf("canceled: got error %v", err)
 	}
 	expectNothingLeft(t)
+}
+
+// TestCanceledStart: a run that is interrupted while a server starts leaves no mount and no server, and does not wait for one.
+func TestCanceledStart(t *testing.T) {
+	dir := t.TempDir()
+	l := Layout{Lowers: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w", Target: dir + "/m"}
+	for _, d := range []string{l.Lowers[0], l.Upper, l.Work, l.Target} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	systems, err := Detect(t.Context(), Choice{Systems: []string{Plyfs}, Data: []DataMode{NoOpen}, Program: testenv.Binary(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for delay := time.Duration(0); delay < 40*time.Millisecond; delay += time.Millisecond {
+		ctx, cancel := context.WithTimeout(t.Context(), delay)
+		began := time.Now()
+		v, err := systems[0].start(ctx, l, nil)
+		cancel()
+		if err == nil {
+			err = v.stop()
+		} else if errors.Is(err, context.DeadlineExceeded) {
+			err = nil
+		}
+		if took := time.Since(began); err != nil || took > 5*time.Second {
+			t.Errorf("after %v: %v, in %v", delay, err, took)
+		}
+		if _, err := os.ReadDir(l.Target); err != nil {
+			t.Errorf("after %v: %v", delay, err)
+		}
+		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(mounts, []byte(l.Target)) {
+			t.Fatalf("after %v: still mounted, %v", delay, err)
+		}
+	}
+}
+
+// TestMediaFirst: a medium that can't be had ends a run before anything is measured, also where it is the last one.
+func TestMediaFirst(t *testing.T) {
+	workloads, err := Select(All(), []string{"create"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, wrong := range []Config{
+		{LayersOn: []string{tmpfsMedium, filepath.Join(t.TempDir(), "none")}}, {LayersOn: []string{tmpfsMedium}, UpperOn: "/dev/null"},
+	} {
+		wrong.Workloads, wrong.Samples, wrong.Scale, wrong.Systems = workloads, 1, quickScale, []System{{Name: KernelOverlay}}
+		report, err := NewRunner(wrong).Run(t.Context())
+		if err == nil || errors.Is(err, errFailed) || len(report.Results) != 0 {
+			t.Errorf("%v on %s: %v, %d results", wrong.LayersOn, wrong.UpperOn, err, len(report.Results))
+		}
+	}
+	expectNothingLeft(t)
+}
+
+// TestOriginalFuseOverlayfs: plyfs under the name of fuse-overlayfs is not measured as fuse-overlayfs.
+func TestOriginalFuseOverlayfs(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"first": "fuse-overlayfs: version 1.17\nplyfs: version 1 go1 linux", "second": "fuse-overlayfs: version 1.10\nFUSE library version 3",
+	} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		script := "#!/bin/sh\nprintf '" + text + "\n'\n"
+		if err := os.WriteFile(filepath.Join(dir, name, FuseOverlayfs), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", filepath.Join(dir, "first")+":"+filepath.Join(dir, "second"))
+	found, err := Detect(t.Context(), Choice{Systems: []string{FuseOverlayfs}})
+	if err != nil || found[0].Version != "1.10" || found[0].Program[0] != filepath.Join(dir, "second", FuseOverlayfs) {
+		t.Errorf("%+v, %v", found, err)
+	}
+	t.Setenv("PATH", filepath.Join(dir, "first"))
+	if found, err := Detect(t.Context(), Choice{Systems: []string{FuseOverlayfs}}); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("%+v, %v", found, err)
+	}
 }
 
 // TestVerification: work that was not done is not a result.
@@ -386,6 +465,40 @@ func TestPlot(t *testing.T) {
 	}
 	if !bytes.Contains(page.Bytes(), svg.Bytes()) {
 		t.Error("the page does not contain the plot")
+	}
+}
+
+// TestPlotOfStoreAndEngines: what has no cell of the kernel's overlayfs by itself is compared and drawn, too.
+func TestPlotOfStoreAndEngines(t *testing.T) {
+	place := Place{Layers: Medium{Name: ext4Medium}, Upper: Medium{Name: ext4Medium}}
+	for base, others := range map[string][]string{
+		EngineKernel: {EngineFuseOverlayfs, EnginePlyfs}, SnapshotterOverlay: {SnapshotterPlyfs},
+		StoreTar: {StoreOverlay2, StorePlyfs}, StoreOverlay2: {StorePlyfs, StoreNaive},
+	} {
+		var systems []System
+		for _, name := range append([]string{base}, others...) {
+			systems = append(systems, System{Name: name})
+		}
+		rec := newRecorder(Workload{Name: "some", Doc: "something"}, place, systems)
+		for i := range systems {
+			rec.add(i, message{Elapsed: time.Duration(i+1) * time.Millisecond, Ops: 1}, nil)
+		}
+		r := newReport(Config{Systems: systems, Samples: 3, Scale: 1}, Host{})
+		for _, res := range rec.results() {
+			r.add(res)
+		}
+		res := r.Results[0]
+		if last := res.Cells[len(res.Cells)-1]; res.Base != base || last.Ratio != float64(len(systems)) {
+			t.Errorf("base %s of %s, last %+v", res.Base, base, last)
+		}
+		var svg bytes.Buffer
+		if err := r.WriteSVG(&svg); err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(svg.String(), "median of 1</title></rect>"); n != len(systems) || strings.Contains(svg.String(), "kernel's overlayfs") ||
+			!strings.Contains(svg.String(), "median of at most 3") {
+			t.Errorf("%d bars of %d:\n%s", n, len(systems), svg.String())
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ import (
 
 // quickScale divides the sizes of --quick.
 const quickScale = 20
+
+// sampleTimeout is the longest time for a sample, where nothing else is asked for.
+const sampleTimeout = 10 * time.Minute
 
 // namespaceVariable is set in the process that has a mount namespace of its own.
 const namespaceVariable = "PLYFS_BENCH_NAMESPACE"
@@ -34,7 +38,8 @@ func Command() *cli.Command {
 		Name:  "bench",
 		Usage: "measure plyfs, the kernel's overlayfs and fuse-overlayfs",
 		Description: "Runs file-system workloads on each system in turn, every sample on a fresh mount, and prints medians\n" +
-			"and ratios to the kernel's overlayfs. Needs root. Mounts are made in a private namespace.",
+			"and ratios to the kernel's overlayfs. Needs root. Mounts are made in a private namespace. Workloads that begin cold\n" +
+			"drop the caches of the whole machine; on tmpfs, where nothing is cold, they are left out.",
 		Flags:        flags(),
 		OnUsageError: usageError,
 		Action:       run,
@@ -69,7 +74,7 @@ func flags() []cli.Flag {
 		&cli.StringFlag{Name: "json", Usage: "write the report as JSON to `FILE`, - for the standard output"},
 		&cli.StringFlag{Name: "plot", Usage: "write a plot to `FILE`, as SVG or, with the suffix .html, as a page"},
 		&cli.StringFlag{Name: "profile", Usage: "write CPU profiles of plyfs to the directory `DIR`"},
-		&cli.DurationFlag{Name: "timeout", Value: 0, Usage: "longest `TIME` for one sample (default: 10m)"},
+		&cli.DurationFlag{Name: "timeout", Value: sampleTimeout, Usage: "longest `TIME` for one sample"},
 		&cli.BoolFlag{Name: "verbose", Usage: "report each sample on the standard error output"},
 	}
 }
@@ -91,10 +96,7 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return cli.Exit("bench: "+err.Error(), 1)
 	}
-	text := c.App.Writer
-	if c.String("json") == "-" {
-		text = os.Stderr
-	}
+	text := textOf(c)
 	for _, s := range cfg.Systems {
 		fmt.Fprintf(text, "%s: %s\n", s.Name, s.Version)
 	}
@@ -146,6 +148,29 @@ func finish(c *cli.Context, report *Report, text io.Writer) error {
 	return failed
 }
 
+// mayWrite says before a run whether what finish is to write can be written: a run takes long.
+func mayWrite(c *cli.Context) error {
+	for _, flag := range []string{"json", "plot"} {
+		name := c.String(flag)
+		if name == "" || flag == "json" && name == "-" {
+			continue
+		}
+		_, err := os.Stat(name)
+		isNew := errors.Is(err, os.ErrNotExist)
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o666)
+		if err == nil {
+			err = f.Close()
+		}
+		if err == nil && isNew {
+			err = os.Remove(name)
+		}
+		if err != nil {
+			return fmt.Errorf("--%s: %w", flag, err)
+		}
+	}
+	return nil
+}
+
 // writeTo creates a file.
 func writeTo(name string, write func(io.Writer) error) error {
 	f, err := os.Create(name)
@@ -156,19 +181,44 @@ func writeTo(name string, write func(io.Writer) error) error {
 	return errors.Join(write(buf), buf.Flush(), f.Close())
 }
 
-// configure turns flags into a Config.
-func configure(ctx context.Context, c *cli.Context) (Config, error) {
-	cfg := Config{
-		LayersOn: words(c.String("layers-on")), UpperOn: c.String("upper-on"), Samples: c.Int("samples"), Scale: 1,
-		Timeout: c.Duration("timeout"), ProfileDir: c.String("profile"),
-	}
+// common is what all commands take from flags.
+func common(c *cli.Context) (Config, error) {
+	cfg := Config{Samples: c.Int("samples"), Scale: 1, Timeout: c.Duration("timeout"), Logger: newLogger(c)}
 	if cfg.Samples < 1 {
 		return cfg, fmt.Errorf("--samples %d: at least 1 is needed", cfg.Samples)
 	}
+	if cfg.Timeout <= 0 {
+		return cfg, fmt.Errorf("--timeout %v: a time above 0 is needed", cfg.Timeout)
+	}
+	return cfg, mayWrite(c)
+}
+
+// programOf is the plyfs that is measured.
+func programOf(c *cli.Context) (string, error) {
+	if p := c.String("plyfs"); p != "" {
+		return p, nil
+	}
+	return os.Executable()
+}
+
+// textOf is where what is not JSON is written.
+func textOf(c *cli.Context) io.Writer {
+	if c.String("json") == "-" {
+		return os.Stderr
+	}
+	return c.App.Writer
+}
+
+// configure turns flags into a Config.
+func configure(ctx context.Context, c *cli.Context) (Config, error) {
+	cfg, err := common(c)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.LayersOn, cfg.UpperOn, cfg.ProfileDir = words(c.String("layers-on")), c.String("upper-on"), c.String("profile")
 	if c.Bool("quick") {
 		cfg.Scale = quickScale
 	}
-	var err error
 	if cfg.Workloads, err = Select(All(), words(c.String("workloads"))); err != nil {
 		return cfg, err
 	}
@@ -193,13 +243,16 @@ func configure(ctx context.Context, c *cli.Context) (Config, error) {
 	if cfg.Systems, err = chooseSystems(ctx, c); err != nil {
 		return cfg, err
 	}
-	cfg.Logger = newLogger(c)
 	return cfg, nil
 }
 
 // chooseSystems turns the flags about systems into systems.
 func chooseSystems(ctx context.Context, c *cli.Context) ([]System, error) {
-	choice := Choice{Systems: words(c.String("systems")), Options: c.String("options"), Program: c.String("plyfs")}
+	program, err := programOf(c)
+	if err != nil {
+		return nil, err
+	}
+	choice := Choice{Systems: words(c.String("systems")), Options: c.String("options"), Program: program}
 	switch mode := c.String("data"); mode {
 	case "both":
 		choice.Data = []DataMode{Passthrough, NoOpen}
@@ -207,13 +260,6 @@ func chooseSystems(ctx context.Context, c *cli.Context) ([]System, error) {
 		choice.Data = []DataMode{DataMode(mode)}
 	default:
 		return nil, fmt.Errorf("--data %s: passthrough, noopen, both or auto is needed", mode)
-	}
-	if choice.Program == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return nil, err
-		}
-		choice.Program = self
 	}
 	return Detect(ctx, choice)
 }

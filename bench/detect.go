@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -62,9 +63,9 @@ func detectOne(ctx context.Context, name string, c Choice) ([]System, error) {
 	case KernelOverlay:
 		return []System{{Name: KernelOverlay, Version: "Linux " + kernelRelease()}}, nil
 	case FuseOverlayfs:
-		program, err := exec.LookPath(FuseOverlayfs)
+		program, err := originalFuseOverlayfs(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", FuseOverlayfs, err)
+			return nil, err
 		}
 		v := programVersion(ctx, program)
 		return []System{{Name: FuseOverlayfs, Version: v, Program: []string{program}}}, nil
@@ -97,12 +98,32 @@ func (c Choice) plyfs(ctx context.Context, mode DataMode) System {
 	}
 }
 
-// programVersion is what --version prints on the line that names the program.
-func programVersion(ctx context.Context, program string) string {
+// originalFuseOverlayfs finds the first fuse-overlayfs on PATH that is not plyfs, which may have that name (plyfs install).
+func originalFuseOverlayfs(ctx context.Context) (string, error) {
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		program, err := exec.LookPath(filepath.Join(dir, FuseOverlayfs))
+		if err == nil && filepath.IsAbs(program) && !bytes.Contains(versionText(ctx, program), []byte(Plyfs+": version ")) {
+			return program, nil
+		}
+	}
+	return "", fmt.Errorf("no %s but plyfs under that name: %w", FuseOverlayfs, exec.ErrNotFound)
+}
+
+// versionText is all that --version prints; nothing if it fails.
+func versionText(ctx context.Context, program string) []byte {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, "--version").Output()
 	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// programVersion is what --version prints on the line that names the program.
+func programVersion(ctx context.Context, program string) string {
+	out := versionText(ctx, program)
+	if out == nil {
 		return "unknown"
 	}
 	first := ""
@@ -151,6 +172,33 @@ const (
 	loopMedium  = "loop"
 )
 
+// checkMedium says before anything is measured whether openMedium will find what it needs, as far as that can be told.
+func checkMedium(base, name string) error {
+	switch got := fsName(base); name {
+	case "", tmpfsMedium:
+		return nil
+	case ext4Medium:
+		if got != ext4Medium {
+			return fmt.Errorf("%s is on %s, not on ext4; name a directory on ext4 or set TMPDIR", base, got)
+		}
+		return nil
+	case loopMedium:
+		if got == tmpfsMedium {
+			return fmt.Errorf("%s is on %s, which is no disk; set TMPDIR, or leave loop out of --layers-on", base, got)
+		}
+		return nil
+	}
+	if strings.ContainsAny(name, ",:\\") {
+		return fmt.Errorf("%s: a directory whose name has no comma, colon or backslash is needed", name)
+	}
+	if info, err := os.Stat(name); err != nil {
+		return err
+	} else if !info.IsDir() {
+		return fmt.Errorf("%s: %w", name, unix.ENOTDIR)
+	}
+	return nil
+}
+
 // openMedium makes a private directory on what a flag names: "tmpfs" is a new tmpfs mounted below base, "ext4" the
 // file system of base, which has to be one, "loop" a new ext4 in a file below base, and anything else a directory.
 func openMedium(base, name string) (Medium, error) {
@@ -166,16 +214,16 @@ func openMedium(base, name string) (Medium, error) {
 		}
 		return Medium{Name: tmpfsMedium, Dir: dir}, nil
 	case ext4Medium:
-		if got := fsName(base); got != ext4Medium {
-			return Medium{}, fmt.Errorf("%s is on %s, not on ext4; name a directory on ext4 or set TMPDIR", base, got)
+		if err := checkMedium(base, name); err != nil {
+			return Medium{}, err
 		}
 		dir := base + "/ext4"
 		return Medium{Name: ext4Medium, Dir: dir}, os.Mkdir(dir, 0o700)
 	case loopMedium:
 		return openLoop(base)
 	}
-	if strings.ContainsAny(name, ",:\\") {
-		return Medium{}, fmt.Errorf("%s: a directory whose name has no comma, colon or backslash is needed", name)
+	if err := checkMedium(base, name); err != nil {
+		return Medium{}, err
 	}
 	dir, err := os.MkdirTemp(name, "plyfs-bench-")
 	if err != nil {

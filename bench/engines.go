@@ -142,7 +142,7 @@ func RunEngines(ctx context.Context, c Config, program string, workloads []Engin
 		for _, one := range res {
 			report.add(one)
 			if r.cfg.OnResult != nil {
-				r.cfg.OnResult(one)
+				r.cfg.OnResult(report.Results[len(report.Results)-1])
 			}
 		}
 	}
@@ -158,7 +158,7 @@ func (r *Runner) measureEngines(ctx context.Context, host *engineHost, w EngineW
 	for _, name := range w.Systems {
 		systems = append(systems, System{Name: name})
 	}
-	disk := Medium{Name: ext4Medium, Dir: host.dir}
+	disk := Medium{Name: fsName(host.dir), Dir: host.dir}
 	rec := newRecorder(Workload{Name: w.Name, Doc: w.Doc}, Place{disk, disk}, systems)
 	engines := make([]containerEngine, len(systems))
 	defer func() {

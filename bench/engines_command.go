@@ -51,20 +51,15 @@ func enginesReport(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg := Config{Samples: c.Int("samples"), Scale: 1, Timeout: c.Duration("timeout"), Logger: newLogger(c)}
-	if cfg.Samples < 1 {
-		return fmt.Errorf("--samples %d: at least 1 is needed", cfg.Samples)
+	cfg, err := common(c)
+	if err != nil {
+		return err
 	}
-	program := c.String("plyfs")
-	if program == "" {
-		if program, err = os.Executable(); err != nil {
-			return err
-		}
+	program, err := programOf(c)
+	if err != nil {
+		return err
 	}
-	text := c.App.Writer
-	if c.String("json") == "-" {
-		text = os.Stderr
-	}
+	text := textOf(c)
 	cfg.OnResult = func(r Result) { NewTable(text, systemsOf(r)).Add(r) }
 	report, err := RunEngines(ctx, cfg, program, workloads)
 	return errors.Join(err, finish(c, report, text))

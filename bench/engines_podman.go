@@ -114,7 +114,7 @@ func (h *engineHost) newPodman(ctx context.Context, dir, system string, user boo
 	if err := os.Mkdir(filepath.Join(run, "user"), 0o700); err != nil {
 		return nil, err
 	}
-	program, err := h.mountProgram(dir, system)
+	program, err := h.mountProgram(ctx, dir, system)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (h *engineHost) newPodman(ctx context.Context, dir, system string, user boo
 }
 
 // mountProgram returns the path of the mount program of a system, "" for none.
-func (h *engineHost) mountProgram(dir, system string) (string, error) {
+func (h *engineHost) mountProgram(ctx context.Context, dir, system string) (string, error) {
 	bin := filepath.Join(dir, "bin")
 	target := filepath.Join(filepath.Dir(h.program), mountProgramName)
 	switch system {
@@ -145,8 +145,8 @@ func (h *engineHost) mountProgram(dir, system string) (string, error) {
 		return "", nil
 	case EngineFuseOverlayfs:
 		var err error
-		if target, err = exec.LookPath(FuseOverlayfs); err != nil {
-			return "", fmt.Errorf("fuse-overlayfs is not installed: %w", err)
+		if target, err = originalFuseOverlayfs(ctx); err != nil {
+			return "", err
 		}
 	}
 	// Copies: a user may not be allowed where the programs lie.

@@ -23,8 +23,8 @@ const (
 // depend on what the disk went through, and of which nothing stays in memory when the caches are dropped. The file is
 // read without the cache of the file system that holds it, where that can be.
 func openLoop(base string) (Medium, error) {
-	if on := fsName(base); on == tmpfsMedium {
-		return Medium{}, fmt.Errorf("%s is on %s, which is no disk; set TMPDIR, or leave loop out of --layers-on", base, on)
+	if err := checkMedium(base, loopMedium); err != nil {
+		return Medium{}, err
 	}
 	img, dir := base+loopFile, base+loopDir
 	f, err := os.OpenFile(img, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)

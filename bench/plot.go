@@ -5,6 +5,7 @@ import (
 	"html"
 	"io"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -26,7 +27,7 @@ func plotColours() []string {
 	return []string{"#555555", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"}
 }
 
-// WriteSVG draws the ratios to the kernel's overlayfs on a logarithmic scale: for each result a group of bars, one a
+// WriteSVG draws the ratios to the base of each result on a logarithmic scale: for each result a group of bars, one a
 // system, with the range of its samples as a thin line and what is demanded of plyfs as a tick. The document refers to
 // nothing outside of itself.
 func (r *Report) WriteSVG(w io.Writer) error {
@@ -106,8 +107,7 @@ func (r *Report) newPlot() *plot {
 	}
 	p.height = plotTop + 2*lineHeight
 	for _, res := range r.Results {
-		kernel, ok := res.cell(KernelOverlay)
-		if !ok || kernel.Median == 0 {
+		if _, ok := res.base(); !ok {
 			continue
 		}
 		p.results = append(p.results, res)
@@ -142,8 +142,8 @@ func (p *plot) frame(r *Report) {
 	p.printf("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"%d\">\n",
 		width, p.height, width, p.height, plotFontSize)
 	p.printf("<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, p.height)
-	p.printf("<text x=\"10\" y=\"20\" font-size=\"%d\">Time divided by the kernel's overlayfs (median of %d, logarithmic; less is better)</text>\n",
-		headFontSize, r.Samples)
+	p.printf("<text x=\"10\" y=\"20\" font-size=\"%d\">%s (%s, logarithmic; less is better)</text>\n",
+		headFontSize, p.subject(), p.medians(r.Samples))
 	p.printf("<text x=\"10\" y=\"38\" fill=\"#555555\">Linux %s, %d CPUs, %s%s</text>\n",
 		html.EscapeString(r.Host.Kernel), r.Host.CPUs, r.Started.Format("2006-01-02"), scaleNote(r.Scale))
 	x := plotLeft
@@ -176,22 +176,42 @@ func scaleNote(scale int) string {
 	return fmt.Sprintf(", sizes divided by %d", scale)
 }
 
+// subject says what the bars are.
+func (p *plot) subject() string {
+	for _, res := range p.results {
+		if base, _ := res.base(); base.System != KernelOverlay {
+			return "Divided by the system whose bar is at 1"
+		}
+	}
+	return "Time divided by the kernel's overlayfs"
+}
+
+// medians says of how many samples medians are: expensive workloads have fewer than were asked for.
+func (p *plot) medians(samples int) string {
+	for _, res := range p.results {
+		if slices.ContainsFunc(res.Cells, func(c Cell) bool { return len(c.Samples) > 0 && len(c.Samples) < samples }) {
+			return fmt.Sprintf("median of at most %d", samples)
+		}
+	}
+	return fmt.Sprintf("median of %d", samples)
+}
+
 // group draws the bars of one result.
 func (p *plot) group(res Result) {
 	p.y += groupGap
 	top := p.y
 	p.printf("<text x=\"%d\" y=\"%d\" text-anchor=\"end\"><title>%s</title>%s, %s</text>\n",
 		plotLeft-8, top+plotFontSize, html.EscapeString(res.Doc), html.EscapeString(res.Series), html.EscapeString(res.Place))
-	kernel, _ := res.cell(KernelOverlay)
+	base, _ := res.base()
 	for _, c := range res.Cells {
 		if len(c.Samples) == 0 {
 			continue
 		}
-		p.bar(c, kernel.Median)
+		p.bar(c, base.Median, res.Unit)
 		p.y += lineHeight
 	}
 	for _, row := range Rows() {
-		if row.Series != res.Series || row.By != OfKernel || !row.isOn(res.Place) {
+		if row.Series != res.Series || row.By != OfKernel && (row.By != OfSystem || row.Base != base.System) || !row.isOn(res.Place) {
 			continue
 		}
 		who := row.System
@@ -203,17 +223,17 @@ func (p *plot) group(res Result) {
 	}
 }
 
-// bar draws one system: from the kernel's 1 to its ratio.
-func (p *plot) bar(c Cell, kernel float64) {
+// bar draws one system: from the base's 1 to its ratio.
+func (p *plot) bar(c Cell, base float64, u Unit) {
 	from, to := p.x(1), p.x(c.Ratio)
-	p.printf("<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"><title>%s: %s, ratio %.2f</title></rect>\n",
+	p.printf("<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"><title>%s: %s, ratio %.2f, median of %d</title></rect>\n",
 		min(from, to), p.y+2, max(2, math.Abs(to-from)), lineHeight-4, p.colour[c.System],
-		html.EscapeString(c.System), html.EscapeString(Nanoseconds.format(c.Median)), c.Ratio)
+		html.EscapeString(c.System), html.EscapeString(u.format(c.Median)), c.Ratio, len(c.Samples))
 	worst := c.Samples[0]
 	for _, s := range c.Samples {
 		worst = max(worst, s)
 	}
 	mid := p.y + lineHeight/2
-	p.printf("<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#000000\"/>\n", p.x(c.Min/kernel), mid, p.x(worst/kernel), mid)
-	p.printf("<text x=\"%.1f\" y=\"%d\">%.2f</text>\n", max(from, to, p.x(worst/kernel))+4, mid+4, c.Ratio)
+	p.printf("<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#000000\"/>\n", p.x(c.Min/base), mid, p.x(worst/base), mid)
+	p.printf("<text x=\"%.1f\" y=\"%d\">%.2f</text>\n", max(from, to, p.x(worst/base))+4, mid+4, c.Ratio)
 }

@@ -36,6 +36,8 @@ type Result struct {
 	// Ops is the number of operations in one sample.
 	Ops   int    `json:"ops"`
 	Cells []Cell `json:"cells"`
+	// Base is the system that ratios are to; empty where nothing that they could be to was measured.
+	Base string `json:"base,omitempty"`
 }
 
 // Cell is a series on one system.
@@ -44,7 +46,7 @@ type Cell struct {
 	Samples []float64 `json:"samples"`
 	Median  float64   `json:"median"`
 	Min     float64   `json:"min"`
-	// Ratio is Median divided by that of the kernel's overlayfs, MinRatio the same of Min, PeerRatio is Median divided
+	// Ratio is Median divided by that of the result's base, MinRatio the same of Min, PeerRatio is Median divided
 	// by that of fuse-overlayfs. 0 where there is nothing to compare with.
 	Ratio     float64 `json:"ratio,omitempty"`
 	MinRatio  float64 `json:"min_ratio,omitempty"`
@@ -62,12 +64,15 @@ func newReport(c Config, h Host) *Report {
 
 // add appends a result with its ratios.
 func (r *Report) add(res Result) {
-	kernel, hasKernel := res.cell(KernelOverlay)
+	base, hasBase := res.base()
 	peer, hasPeer := res.cell(FuseOverlayfs)
+	if hasBase {
+		res.Base = base.System
+	}
 	for i := range res.Cells {
 		c := &res.Cells[i]
-		if hasKernel {
-			c.Ratio, c.MinRatio = ratio(c.Median, kernel.Median), ratio(c.Min, kernel.Min)
+		if hasBase {
+			c.Ratio, c.MinRatio = ratio(c.Median, base.Median), ratio(c.Min, base.Min)
 		}
 		if hasPeer {
 			c.PeerRatio = ratio(c.Median, peer.Median)
@@ -91,6 +96,17 @@ func (r Result) cell(system string) (Cell, bool) {
 		return Cell{}, false
 	}
 	return r.Cells[i], true
+}
+
+// base returns the cell that the others are compared with: that of the kernel's overlayfs, by whomever it is mounted, or of
+// what everybody has.
+func (r Result) base() (Cell, bool) {
+	for _, system := range []string{KernelOverlay, EngineKernel, SnapshotterOverlay, StoreTar, StoreOverlay2} {
+		if c, ok := r.cell(system); ok && c.Median != 0 {
+			return c, true
+		}
+	}
+	return Cell{}, false
 }
 
 // failed says that a system could not be measured.

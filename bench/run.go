@@ -69,7 +69,7 @@ func NewRunner(c Config) *Runner {
 	c.Scale = max(1, c.Scale)
 	c.Samples = max(1, c.Samples)
 	if c.Timeout == 0 {
-		c.Timeout = 10 * time.Minute
+		c.Timeout = sampleTimeout
 	}
 	return &Runner{cfg: c}
 }
@@ -97,6 +97,11 @@ func (r *Runner) Run(ctx context.Context) (report *Report, err error) {
 	}
 	if err := os.Mkdir(r.target(), 0o755); err != nil {
 		return report, err
+	}
+	for _, name := range append([]string{r.cfg.UpperOn}, r.cfg.LayersOn...) {
+		if err := checkMedium(r.base, name); err != nil {
+			return report, err
+		}
 	}
 	for _, name := range r.cfg.LayersOn {
 		if err := r.runOn(ctx, name, report); err != nil {
@@ -130,6 +135,10 @@ func (r *Runner) runOn(ctx context.Context, layersOn string, report *Report) (er
 	r.built = make(map[string]builtFixture)
 	for _, w := range r.cfg.Workloads {
 		if r.cfg.Only != nil && !r.cfg.Only(w.Name, place.Layers.Name) {
+			continue
+		}
+		if w.Caches == BackingDropped && r.cfg.Caches == MayDropCaches && place.Layers.Name == tmpfsMedium {
+			r.cfg.Logger.Warn("left out: a tmpfs is in memory always, and nothing is cold there", "workload", w.Name)
 			continue
 		}
 		r.discardUnused(w.Fixture)

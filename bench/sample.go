@@ -102,7 +102,7 @@ func discardSample(dir string, on Medium) error {
 	return syncFS(on.Dir)
 }
 
-// prepareCaches brings the kernel's caches into the state that the workload wants. A tmpfs is in memory always.
+// prepareCaches brings the kernel's caches into the state that the workload wants.
 func prepareCaches(c CacheState, policy CachePolicy, fx builtFixture, place Place) error {
 	if c == BackingDropped && policy == MayDropCaches {
 		if err := errors.Join(syncFS(place.Layers.Dir), syncFS(place.Upper.Dir)); err != nil {

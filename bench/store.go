@@ -130,6 +130,11 @@ func RunStore(ctx context.Context, c Config, program string, workloads []StoreWo
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(r.base)) }()
 	for _, name := range r.cfg.LayersOn {
+		if err := checkMedium(r.base, name); err != nil {
+			return report, err
+		}
+	}
+	for _, name := range r.cfg.LayersOn {
 		if err := r.storeOn(ctx, name, program, workloads, report); err != nil {
 			return report, err
 		}

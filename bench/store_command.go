@@ -30,6 +30,9 @@ func keepFlags(names ...string) []cli.Flag {
 	var out []cli.Flag
 	for _, f := range flags() {
 		if slices.Contains(names, f.Names()[0]) {
+			if check, ok := f.(*cli.BoolFlag); ok && check.Name == "check" {
+				check.Usage = "judge each demand on the speed of plyfs"
+			}
 			out = append(out, f)
 		}
 	}
@@ -60,29 +63,22 @@ func storeReport(ctx context.Context, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg := Config{
-		LayersOn: words(c.String("layers-on")), Samples: c.Int("samples"), Scale: 1, Timeout: c.Duration("timeout"),
-		Logger: newLogger(c),
+	cfg, err := common(c)
+	if err != nil {
+		return err
 	}
-	if cfg.Samples < 1 {
-		return fmt.Errorf("--samples %d: at least 1 is needed", cfg.Samples)
-	}
+	cfg.LayersOn = words(c.String("layers-on"))
 	if c.Bool("quick") {
 		cfg.Scale = quickScale
 	}
 	if len(cfg.LayersOn) == 0 {
 		cfg.LayersOn = []string{tmpfsMedium}
 	}
-	program := c.String("plyfs")
-	if program == "" {
-		if program, err = os.Executable(); err != nil {
-			return err
-		}
+	program, err := programOf(c)
+	if err != nil {
+		return err
 	}
-	text := c.App.Writer
-	if c.String("json") == "-" {
-		text = os.Stderr
-	}
+	text := textOf(c)
 	cfg.OnResult = func(r Result) { NewTable(text, systemsOf(r)).Add(r) }
 	report, err := RunStore(ctx, cfg, program, workloads)
 	return errors.Join(err, finish(c, report, text))

@@ -93,7 +93,10 @@ func (s System) start(ctx context.Context, l Layout, wrap []string) (*server, er
 		close(v.exited)
 	}()
 	if err := v.waitReady(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", s.Name, err), v.stop())
+		// It may be about to mount: nothing would unmount that, and it would wait for requests for ever.
+		v.kill()
+		<-v.exited
+		return nil, errors.Join(fmt.Errorf("%s: %w", s.Name, err), detach(v.target))
 	}
 	return v, nil
 }
@@ -118,6 +121,9 @@ func (v *server) waitReady(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-v.exited:
+			if v.exitErr == nil {
+				return errors.New("ended before it served, as if all was well: it is no program that mounts, or does not stay in the foreground")
+			}
 			return fmt.Errorf("ended before it served (%w): %s", v.exitErr, bytes.TrimSpace(v.stderr.Bytes()))
 		case <-time.After(pollInterval):
 		}
@@ -150,7 +156,7 @@ func (v *server) stop() error {
 	}
 	v.kill()
 	<-v.exited
-	return errors.Join(err, fmt.Errorf("server of %s did not end within %v of the unmount", v.target, stopTimeout))
+	return errors.Join(err, detach(v.target), fmt.Errorf("server of %s did not end within %v of the unmount", v.target, stopTimeout))
 }
 
 // mount mounts as container engines do: the program returns when the mount serves, its server stays behind.
