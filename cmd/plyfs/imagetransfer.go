@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -133,7 +134,7 @@ func (s *session) resultsOut(results []image.Result) error {
 			fmt.Fprintf(os.Stderr, "plyfs: image %s: layers were compressed anew, so the manifest has a new digest; "+
 				"--keep-blobs when it comes in keeps the old one\n", shortID(r.Image.String()))
 		}
-		fmt.Fprintln(s.printer(), knownOr(r.Manifest.String()))
+		fmt.Fprintln(s.printer(), cmp.Or(r.Manifest, r.Image)) // docker save's form has no manifest with a digest
 	}
 	return nil
 }

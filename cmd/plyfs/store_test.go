@@ -158,7 +158,9 @@ func TestStoreLife(t *testing.T) {
 		t.Errorf("history:\n%s", got)
 	}
 	archive := filepath.Join(r.home, "mine.tar")
-	r.ok("image", "export", "mine:2", "-o", archive, "--format", "docker-archive")
+	if out := r.ok("image", "export", "mine:2", "-o", archive, "--format", "docker-archive"); !strings.HasPrefix(out, "sha256:") {
+		t.Errorf("exported as %q", out)
+	}
 	other := newStoreRun(t)
 	if got := other.ok("image", "import", archive); got != committed {
 		t.Errorf("imported %s, want %s", got, committed)
