@@ -307,7 +307,6 @@ func (q *quota) forget(n *Node) {
 	l, round := q.ledgers[n], q.round
 	size, known := q.baseline(n)
 	delete(q.ledgers, n)
-	delete(q.held, n)
 	delete(q.sizes, n)
 	q.mu.Unlock()
 	if l == nil {
@@ -321,6 +320,7 @@ func (q *quota) forget(n *Node) {
 	defer l.mu.Unlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	delete(q.held, n) // not before what it held is given back: who sees it in neither place is refused
 	recounted := l.gone || q.round != round
 	l.gone = true
 	had := s.bytes // a recount found it, or nothing was done to it

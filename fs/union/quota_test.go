@@ -148,6 +148,28 @@ func TestQuotaSweptMeanwhile(t *testing.T) {
 	}
 }
 
+// TestQuotaForgottenMeanwhile: an object is not refused while the one that makes room for it is being forgotten.
+func TestQuotaForgottenMeanwhile(t *testing.T) {
+	root := &Caller{}
+	u := newStack(t).withQuota(Quota{Inodes: 2})
+	defer func() { okT(t, u.Close()) }()
+	n, _, err := u.Create(root, u.Root(), "0", 0o644, unix.O_EXCL)
+	okT(t, err)
+	for i := range 2000 {
+		okT(t, u.Unlink(u.Root(), fmt.Sprint(i)))
+		var forgotten sync.WaitGroup
+		forgotten.Go(func() { u.Forget(n, 1) })
+		next, _, err := u.Create(root, u.Root(), fmt.Sprint(i+1), 0o644, unix.O_EXCL)
+		forgotten.Wait()
+		if err != nil {
+			t.Fatalf("object %d: %v", i+1, err)
+		}
+		n = next
+	}
+	u.Forget(n, 1)
+	exact(t, u)
+}
+
 // BenchmarkQuota measures what a quota adds to a created and written file, and to an overwrite.
 func BenchmarkQuota(b *testing.B) {
 	for name, q := range map[string]Quota{"without": {}, "with": {Bytes: 1 << 40, Inodes: 1 << 30}} {
