@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -116,6 +117,82 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("timeout: %s", what)
 		}
 	}
+}
+
+// TestMappedTimes: what is stored to a mapping changes the times that are shown, though no request tells of it, and even when the file was
+// closed long before.
+func TestMappedTimes(t *testing.T) {
+	eachMode(t, func(lower string) { writeFile(t, lower+"/old", strings.Repeat("x", 8192)) }, func(t *testing.T, m *mounted) {
+		for _, name := range []string{"old", "new"} {
+			var before, after unix.Stat_t
+			if name == "old" {
+				must(t, unix.Stat(m.path(name), &before))
+			}
+			f, err := os.OpenFile(m.path(name), os.O_RDWR|os.O_CREATE, 0o600)
+			must(t, err)
+			must(t, f.Truncate(8192))
+			mem, err := unix.Mmap(int(f.Fd()), 0, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+			must(t, err)
+			must(t, f.Close())
+			must(t, unix.Stat(m.path(name), &before))
+			time.Sleep(20 * time.Millisecond) // past the kernel's tick
+			mem[4096] = 'y'
+			must(t, unix.Msync(mem, unix.MS_SYNC))
+			must(t, unix.Stat(m.path(name), &after))
+			if after.Mtim == before.Mtim || after.Ctim == before.Ctim {
+				t.Errorf("%s: mtime %v and ctime %v before and %v, %v after", name, before.Mtim, before.Ctim, after.Mtim, after.Ctim)
+			}
+			must(t, unix.Munmap(mem))
+			var upper unix.Stat_t
+			must(t, unix.Stat(m.Upper+"/"+name, &upper))
+			must(t, unix.Stat(m.path(name), &after))
+			if after.Mtim != upper.Mtim || after.Blocks != upper.Blocks {
+				t.Errorf("%s: %v and %d blocks, the upper has %v and %d", name, after.Mtim, after.Blocks, upper.Mtim, upper.Blocks)
+			}
+		}
+	})
+}
+
+// TestFlagsWhileKnown: flags of chattr(1) hold for whoever opens a file from then on, though the kernel has its backing file already, and
+// change its ctime.
+func TestFlagsWhileKnown(t *testing.T) {
+	const immutable = 0x10
+	eachMode(t, func(string) {}, func(t *testing.T, m *mounted) {
+		writeFile(t, m.path("file"), "content")
+		fd := must1(t, m.path("file"))
+		now, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
+		if err == unix.ENOTTY || err == unix.EOPNOTSUPP {
+			t.Skip("the file system of the temporary directory has no flags")
+		}
+		must(t, err)
+		var before, after unix.Stat_t
+		must(t, unix.Stat(m.path("file"), &before))
+		time.Sleep(20 * time.Millisecond) // past the kernel's tick
+		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(now|immutable))
+		if err == unix.EPERM {
+			t.Skip("needs CAP_LINUX_IMMUTABLE")
+		}
+		must(t, err)
+		defer func() {
+			must(t, unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(now)))
+			writeFile(t, m.path("file"), "new content")
+		}()
+		must(t, unix.Stat(m.path("file"), &after))
+		if after.Ctim == before.Ctim {
+			t.Error("the ctime did not change")
+		}
+		w, err := os.OpenFile(m.path("file"), os.O_WRONLY, 0)
+		if err == nil { // a server that is not asked at open refuses the write
+			_, err = w.Write([]byte("CONTENT"))
+			w.Close()
+		}
+		if !errors.Is(err, unix.EPERM) {
+			t.Errorf("writing an immutable file: %v", err)
+		}
+		if got := readFile(t, m.path("file")); got != "content" {
+			t.Errorf("the immutable file reads %q", got)
+		}
+	})
 }
 
 // TestMapping: a mapping of a file that is copied up keeps working.

@@ -39,7 +39,11 @@ func (f *FS) open(c *union.Caller, id uint64, flags, openFlags uint32, o *opened
 		}
 	}
 	write := flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
-	return f.openBacking(n, s, write, c.PID, o)
+	code := f.openBacking(n, s, write, c.PID, o)
+	if code.Ok() && f.noteMappable(s, flags, o) {
+		f.attrChanged(id)
+	}
+	return code
 }
 
 func (f *FS) read(id uint64, p []byte, off int64) (int, fuse.Status) {
@@ -85,10 +89,31 @@ func (f *FS) privKilled(id uint64, s *slot) {
 	if !s.special.Swap(false) {
 		return
 	}
+	f.attrChanged(id)
+}
+
+// attrChanged drops the attributes that the kernel cached of id, which the caller of the running operation keeps alive.
+func (f *FS) attrChanged(id uint64) {
 	f.counts.notices.Add(1)
 	if err := invalAttr(f.dev.Load().Fd(), id); err != nil {
 		f.log.Warn("notification refused", "node", id, "error", err)
 	}
+}
+
+// setFlags answers the ioctls of chattr(1), after which the kernel goes on using the ctime that it knows.
+func (f *FS) setFlags(id uint64, s *slot, set func(*union.Node) error) fuse.Status {
+	n := s.node.Load()
+	if err := set(n); err != nil {
+		return f.status("setflags", err)
+	}
+	if f.modeNow() == modePassthrough {
+		s.openState().flagged.Store(true)
+	}
+	f.attrChanged(id)
+	if s.stale() {
+		f.changedElsewhere(id, n)
+	}
+	return fuse.OK
 }
 
 // dropPriv clears set-id bits after a change of content by an unprivileged process, for the two requests that carry
@@ -189,10 +214,11 @@ const (
 )
 
 func (f *FS) ioctl(id uint64, cmd uint32, in, out []byte) fuse.Status {
-	n := f.table.node(id)
-	if n == nil {
+	s := f.table.slot(id)
+	if s == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	n := s.node.Load()
 	switch cmd {
 	case iocGetFlags, iocGetFlags32:
 		if len(out) < 4 {
@@ -209,7 +235,7 @@ func (f *FS) ioctl(id uint64, cmd uint32, in, out []byte) fuse.Status {
 		if len(in) < 4 {
 			return fuse.EINVAL
 		}
-		return f.status("setflags", f.u.SetFlags(n, binary.NativeEndian.Uint32(in)))
+		return f.setFlags(id, s, func(n *union.Node) error { return f.u.SetFlags(n, binary.NativeEndian.Uint32(in)) })
 	case iocFSGetXattr:
 		x, err := f.u.GetFSXattr(n)
 		if err != nil {
@@ -224,7 +250,7 @@ func (f *FS) ioctl(id uint64, cmd uint32, in, out []byte) fuse.Status {
 		if copy(x[:], in) < len(x) {
 			return fuse.EINVAL
 		}
-		return f.status("setfsxattr", f.u.SetFSXattr(n, x))
+		return f.setFlags(id, s, func(n *union.Node) error { return f.u.SetFSXattr(n, x) })
 	}
 	return fuse.Status(unix.ENOTTY)
 }

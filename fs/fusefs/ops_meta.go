@@ -30,7 +30,7 @@ func (s *slot) note(a *attrs) {
 	if a.Mode&setID != 0 && a.Mode&unix.S_IFMT == unix.S_IFREG {
 		s.special.Store(true)
 	}
-	a.volatile = s.stale() || a.Provisional
+	a.volatile = s.stale() || a.Provisional || s.mappable()
 }
 
 // enter makes the entry of a node that the union just returned, with the reference that came along.

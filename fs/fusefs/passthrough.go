@@ -36,6 +36,12 @@ type openState struct {
 	// under mu: that call may copy up, and copiedUp locks mu.
 	copies atomic.Uint64
 	gone   atomic.Bool // the id is stale; set under mu
+	// flagged says that flags of chattr(1) were set: the kernel opens the backing file by itself and does not heed them,
+	// so that each open for writing has to be tried here first.
+	flagged atomic.Bool
+	// mappable says that the upper file was open for reading and writing. What is stored to a mapping of it changes its
+	// times and blocks, and no request tells of that.
+	mappable atomic.Bool
 
 	mu      sync.Mutex
 	kind    backingKind
@@ -52,6 +58,12 @@ func (s *slot) stale() bool {
 	return o != nil && o.gone.Load()
 }
 
+// mappable reports whether a mapping may change the node's attributes behind the kernel's cache of them.
+func (s *slot) mappable() bool {
+	o := s.open.Load()
+	return o != nil && o.mappable.Load()
+}
+
 func (s *slot) openState() *openState {
 	if o := s.open.Load(); o != nil {
 		return o
@@ -63,6 +75,13 @@ func (s *slot) openState() *openState {
 // openBacking answers an OPEN in passthrough mode.
 func (f *FS) openBacking(n *union.Node, s *slot, write bool, pid uint32, out *opened) fuse.Status {
 	o := s.openState()
+	if write && o.flagged.Load() {
+		file, _, err := f.u.Backing(n, true)
+		if err != nil {
+			return f.status("open", err)
+		}
+		file.Close()
+	}
 	for {
 		copies := o.copies.Load()
 		if done, code := f.reuseBacking(o, s, write, pid, out); done {
@@ -139,6 +158,12 @@ func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *op
 	}
 	o.opens++
 	return true, fuse.OK
+}
+
+// noteMappable is called after a file of s was opened with flags, and reports whether the kernel has to drop the attributes
+// that it cached until now; see openState.mappable.
+func (f *FS) noteMappable(s *slot, flags uint32, o *opened) bool {
+	return flags&unix.O_ACCMODE == unix.O_RDWR && o.flags&fuse.FOPEN_PASSTHROUGH != 0 && !s.openState().mappable.Swap(true)
 }
 
 // release notes that one file of an id was closed; the kernel has let go of the backing file by then (cf.

@@ -26,8 +26,8 @@ func listDir(t testing.TB, dir string) []string {
 func wantRequests(t *testing.T, what string, got, want map[string]uint64) {
 	t.Helper()
 	for name, n := range got {
-		if name == "FORGET" || name == "BATCH_FORGET" {
-			continue // come when they like
+		if name == "FORGET" || name == "BATCH_FORGET" || name == "readers_started" {
+			continue // come when they like, the last when the machine is busy
 		}
 		if n > want[name] {
 			t.Errorf("%s: %d requests %s, want at most %d (all: %v)", what, n, name, want[name], got)

@@ -86,8 +86,8 @@ func Differences() []Difference {
 		{
 			"passthrough-immutable",
 			"an immutable file cannot be opened for writing",
-			"in data=passthrough, one that was open before it became immutable can be written until it is closed",
-			"the kernel writes to the backing file without asking the server",
+			"in data=passthrough, one that was open before it became immutable can be written until it is closed; in data=noopen only the write is refused",
+			"the kernel writes to the backing file, or opens, without asking the server",
 		},
 		{
 			"rootless-inode",
