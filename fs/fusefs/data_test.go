@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -107,6 +108,44 @@ func TestCopyUpWhileOpen(t *testing.T) {
 		if got := readFile(t, m.Lowers[0]+"/file"); got != "lower content" {
 			t.Errorf("the lower changed to %q", got)
 		}
+	})
+}
+
+// TestReopenBesideLookups: a file whose id is stale can be opened through its descriptor by several threads, whatever others look up.
+func TestReopenBesideLookups(t *testing.T) {
+	eachMode(t, func(lower string) { writeFile(t, lower+"/file", "lower content") }, func(t *testing.T, m *mounted) {
+		old, err := os.Open(m.path("file"))
+		must(t, err)
+		defer old.Close()
+		writeFile(t, m.path("file"), "upper content")
+		stop := make(chan struct{})
+		var all sync.WaitGroup
+		all.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+					_, _ = os.Lstat(m.path(fmt.Sprint("none", i)))
+				}
+			}
+		})
+		var openers sync.WaitGroup
+		for range 2 {
+			openers.Go(func() {
+				for range 200 {
+					f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", old.Fd()))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					f.Close()
+				}
+			})
+		}
+		openers.Wait()
+		close(stop)
+		all.Wait()
 	})
 }
 

@@ -101,7 +101,7 @@ func (w *worker) dispatch(op uint32, req request) (size int, code fuse.Status, k
 	switch op {
 	case opLookup:
 		w.entry = entry{}
-		size, code = w.entryOut(w.lookup(req.node(), req.name(0), &w.entry))
+		size, code = w.entryOut(w.lookup(req.pid(), req.node(), req.name(0), &w.entry))
 	case opGetattr:
 		size, code = w.attrOut(w.getattr(req.node(), &w.attrs))
 	case opSetattr:

@@ -113,7 +113,7 @@ type FS struct {
 	probing atomic.Bool // the probe file is there
 	// settling says that a Settle waits for its answer.
 	settling atomic.Bool
-	lookups  atomic.Uint64 // LOOKUP requests, to tell a retry of the VFS from a reopen
+	lookups  [lookupThreads]atomic.Uint64 // LOOKUP requests by thread, to tell a retry of the VFS from a reopen
 	counts   counters
 	notices  notifier
 	memory   reclaimer

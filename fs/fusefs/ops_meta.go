@@ -41,8 +41,8 @@ func (f *FS) enter(n *union.Node, e *entry) *slot {
 	return s
 }
 
-func (f *FS) lookup(dir uint64, name string, e *entry) fuse.Status {
-	f.lookups.Add(1)
+func (f *FS) lookup(pid uint32, dir uint64, name string, e *entry) fuse.Status {
+	f.lookups[pid%lookupThreads].Add(1)
 	s := f.table.slot(dir)
 	if s == nil {
 		return fuse.Status(unix.ESTALE)

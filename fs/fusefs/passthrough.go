@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -47,9 +48,37 @@ type openState struct {
 	kind    backingKind
 	backing int32
 	opens   int
-	// retryPID was answered ESTALE when the count of lookups was retryAt.
-	retryPID uint32
-	retryAt  uint64
+	// retries are the last threads that were answered ESTALE; nil for most nodes.
+	retries  []retry
+	retryAge uint32 // which of them goes next, modulo their number
+}
+
+const (
+	lookupThreads = 64 // counts of lookups, which threads share by their ids
+	retryThreads  = 16
+)
+
+// retry says that the thread pid was answered ESTALE when the count of its lookups was at.
+type retry struct {
+	pid uint32
+	at  uint64
+}
+
+// retried reports whether r was noted before, and notes it. Precondition: o.mu is held.
+func (o *openState) retried(r retry) bool {
+	i := slices.IndexFunc(o.retries, func(x retry) bool { return x.pid == r.pid })
+	switch {
+	case i >= 0 && o.retries[i] == r:
+		return true
+	case i >= 0:
+		o.retries[i] = r
+	case len(o.retries) < retryThreads:
+		o.retries = append(o.retries, r)
+	default:
+		o.retries[o.retryAge%retryThreads] = r
+		o.retryAge++
+	}
+	return false
 }
 
 // stale reports whether the node has got another id; see the package documentation.
@@ -120,8 +149,7 @@ func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *op
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.gone.Load() {
-		if again := o.retryPID == pid && o.retryAt == f.lookups.Load(); !again {
-			o.retryPID, o.retryAt = pid, f.lookups.Load()
+		if !o.retried(retry{pid, f.lookups[pid%lookupThreads].Load()}) {
 			return true, fuse.Status(unix.ESTALE)
 		}
 		// No lookup came between: a reopen of /proc/self/fd/N, which the kernel has no path to retry with.

@@ -96,7 +96,7 @@ func (r *rawFS) OnUnmount() {}
 func (r *rawFS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	r.count(opLookup)
 	var e entry
-	return r.fillEntryIf(r.lookup(h.NodeId, name, &e), out, &e)
+	return r.fillEntryIf(r.lookup(h.Pid, h.NodeId, name, &e), out, &e)
 }
 
 func (r *rawFS) Forget(id, count uint64) {
