@@ -1,6 +1,7 @@
 package union
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 
@@ -315,13 +316,11 @@ func (u *Union) keepCaps(n *Node, l loc, change func() error) error {
 	if err != nil {
 		return change()
 	}
-	if err := change(); err != nil {
-		return err
-	}
+	changed := change() // a failed one may have taken them away already
 	if err := u.m.Setxattr(l.fd(), l.name, xattrCaps, caps, 0); err != nil && !errors.Is(err, unix.EPERM) {
-		return err // without CAP_SETFCAP they are gone, as they were anywhere before
+		return cmp.Or(changed, err) // without CAP_SETFCAP they are gone, as they were anywhere before
 	}
-	return nil
+	return changed
 }
 
 func (u *Union) setTimes(l loc, in *SetAttrIn) error {

@@ -1,6 +1,7 @@
 package union
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -126,17 +127,7 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 	if err := c.onExact(n, f.FD(), ""); err != nil {
 		return err
 	}
-	copied, err := u.copiers[n.lower.layer].CopyData(u.m, f.FD(), src, size)
-	u.copyUpBytes.Add(uint64(copied))
-	if err != nil {
-		return err
-	}
-	if size == 0 && st.Size > 0 {
-		if err := u.m.Truncate(f.FD(), 0); err != nil {
-			return err
-		}
-	}
-	if err := u.m.Utimes(f.FD(), "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
+	if err := u.fillMetacopy(n, f, src, size, &st); err != nil {
 		return err
 	}
 	n.copyMu.Lock()
@@ -153,6 +144,23 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 		u.noteUnsynced(n)
 	}
 	return nil
+}
+
+// fillMetacopy copies size bytes of src into f, whose attributes st stay as they were, also if that fails.
+func (u *Union) fillMetacopy(n *Node, f *layer.File, src int, size int64, st *unix.Statx_t) error {
+	const setID = unix.S_ISUID | unix.S_ISGID
+	err := u.keepCaps(n, loc{dir: layer.Borrow(f.FD()), layer: u.upper}, func() error {
+		copied, err := u.copiers[n.lower.layer].CopyData(u.m, f.FD(), src, size)
+		u.copyUpBytes.Add(uint64(copied))
+		if err == nil && size == 0 && st.Size > 0 {
+			err = u.m.Truncate(f.FD(), 0)
+		}
+		return err
+	})
+	if st.Mode&setID != 0 { // which a write without CAP_FSETID takes away
+		err = cmp.Or(err, u.m.Chmod(f.FD(), "", uint32(st.Mode&^unix.S_IFMT)))
+	}
+	return cmp.Or(err, u.m.Utimes(f.FD(), "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()))
 }
 
 // metacopyFile opens the upper object of a metadata-only copy for writing.

@@ -324,6 +324,10 @@ func metacopyCases() []Case {
 		}},
 		{Name: "metacopy/off", Options: []string{"metacopy=off"}, Lowers: []Layer{low}, Run: func(c *C) { caseMetacopy(c, false) }},
 		{Name: "metacopy/then-write", Lowers: []Layer{low}, Run: caseMetacopyWrite},
+		{Name: "metacopy/capability", Needs: InitialRoot, Lowers: []Layer{{
+			RegMode("open", "x", 0o755), Xattr("open", "security.capability", capability),
+			RegMode("flags", "x", 0o755), Xattr("flags", "security.capability", capability),
+		}}, Run: caseMetacopyCapability},
 		{Name: "metacopy/rename", Lowers: []Layer{low, {Reg("f", "never seen")}}, Run: caseMetacopyRename},
 		{Name: "metacopy/link", Lowers: []Layer{low}, Run: func(c *C) {
 			c.OK(c.Chmod("g", 0o600))
@@ -434,6 +438,23 @@ func caseMetacopyWrite(c *C) {
 	c.WriteAll(f, "C", 0)
 	c.OK(f.Close())
 	c.Has("h", "Content of h")
+}
+
+// caseMetacopyCapability has metadata-only copies get their data though nobody writes.
+func caseMetacopyCapability(c *C) {
+	for _, name := range []string{"open", "flags"} {
+		c.OK(c.Chmod(name, 0o711))
+		f := c.OpenFile(name, unix.O_RDWR, 0)
+		if name == "flags" {
+			const noDump = 0x40
+			if now, err := f.Flags(); !c.unsupportedFlags(err) {
+				c.OK(err)
+				c.OK(f.SetFlags(now | noDump))
+			}
+		}
+		c.OK(f.Close())
+		Eq(c, name, c.Attr(name, "security.capability"), capability)
+	}
 }
 
 func caseMetacopyRename(c *C) {
