@@ -26,6 +26,7 @@ func (u *Union) remove(dir *Node, name string, wantDir bool) error {
 		return err
 	}
 	defer u.Forget(n, 1)
+	defer u.leaveBatch(n)
 	switch {
 	case wantDir && !n.IsDir():
 		return unix.ENOTDIR

@@ -114,6 +114,7 @@ func (r *rename) forget() {
 		r.u.Forget(r.src, 1)
 	}
 	if r.dst != nil {
+		r.u.leaveBatch(r.dst)
 		r.u.Forget(r.dst, 1)
 	}
 }

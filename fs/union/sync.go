@@ -117,9 +117,14 @@ func (u *Union) unmarkUnlinked() {
 		return unlinked
 	})
 	s.mu.Unlock()
+	u.unmarkAll(gone)
+}
+
+// unmarkAll takes the marks off files that left the batch for good. An open file may get a name again, and is then no better than a
+// new one.
+func (u *Union) unmarkAll(gone []*Node) {
 	var kept []*Node
 	for _, n := range gone {
-		// An open file may get a name again, and is then no better than a new one.
 		if err := u.unmark(n); err != nil {
 			kept = append(kept, n)
 			continue
@@ -128,6 +133,24 @@ func (u *Union) unmarkUnlinked() {
 		u.Forget(n, 1)
 	}
 	u.syncAgain(kept)
+}
+
+// leaveBatch takes n out of the next batch if its last name is gone: the batch's reference would keep its space until then.
+// Precondition: no lock of the union is held.
+func (u *Union) leaveBatch(n *Node) {
+	if !n.has(flagUnlinked) || !n.has(flagUnsynced) {
+		return
+	}
+	s := &u.sync
+	s.mu.Lock()
+	i := slices.Index(s.pending, n)
+	if i >= 0 {
+		s.pending = slices.Delete(s.pending, i, i+1)
+	}
+	s.mu.Unlock()
+	if i >= 0 {
+		u.unmarkAll([]*Node{n})
+	}
 }
 
 // syncAgain keeps marked files for the next background sync.

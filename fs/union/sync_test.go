@@ -181,6 +181,41 @@ func TestCleanEndLeavesNoMark(t *testing.T) {
 	}
 }
 
+// TestUnlinkedLeavesBatch: a copied-up file whose last name goes before the batch is synced does not keep its space until then.
+func TestUnlinkedLeavesBatch(t *testing.T) {
+	for _, replace := range []bool{false, true} {
+		s := newStack(t)
+		u := s.open(nil)
+		n := write(t, u, "new")
+		var err error
+		if replace {
+			var g *Node
+			if g, _, err = u.Create(&Caller{}, u.Root(), "g", 0o644, 0); err != nil {
+				t.Fatal(err)
+			}
+			u.Forget(g, 1)
+			err = u.Rename(&Caller{}, u.Root(), "g", u.Root(), "f", 0)
+		} else {
+			err = u.Unlink(u.Root(), "f")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u.Write(n, []byte("er"), 3, false); err != nil {
+			t.Error(err)
+		}
+		u.Forget(n, 1)
+		if marked := u.marked.Load(); marked != 0 {
+			t.Errorf("replaced %v: %d marked files", replace, marked)
+		}
+		if f := u.files.Get(&n.data); f != nil {
+			f.Close()
+			t.Errorf("replaced %v: the descriptor of a file without a name is still open", replace)
+		}
+		u.Close()
+	}
+}
+
 func TestBatchTakesMarksOff(t *testing.T) {
 	s := newStack(t)
 	u := s.open(nil)
