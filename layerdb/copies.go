@@ -27,21 +27,29 @@ func readCopies(dir string) (copies map[string]Record, bad map[string]error, err
 	copies, bad = make(map[string]Record, len(entries)), make(map[string]error)
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return nil, nil, err
-		}
-		r, err := DecodeRecord(bytes.TrimSuffix(b, []byte{'\n'}))
-		if err == nil && copyName(r) != e.Name() {
-			err = fmt.Errorf("it is a copy of the record of %s: %w", r.key(), drivers.ErrDamaged)
-		}
-		if err != nil {
+		switch r, err := readCopy(path); {
+		case errors.Is(err, drivers.ErrDamaged):
 			bad[path] = err
-			continue
+		case err != nil:
+			return nil, nil, err
+		default:
+			copies[r.key()] = r
 		}
-		copies[r.key()] = r
 	}
 	return copies, bad, nil
+}
+
+// readCopy reads a copy of a record; the error wraps drivers.ErrDamaged if it is none, or one of another record.
+func readCopy(path string) (Record, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Record{}, err
+	}
+	r, err := DecodeRecord(bytes.TrimSuffix(b, []byte{'\n'}))
+	if err == nil && copyName(r) != filepath.Base(path) {
+		err = fmt.Errorf("it is a copy of the record of %s: %w", r.key(), drivers.ErrDamaged)
+	}
+	return r, err
 }
 
 // copies compares the copies with the records.
@@ -76,6 +84,75 @@ func (c *check) copies(context.Context) error {
 		path := s.path(recordsDir, e.Name())
 		p := Problem{Kind: ProblemCopy, Object: path, Detail: "it is a copy of no record"}
 		if err := c.found(p, func() error { return removeFile(path) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleCopies makes the copies say what the records do, at Open, unless the process before is known to have left them so: one that was
+// killed between the two has left a copy of no record, or one that is ahead of its record. Copies of layers and containers that
+// came to nothing go with their works, those of snapshots with their notes. What a crash cannot explain is left to Check: a copy that
+// cannot be read, and one of a layer that the database does not name.
+func (s *Store) settleCopies() error {
+	if s.agree.Load() {
+		return nil
+	}
+	named := make(map[string]bool)
+	var stale []Record
+	err := s.view(func(t *tx) error {
+		for _, prefix := range []string{layerPrefix, containerPrefix, holderPrefix, snapshotPrefix} {
+			if err := t.records(prefix, func(r Record) error {
+				named[copyName(r)] = true
+				if !r.hasCopy() {
+					return nil
+				}
+				same, err := s.sameCopy(r)
+				if err == nil && !same {
+					stale = append(stale, r)
+				}
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range stale {
+		if err := s.writeCopy(r); err != nil {
+			return err
+		}
+	}
+	if err := s.dropHolderCopies(named); err != nil {
+		return err
+	}
+	s.agree.Store(true)
+	return nil
+}
+
+// dropHolderCopies removes the copies of records of holders that are not named.
+func (s *Store) dropHolderCopies(named map[string]bool) error {
+	entries, err := os.ReadDir(s.path(recordsDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if named[e.Name()] || !strings.HasPrefix(e.Name(), holderCopy) {
+			continue
+		}
+		path := s.path(recordsDir, e.Name())
+		r, err := readCopy(path)
+		switch {
+		case errors.Is(err, drivers.ErrDamaged):
+			continue
+		case err != nil:
+			return err
+		}
+		s.log.Info("the copy of a record that an interrupted operation left is removed", "holder", r.Holder.Ref().String())
+		if err := removeFile(path); err != nil {
 			return err
 		}
 	}

@@ -6,7 +6,7 @@
 //
 // # The directory
 //
-//	ROOT/lock                 whose lock is the store's; it names the process that has it
+//	ROOT/lock                 whose lock is the store's; it names the process that has it, or says that the last one left no copy ahead
 //	ROOT/driver               the name of the driver, for those who look
 //	ROOT/db/                  the database
 //	ROOT/records/*.json       a copy of each record of a layer, container, holder or snapshot
@@ -36,7 +36,7 @@
 // A layer without any u/ is collected: at once when its last user goes, else by GC. The database is the truth. What it does
 // not name is garbage; what it names and is not there is reported by Check. Should it be lost, Rebuild makes a new one of
 // the copies: a copy is written before the record and removed after it, so it may be ahead by the operation that was interrupted,
-// never behind (those of snapshots see below). Keys of u/ follow from the records.
+// never behind (those of snapshots see below); the next Open brings it back. Keys of u/ follow from the records.
 //
 // # How a layer comes and goes
 //

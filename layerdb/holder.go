@@ -133,7 +133,7 @@ func (u Update) validate() (names []string, err error) {
 
 // withCopies runs commit, which makes the update, between the writing of copies of what is held and the removal of those of what is
 // released, so that there is never a holder without a copy. If commit fails the copies are as before, unless writing
-// fails for them too, or nobody knows what was committed; Check compares them. Precondition: the locks of the update's holders are held.
+// fails for them too, or nobody knows what was committed; the next Open compares them. Precondition: the locks of the update's holders are held.
 func (s *Store) withCopies(u Update, commit func(hold []Holder) error) error {
 	if len(u.Hold) > 0 {
 		if err := s.needSpace(addSpace); err != nil {
@@ -175,7 +175,7 @@ func (s *Store) withCopies(u Update, commit func(hold []Holder) error) error {
 	}
 	for _, ref := range u.Release {
 		if err := s.removeCopy(Record{Holder: &Holder{Kind: ref.Kind, Key: ref.Key}}); err != nil {
-			s.log.Warn("a copy of a record stays until the next check", "holder", ref.String(), "error", err)
+			s.log.Warn("a copy of a record stays until the store is opened anew", "holder", ref.String(), "error", err)
 		}
 	}
 	return nil

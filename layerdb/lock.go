@@ -22,7 +22,11 @@ const (
 // storeLock makes this process the only one that has the store open. The kernel gives the lock back however the process
 // ends. The file stays, since removing it would let two processes lock two files; where it is removed with a store that could not be
 // begun, those who waited for it notice.
-type storeLock struct{ f *os.File }
+type storeLock struct {
+	f *os.File
+	// before is what the process that had the store before left in the file: its id if it died, see settled.
+	before string
+}
 
 // lockStore takes the lock of the store at root, for which it waits so long. The error wraps ErrLocked and names the process
 // that has the store.
@@ -40,11 +44,12 @@ func lockStore(ctx context.Context, root string, wait time.Duration) (*storeLock
 				f.Close()
 				return nil, fmt.Errorf("lock %s: %w", path, errUnmade)
 			}
-			if err := writeHolder(f); err != nil {
+			before := readLock(f)
+			if err := writeLock(f, strconv.Itoa(os.Getpid())); err != nil {
 				f.Close()
 				return nil, fmt.Errorf("lock %s: %w", path, err)
 			}
-			return &storeLock{f}, nil
+			return &storeLock{f, before}, nil
 		case errors.Is(err, unix.EINTR):
 			continue
 		case !errors.Is(err, unix.EWOULDBLOCK):
@@ -77,20 +82,25 @@ func isNamed(f *os.File, path string) bool {
 	return err == nil && os.SameFile(has, at)
 }
 
-// writeHolder leaves for others who has the store.
-func writeHolder(f *os.File) error {
+// writeLock leaves for others who has the store, or had it.
+func writeLock(f *os.File, word string) error {
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	_, err := f.WriteAt([]byte(word+"\n"), 0)
 	return err
+}
+
+// readLock returns what writeLock left; "" if that cannot be read.
+func readLock(f *os.File) string {
+	b := make([]byte, 64)
+	n, _ := f.ReadAt(b, 0) // a short file is read whole, whatever the error
+	return strings.TrimSpace(string(b[:n]))
 }
 
 // readHolder says who has the store, as far as the file tells.
 func readHolder(f *os.File) string {
-	b := make([]byte, 32)
-	n, _ := f.ReadAt(b, 0) // a short file is read whole, whatever the error
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
+	pid, err := strconv.Atoi(readLock(f))
 	if err != nil {
 		return "by a process that did not leave its id"
 	}
@@ -102,3 +112,7 @@ func readHolder(f *os.File) string {
 }
 
 func (l *storeLock) release() error { return l.f.Close() }
+
+// settled is what a process that closes the store leaves in the file if nothing is to be compared by the next one. It is never synced,
+// and so says of which boot it is: behind a power cut the file may hold what is older than the rest of the store.
+func settled(boot string) string { return "settled " + boot }

@@ -99,8 +99,11 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 	if _, err := os.Lstat(s.path(dbDir)); o.MustExist && errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("there is none in %s: %w; --root or PLYFS_ROOT names another directory", root, drivers.ErrNotFound)
 	}
-	s.lock, err = s.makeAndLock(ctx)
-	return s, err
+	if s.lock, err = s.makeAndLock(ctx); err != nil {
+		return nil, err
+	}
+	s.agree.Store(s.lock.before == settled(s.boot))
+	return s, nil
 }
 
 // openDatabase opens the store's database, or makes it.
@@ -177,6 +180,7 @@ func (s *Store) begin(ctx context.Context) error {
 	if err := s.putMeta(meta{Driver: name}); err != nil {
 		return err
 	}
+	s.agree.Store(true)
 	return s.writeFile([]byte(name+"\n"), driverFile)
 }
 
@@ -212,6 +216,9 @@ func (s *Store) resume(ctx context.Context, m meta, named string) error {
 	}
 	if _, err := s.sweepSnapshots(ctx); err != nil {
 		s.log.Warn("leftovers of interrupted operations on snapshots stay", "error", err)
+	}
+	if err := s.settleCopies(); err != nil {
+		s.log.Warn("copies of records may be missing or stale", "error", err)
 	}
 	return nil
 }

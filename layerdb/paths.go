@@ -29,6 +29,7 @@ const (
 	splitSuffix = ".zst"
 	wholeSuffix = ".whole"
 	copySuffix  = ".json"
+	holderCopy  = "holder-"
 )
 
 // DefaultRoot is where a store is unless the user says otherwise: /var/lib/plyfs for root of the machine, for others
@@ -72,7 +73,7 @@ func copyName(r Record) string {
 	default:
 		// A key may hold what a name of a file may not.
 		sum := sha256.Sum256([]byte(r.Holder.Kind + "\x00" + r.Holder.Key))
-		return "holder-" + hex.EncodeToString(sum[:]) + copySuffix
+		return holderCopy + hex.EncodeToString(sum[:]) + copySuffix
 	}
 }
 
@@ -81,10 +82,13 @@ func snapshotCopyName(id string) string { return "snapshot-" + id + copySuffix }
 // writeCopy makes the copy of the record durable.
 func (s *Store) writeCopy(r Record) error {
 	b, err := copyOf(r)
-	if err != nil {
-		return err
+	if err == nil {
+		err = s.writeFile(b, recordsDir, copyName(r))
 	}
-	return s.writeFile(b, recordsDir, copyName(r))
+	if err != nil {
+		s.agree.Store(false)
+	}
+	return err
 }
 
 // copyOf is what the copy of the record holds.
@@ -99,7 +103,13 @@ func copyOf(r Record) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-func (s *Store) removeCopy(r Record) error { return removeFile(s.path(recordsDir, copyName(r))) }
+func (s *Store) removeCopy(r Record) error {
+	err := removeFile(s.path(recordsDir, copyName(r)))
+	if err != nil {
+		s.agree.Store(false)
+	}
+	return err
+}
 
 // writeFile makes a file with the content durable, or leaves what was there.
 func (s *Store) writeFile(content []byte, elem ...string) (err error) {

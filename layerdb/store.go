@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"plyfs/drivers"
@@ -58,6 +59,9 @@ type Store struct {
 	// entry is a reference of the driver. Guarded by snapshots.
 	roots sync.Map
 
+	// agree says that the copies of records say what the records do, but for operations that are under way.
+	agree atomic.Bool
+
 	graph sync.Mutex
 	pins  map[ChainID]*pin // guarded by graph
 	// snapshotsKnown is nil until it is wanted; guarded by graph.
@@ -107,6 +111,10 @@ func (s *Store) release() error {
 		errs = append(errs, s.db.Close())
 	}
 	if s.lock != nil {
+		if s.agree.Load() && errors.Join(errs...) == nil {
+			// Without, the next process compares once more than needed.
+			_ = writeLock(s.lock.f, settled(s.boot))
+		}
 		errs = append(errs, s.lock.release())
 	}
 	return errors.Join(errs...)
