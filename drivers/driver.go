@@ -40,7 +40,8 @@ type Driver interface {
 	// Exists says whether there is such a layer.
 	Exists(ctx context.Context, id string) (bool, error)
 
-	// List calls fn for every layer, in no particular order, and ends at fn's first error, which it returns.
+	// List calls fn for every layer, in no particular order, and ends at fn's first error, which it returns. A layer that is
+	// damaged keeps it from no other.
 	List(ctx context.Context, fn func(Info) error) error
 
 	// Status describes the driver: pairs of a label and a value, in the order in which they are shown.
@@ -106,6 +107,9 @@ type Info struct {
 	ID       string `json:"id"`
 	Parent   string `json:"parent,omitempty"`
 	Writable bool   `json:"writable"`
+	// Damaged says why the layer is good for nothing but Remove, where the driver cannot read what it noted of it; the fields above
+	// hold what is known then.
+	Damaged string `json:"damaged,omitempty"`
 }
 
 // Pair is a label with its value.

@@ -80,6 +80,8 @@ func (r Report) OK() bool {
 const (
 	remedyRepair = "check with --repair"
 	remedyImport = "import or pull the image again"
+	// What is there keeps its place until it is removed.
+	remedyReplace = "remove the images that use it, and " + remedyImport
 	// What containerd knows of a snapshot is its own affair.
 	remedySnapshot = "have containerd remove the images and containers that use it, and " + remedyImport
 )
@@ -103,7 +105,7 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) (Report, error) {
 		case errors.Is(err, drivers.ErrDamaged):
 			rep.Problems = append(rep.Problems, Problem{
 				Kind: ProblemContent, Object: l.ID.String(), Detail: err.Error(),
-				Remedy: "remove the images that use it, and " + remedyImport,
+				Remedy: remedyReplace,
 			})
 		case err != nil:
 			return rep, err
@@ -138,6 +140,8 @@ type check struct {
 	users map[string]bool
 	// ids are the driver's ids of layers and containers, with what they belong to.
 	ids map[string]Record
+	// damaged are the keys of those of which the driver says that they are.
+	damaged map[string]bool
 }
 
 // found reports a problem, which fix (nil for none) repairs if that was asked for.
@@ -156,10 +160,10 @@ func (c *check) found(p Problem, fix func() error) error {
 	return nil
 }
 
-// layers returns the layers of the records that can be read.
+// layers returns the layers of the records that can be read, but for those that were reported as damaged.
 func (c *check) layers() (list []Layer) {
-	for _, r := range c.all {
-		if r.Layer != nil {
+	for key, r := range c.all {
+		if r.Layer != nil && !c.damaged[key] {
 			list = append(list, *r.Layer)
 		}
 	}
@@ -358,10 +362,16 @@ func (c *check) driver(ctx context.Context) error {
 	}
 	there := make(map[string]bool)
 	var unnamed []work
+	c.damaged = make(map[string]bool)
 	err := s.drv.List(ctx, func(i drivers.Info) error {
 		there[i.ID] = true
-		if _, ok := c.ids[i.ID]; !ok && !busy[i.ID] {
+		r, ok := c.ids[i.ID]
+		switch {
+		case !ok && !busy[i.ID]:
 			unnamed = append(unnamed, work{Driver: s.drv.Name(), ID: i.ID, Parent: i.Parent})
+		case ok && i.Damaged != "":
+			c.damaged[r.key()] = true
+			return c.found(Problem{Kind: ProblemContent, Object: r.key(), Detail: i.Damaged, Remedy: damagedRemedy(r)}, nil)
 		}
 		return nil
 	})
@@ -392,13 +402,21 @@ func (c *check) driver(ctx context.Context) error {
 // missingRemedy is what can be done about something that the driver has lost. A layer that is registered again comes back in its
 // place; what was written in a container does not.
 func missingRemedy(r Record) string {
+	if r.Layer != nil {
+		return remedyImport
+	}
+	return damagedRemedy(r)
+}
+
+// damagedRemedy is missingRemedy for something that is there, and of no use.
+func damagedRemedy(r Record) string {
 	switch {
 	case r.Container != nil:
 		return "remove the container"
 	case r.Snapshot != nil:
 		return remedySnapshot
 	}
-	return remedyImport
+	return remedyReplace
 }
 
 // files compares the streams that are kept with the layers.

@@ -116,6 +116,15 @@ func TestCheck(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
+		"driver's note unreadable": {kind: ProblemContent, stays: true, damage: func(t *testing.T, s *Store, lower, _ Layer) {
+			writeTo(t, filepath.Join(s.DriverDir(), lower.CacheID, "layer.json"), "{")
+		}},
+		"driver's note of nothing unreadable": {kind: ProblemGarbage, damage: func(t *testing.T, s *Store, _, _ Layer) {
+			if err := s.drv.Create(ctx, "x", "", nil); err != nil {
+				t.Fatal(err)
+			}
+			writeTo(t, filepath.Join(s.DriverDir(), "x", "layer.json"), "{")
+		}},
 		"stream changed": {kind: ProblemContent, stays: true, damage: func(t *testing.T, s *Store, lower, _ Layer) {
 			f, err := os.OpenFile(s.streamPath(lower), os.O_APPEND|os.O_WRONLY, 0)
 			if err != nil {

@@ -28,17 +28,21 @@ func (d *Driver) Exists(ctx context.Context, id string) (bool, error) {
 func (d *Driver) List(ctx context.Context, fn func(drivers.Info) error) error {
 	return d.eachLayer(ctx, func(id string) error {
 		r, err := d.readRecord(id)
-		if errors.Is(err, drivers.ErrNotFound) {
+		info := drivers.Info{ID: id, Parent: r.Parent, Writable: r.Writable}
+		switch {
+		case errors.Is(err, drivers.ErrNotFound):
 			return nil // removed meanwhile
-		}
-		if err != nil {
+		case errors.Is(err, drivers.ErrDamaged):
+			d.log.Error("a layer is damaged", "layer", id, "error", err)
+			info.Damaged = err.Error()
+		case err != nil:
 			return err
 		}
 		// Asked once: it may be filled to its end at this moment.
 		if unfilled, err := d.unfilled(id); err != nil || unfilled {
 			return err
 		}
-		return fn(drivers.Info{ID: id, Parent: r.Parent, Writable: r.Writable})
+		return fn(info)
 	})
 }
 

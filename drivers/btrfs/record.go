@@ -39,7 +39,7 @@ func (d *Driver) readRecord(id string) (r record, err error) {
 		return r, fmt.Errorf("layer %s: %w", id, drivers.ErrNotFound)
 	}
 	if err != nil {
-		return r, fmt.Errorf("layer %s: %w", id, err)
+		return r, fmt.Errorf("layer %s: %w: %w", id, err, drivers.ErrDamaged)
 	}
 	if err := json.Unmarshal(b, &r); err != nil {
 		return r, fmt.Errorf("layer %s: %s: %w: %w", id, recordName, err, drivers.ErrDamaged)

@@ -3,6 +3,8 @@ package drivertest
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +26,7 @@ func lifeCases() []aCase {
 		{"NotFound", caseNotFound},
 		{"InvalidOptions", caseInvalidOptions},
 		{"Exists", caseExists},
-		{"List", caseList},
+		{"List", caseList}, {"ListDamaged", caseListDamaged},
 		{"Metadata", caseMetadata},
 		{"Status", caseStatus},
 		{"Usage", caseUsage},
@@ -281,6 +283,41 @@ func caseList(e *env) {
 	})
 	if !errors.Is(err, stop) || calls != 1 {
 		e.Errorf("List ended with %v after %d calls", err, calls)
+	}
+}
+
+// A layer of which the driver cannot read what it noted is listed, keeps no other from being used, and can be removed.
+func caseListDamaged(e *env) {
+	e.image("base", "", file("f", "f", 0o644))
+	e.image("other", "", file("f", "f", 0o644))
+	e.writable("c", "base")
+	damaged := 0
+	for _, id := range []string{"base", "c"} {
+		e.must(filepath.WalkDir(filepath.Join(e.base, "home"), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.Name() != "layer.json" || filepath.Base(filepath.Dir(path)) != id {
+				return err
+			}
+			damaged++
+			return os.WriteFile(path, []byte("{"), 0o600)
+		}))
+	}
+	if damaged == 0 {
+		e.Skip("the driver has no file for each layer")
+	}
+	e.reopen()
+	got := make(map[string]bool)
+	e.must(e.d.List(ctx(), func(i drivers.Info) error {
+		got[i.ID] = i.Damaged != ""
+		return nil
+	}))
+	if want := map[string]bool{"base": true, "c": true, "other": false}; !maps.Equal(got, want) {
+		e.Errorf("listed as damaged: %v, want %v", got, want)
+	}
+	e.get("other")
+	e.put("other")
+	for _, id := range []string{"c", "base"} {
+		e.must(e.d.Remove(ctx(), id))
+		e.exists(id, false)
 	}
 }
 

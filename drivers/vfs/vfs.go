@@ -136,13 +136,17 @@ func (d *driver) List(ctx context.Context, fn func(drivers.Info) error) error {
 			continue
 		}
 		rec, err := d.readRecord(id)
-		if errors.Is(err, drivers.ErrNotFound) {
+		info := drivers.Info{ID: id, Parent: rec.Parent, Writable: rec.Writable}
+		switch {
+		case errors.Is(err, drivers.ErrNotFound):
 			continue // removed meanwhile
-		}
-		if err != nil {
+		case errors.Is(err, drivers.ErrDamaged):
+			d.log.Error("a layer is damaged", "layer", id, "error", err)
+			info.Damaged = err.Error()
+		case err != nil:
 			return err
 		}
-		if err := fn(drivers.Info{ID: id, Parent: rec.Parent, Writable: rec.Writable}); err != nil {
+		if err := fn(info); err != nil {
 			return err
 		}
 	}

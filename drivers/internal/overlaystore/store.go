@@ -84,6 +84,8 @@ type entry struct {
 	// filling says that the layer is being unpacked, restoring that it was lost, and is made anew beneath layers that have it
 	// as their parent: it has no content yet.
 	filling, restoring bool
+	// damaged says that its directory could not be read when the store was opened.
+	damaged bool
 }
 
 // Open opens the store in c.Home, or begins one.
@@ -174,13 +176,13 @@ func (s *Store) load() error {
 		if !ok || !e.IsDir() || s.isRestoring(id) {
 			continue
 		}
-		l, err := s.readLayer(id)
-		if err != nil {
-			s.log.Error("a layer cannot be used", "layer", id, "error", err)
+		l, bad := s.readLayer(id)
+		if bad != nil {
+			s.log.Error("a layer cannot be used", "layer", id, "error", bad)
 			l = &layer{}
 			_, _ = s.readRecord(id, &l.record) // what it says, if it says anything
 		}
-		s.table[id] = &entry{parent: l.Parent, writable: l.Writable}
+		s.table[id] = &entry{parent: l.Parent, writable: l.Writable, damaged: bad != nil}
 	}
 	for _, e := range s.table {
 		if p := s.table[e.parent]; p != nil {
@@ -246,7 +248,14 @@ func (s *Store) List(ctx context.Context, fn func(drivers.Info) error) error {
 	all := make([]drivers.Info, 0, len(s.table))
 	for id, e := range s.table {
 		if !e.pending && !e.restoring {
-			all = append(all, drivers.Info{ID: id, Parent: e.parent, Writable: e.writable})
+			info := drivers.Info{ID: id, Parent: e.parent, Writable: e.writable}
+			if e.damaged {
+				// Cleanup may have mended it.
+				if _, err := s.readLayer(id); err != nil {
+					info.Damaged = err.Error()
+				}
+			}
+			all = append(all, info)
 		}
 	}
 	s.mu.Unlock()
