@@ -61,6 +61,8 @@ type applier struct {
 	left leftPaths
 	// opaques are the directories that this stream made opaque.
 	opaques map[string]bool
+	// alone are directories that were made here and that the layers below have not, nil for none.
+	alone map[string]bool
 	// followed are the paths of symlinks of the layers below that were followed, nil for none.
 	followed map[string]bool
 	// rootSeen is set when a member described the root.

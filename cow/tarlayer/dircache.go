@@ -258,12 +258,15 @@ func (a *applier) adopt(fd int, key, where string) (*dir, error) {
 func (a *applier) makeParent(parent *dir, name, key string, links int) (*dir, error) {
 	full := join(parent.path, name)
 	ob := a.plainDir()
-	if a.o.Lower != nil {
+	if err := a.mapOwner(&ob); err != nil {
+		return nil, pathError("parent", full, err)
+	}
+	// Under an opaque directory nothing of the layers below shows: one that they have of that name is deleted, and this is another.
+	if a.o.Lower != nil && !a.underOpaque(parent.path) {
 		lower, err := a.describeLower(full)
 		switch {
 		case err == nil && lower.typ == unix.S_IFDIR:
 			ob = *lower
-		case err == nil && a.underOpaque(parent.path): // it does not show
 		case err == nil && lower.typ != unix.S_IFLNK:
 			return nil, fmt.Errorf("parent %q is no directory: %w: %w", "/"+full, ErrInvalid, unix.ENOTDIR)
 		case err == nil && links == maxLinks:
@@ -276,9 +279,9 @@ func (a *applier) makeParent(parent *dir, name, key string, links int) (*dir, er
 			return a.follow(parent.path, lower.target, key, links)
 		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR):
 			return nil, pathError("parent", full, err)
+		default:
+			a.noteAlone(full)
 		}
-	} else if err := a.mapOwner(&ob); err != nil {
-		return nil, pathError("parent", full, err)
 	}
 	if err := a.makeDir(parent, name, full, &ob); err != nil {
 		return nil, pathError("parent", full, err)

@@ -3,6 +3,7 @@ package tarlayer
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,10 @@ func (a *applier) whiteout(parent, name string) error {
 	}
 	if a.o.Whiteouts == WhiteoutRemove {
 		return a.removeLower(parent, victim)
+	}
+	if nothing, err := a.nothingBelow(parent); err != nil || nothing {
+		a.noteDeleted(join(parent, victim))
+		return err
 	}
 	d, err := a.whiteoutDir(parent)
 	if err != nil {
@@ -100,6 +105,10 @@ func (a *applier) opaque(parent string) error {
 	if a.o.Whiteouts == WhiteoutRemove {
 		a.noteOpaque(parent)
 		return a.emptyLower(parent)
+	}
+	if nothing, err := a.nothingBelow(parent); err != nil || nothing {
+		a.noteOpaque(parent)
+		return err
 	}
 	d, err := a.whiteoutDir(parent)
 	if err != nil {
@@ -223,6 +232,94 @@ func (a *applier) existingDir(path string) (d *dir, ok bool, err error) {
 		err = fmt.Errorf("the directory of a whiteout is reached through a symlink: %w", ErrInvalid)
 	}
 	return d, err == nil, err
+}
+
+// noteAlone remembers that the layers below do not have the directory path, which is made now.
+func (a *applier) noteAlone(path string) {
+	if a.alone == nil {
+		a.alone = make(map[string]bool)
+	}
+	a.alone[path] = true
+}
+
+// noteDeleted is a whiteout of something that the layers below do not have: the sum of the layer is that with any driver.
+func (a *applier) noteDeleted(full string) {
+	if a.left.has(full) {
+		a.noteOpaque(full)
+	} else {
+		a.left.delete(full)
+	}
+}
+
+// nothingBelow says whether it is known that the layers below show nothing in the directory path of a stacked layer. A whiteout there
+// would delete nothing, and the kernel lists one in a directory that is in one layer only. They are asked only where the layer does
+// not have the directory either, which would be made like theirs: until then they need not be complete.
+func (a *applier) nothingBelow(path string) (bool, error) {
+	if a.o.Lower == nil {
+		return false, nil
+	}
+	for p := path; p != "" && len(a.alone) > 0; p = parentOf(p) {
+		if a.alone[p] {
+			return true, nil
+		}
+	}
+	if d := a.dirs.get(path); d != nil || path == "" {
+		return false, nil
+	}
+	have, typ, err := a.wayInLayer(path)
+	switch {
+	case err != nil, have == path, typ == unix.S_IFLNK:
+		return false, err
+	case typ != 0:
+		return true, nil // something hides what is below
+	}
+	rest := strings.TrimPrefix(strings.TrimPrefix(path, have), "/")
+	for name := range strings.SplitSeq(rest, "/") {
+		have = join(have, name)
+		at, err := a.o.Lower.Lstat(have)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			return true, nil
+		case err != nil:
+			return false, pathError("whiteout", have, err)
+		case at.Mode&unix.S_IFMT == unix.S_IFLNK:
+			return false, nil
+		case at.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// wayInLayer returns how much of the way to the directory path the layer itself has, and the type bits of what is there instead of the
+// next directory, 0 for nothing.
+func (a *applier) wayInLayer(path string) (have string, typ uint32, err error) {
+	dir := a.root.FD()
+	defer func() {
+		if dir != a.root.FD() {
+			unix.Close(dir)
+		}
+	}()
+	for name := range strings.SplitSeq(path, "/") {
+		var st unix.Statx_t
+		if err := sys.Statx(dir, name, &st); errors.Is(err, unix.ENOENT) {
+			return have, 0, nil
+		} else if err != nil {
+			return have, 0, pathError("whiteout", join(have, name), err)
+		}
+		if t := uint32(st.Mode) & unix.S_IFMT; t != unix.S_IFDIR {
+			return have, t, nil
+		}
+		next, err := sys.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return have, 0, pathError("whiteout", join(have, name), err)
+		}
+		if dir != a.root.FD() {
+			unix.Close(dir)
+		}
+		dir, have = next, join(have, name)
+	}
+	return have, 0, nil
 }
 
 // removeBelow deletes what is in the directory name of dirfd (dirfd itself if name is empty) and not of this stream.

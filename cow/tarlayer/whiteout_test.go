@@ -17,9 +17,10 @@ import (
 
 // base is the layer below in the tests of whiteouts.
 func base() []member {
+	sub := directory("d/sub")
+	sub.Mode, sub.Uid = 0o750, 1
 	return []member{
-		directory("."), directory("d"), file("d/one", "1"), file("d/two", "2"), directory("d/sub"), file("d/sub/x",
-			"x"),
+		directory("."), directory("d"), file("d/one", "1"), file("d/two", "2"), sub, file("d/sub/x", "x"),
 		file("f", "f"), symlink("l", "d"), hardlink("h", "f"), directory("e"), directory("old"), file("old/file", "o"),
 	}
 }
@@ -84,8 +85,19 @@ func upperLayers() map[string]struct {
 		"symlink over a file": {[]member{symlink("f", "e")}, all},
 		"directory over symlink": {[]member{directory("l"), file("l/in", "")}, append(append([]string{},
 			without("old", "old/file")...), "l/in", "old", "old/file")},
-		"whiteout of a symlink":   {[]member{file(".wh.l", "")}, without("l")},
-		"not through the symlink": {[]member{file(".wh.l", ""), file(".wh.e", "")}, without("l", "e")},
+		"under an opaque directory, like one that was deleted": {
+			[]member{directory("d"), file("d/.wh..wh..opq", ""), file("d/sub/y", "")},
+			append([]string{"d", "d/sub", "d/sub/y"}, without("d", "d/one", "d/two", "d/sub", "d/sub/x")...),
+		},
+		"in no directory":                {[]member{file("b/b/.wh.c", ""), file("d/none/.wh.c", "")}, all},
+		"in no directory, then made":     {[]member{file("b/.wh.c", ""), file("b/d", "")}, append([]string{"b", "b/d"}, all...)},
+		"in no directory that was made":  {[]member{file("b/d/e", ""), file("b/.wh.c", ""), file("b/d/.wh.e", "")}, append([]string{"b", "b/d", "b/d/e"}, all...)},
+		"in a file":                      {[]member{file("f/.wh.c", "")}, all},
+		"in a new file":                  {[]member{file("n", ""), file("n/.wh.c", "")}, append(append([]string{}, without("old", "old/file")...), "n", "old", "old/file")},
+		"in a directory that is deleted": {[]member{file(".wh.e", ""), file("e/.wh.c", "")}, without("e")},
+		"no directory is opaque":         {[]member{file("b/.wh..wh..opq", ""), file("d/none/.wh..wh..opq", "")}, all},
+		"whiteout of a symlink":          {[]member{file(".wh.l", "")}, without("l")},
+		"not through the symlink":        {[]member{file(".wh.l", ""), file(".wh.e", "")}, without("l", "e")},
 		"bookkeeping of AUFS": {[]member{
 			file(".wh..wh.aufs", ""), directory(".wh..wh.plnk"),
 			file(".wh..wh.plnk/1.2", ""),
