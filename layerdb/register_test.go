@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -141,6 +142,61 @@ func TestExactThroughLowerSymlink(t *testing.T) {
 	l := register(t, s, below.ID, b, RegisterOptions{Hold: &Holder{Kind: "test", Key: "it"}})
 	if !bytes.Equal(export(t, s, l.ID), b) {
 		t.Error("it goes out changed")
+	}
+}
+
+// A layer is verified where its members went, also if the symlink on the way there is gone at the end.
+func TestVerifyThroughRemovedSymlink(t *testing.T) {
+	ctx := context.Background()
+	for name, c := range map[string]struct{ below, members []file }{
+		"whiteout": {
+			[]file{{name: "b", kind: '2', content: "./c/a/c"}},
+			[]file{{name: "b/d/b", kind: '2', content: "../c"}, {name: ".wh.b"}, {name: "d", kind: '6'}, {name: "c/d/c", content: "x"}},
+		},
+		"whiteout, of content": {
+			[]file{{name: "d/", kind: '5'}, {name: "l", kind: '2', content: "d"}},
+			[]file{{name: "l/f", content: "x"}, {name: ".wh.l"}},
+		},
+		"replaced by a file": {
+			[]file{{name: "d/", kind: '5'}, {name: "l", kind: '2', content: "d"}},
+			[]file{{name: "l/f", content: "x"}, {name: "l", content: "y"}},
+		},
+		"replaced by a symlink": {
+			[]file{{name: "d/", kind: '5'}, {name: "d/f", content: "x"}},
+			[]file{{name: "l/f", content: "y"}, {name: "l", kind: '2', content: "d"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			below := register(t, s, "", stream(t, c.below...), RegisterOptions{Hold: &Holder{Kind: "test", Key: "below"}})
+			b := stream(t, c.members...)
+			l := register(t, s, below.ID, b, RegisterOptions{Hold: &Holder{Kind: "test", Key: "it"}})
+			if !bytes.Equal(export(t, s, l.ID), b) {
+				t.Error("it goes out changed")
+			}
+			if err := s.Verify(ctx, l.ID); err != nil {
+				t.Error(err)
+			}
+			if left, err := os.ReadDir(s.TempDir()); err != nil || len(left) > 0 {
+				t.Errorf("left in the store: %v, %v", left, err)
+			}
+			root, err := s.drv.Get(ctx, l.CacheID, &drivers.GetOptions{Any: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range []string{"d", "c/d/c", "c/a/c/d/b", "d/f", "l"} {
+				// Whatever of it the layer has.
+				if err := os.Lchown(filepath.Join(root, f), 7, 7); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+					t.Fatal(err)
+				}
+			}
+			if err := s.drv.Put(ctx, l.CacheID); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Verify(ctx, l.ID); !errors.Is(err, drivers.ErrDamaged) {
+				t.Errorf("damage is not found: %v", err)
+			}
+		})
 	}
 }
 

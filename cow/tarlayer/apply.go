@@ -38,6 +38,9 @@ func Apply(ctx context.Context, root *layer.Layer, r io.Reader, o ApplyOptions) 
 		return a.res, fmt.Errorf("layer in %s: %w", root.Path, err)
 	}
 	a.res.Sum = a.left.sum()
+	if o.Left != nil {
+		a.left.each(o.Left)
+	}
 	return a.res, nil
 }
 

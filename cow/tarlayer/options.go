@@ -190,6 +190,8 @@ type ApplyOptions struct {
 	Lower Source
 	// Sum asks for ApplyResult.Sum.
 	Sum bool
+	// Left, when not nil, is told at the end of each path that counts in ApplyResult.Sum, in any order. It needs Sum.
+	Left func(Change)
 	// Progress, when not nil, is called for each member, from the goroutine that called Apply. The content of a file may still
 	// be on its way to the disk then: only Apply's return says that all is there.
 	Progress func(Progress)

@@ -309,6 +309,19 @@ func (l *leftPaths) forgetDeleted(dir string) {
 	}
 }
 
+// each calls fn with the paths of which sum is.
+func (l *leftPaths) each(fn func(Change)) {
+	l.index()
+	for path, p := range l.paths {
+		switch p.kind {
+		case leftFile:
+			fn(Change{Path: path, Kind: Add})
+		case leftDeleted:
+			fn(Change{Path: path, Kind: Delete})
+		}
+	}
+}
+
 func (l *leftPaths) sum() uint64 {
 	if !l.sums {
 		return 0
