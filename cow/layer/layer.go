@@ -45,9 +45,15 @@ type Layer struct {
 	override string
 }
 
-// Open opens the directory path as a layer. Symlinks in path are followed once, here; the layer stays the directory that
+// Open opens the directory path as a layer, a directory on disk that is to be read as a union reads it: owners and modes come from
+// the override attribute, if the root has one. What a mount or a driver shows is for OpenPlain. Symlinks in path are followed once, here; the layer stays the directory that
 // path named at this moment. The error names the path; it wraps ENOENT, ENOTDIR or EACCES.
 func Open(path string) (*Layer, error) { return new(Opener).Open(path) }
+
+// OpenPlain opens the directory path as Open does, but as a tree that applications see and write to, or the kernel's overlayfs reads:
+// an attribute that is named like an override is one like any other. Whoever can set a user attribute on a file of his own could
+// decide about its owner and set-user-ID bit otherwise.
+func OpenPlain(path string) (*Layer, error) { return (&Opener{Plain: true}).Open(path) }
 
 // FD is the layer's root directory. It belongs to the layer.
 func (l *Layer) FD() int { return l.fd }

@@ -177,6 +177,12 @@ func TestOverrideChoice(t *testing.T) {
 		if l.Override() != "" {
 			t.Errorf("%q is kept", l.Override())
 		}
+		plain, err := layer.OpenPlain(dir)
+		must(t, err)
+		if plain.Override() != "" {
+			t.Errorf("of a plain tree, %q is taken", plain.Override())
+		}
+		must(t, plain.Close())
 	}
 }
 

@@ -16,6 +16,9 @@ import (
 // kernel once: a mount of 64 layers is ready in a third of the system calls. It is for one goroutine, and for as long as the
 // opening takes: what it remembers, the working directory among it, it does not ask again. Its zero value is ready.
 type Opener struct {
+	// Plain has the layers opened as OpenPlain does.
+	Plain bool
+
 	dir     string // the working directory, "" before it was wanted
 	devices map[uint64]device
 }
@@ -85,7 +88,9 @@ func (o *Opener) describe(l *Layer) error {
 		o.devices[l.Dev] = d
 	}
 	l.FSType, l.FSID, l.UUID, l.Subvol, l.handles = d.fsType, d.fsID, d.uuid, d.subvol, d.handles
-	l.override = overrideOf(l.fd)
+	if !o.Plain {
+		l.override = overrideOf(l.fd)
+	}
 	return nil
 }
 
