@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
 
@@ -91,7 +92,7 @@ type IDRange struct {
 	Disk, Mount, Len uint32
 }
 
-// WhiteoutForm selects how deletions are written. All forms are always read.
+// WhiteoutForm selects how deletions are written. Which are read, Options.Forms says.
 type WhiteoutForm int
 
 const (
@@ -145,6 +146,9 @@ type Options struct {
 	Work  *layer.Layer
 	// ReadOnly serves Upper without ever changing it (a second mount of a live container's upper).
 	ReadOnly bool
+	// Forms are those in which deletions and other marks are read. Only a union that nothing is written to, without a StackIndex,
+	// may have others than all of them: it shows what the kernel's overlayfs shows of its layers.
+	Forms ovl.Forms
 
 	UIDMap, GIDMap []IDRange
 	// SquashUID and SquashGID, when not nil, are reported as every object's owner and group; chown is accepted

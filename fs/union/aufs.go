@@ -18,6 +18,9 @@ func (u *Union) hasAUFS(dirfd int, wh string) bool {
 
 // findAUFS is hasAUFS that fails with EACCES in a directory that can't be searched.
 func (u *Union) findAUFS(dirfd int, wh string) (bool, error) {
+	if !u.opt.Forms.All() {
+		return false, nil
+	}
 	var st unix.Statx_t
 	if err := sys.Statx(dirfd, wh, &st); err != nil {
 		if err == unix.EACCES { //nolint:errorlint // bare, as a system call returns it
@@ -30,6 +33,9 @@ func (u *Union) findAUFS(dirfd int, wh string) (bool, error) {
 
 // aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
 func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
+	if !u.opt.Forms.All() {
+		return false
+	}
 	if typ == unix.DT_UNKNOWN {
 		var st unix.Statx_t
 		if sys.Statx(dirfd, name, &st) != nil {
@@ -40,7 +46,7 @@ func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
 	if typ != unix.DT_REG && !(typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name)) { // AUFS's own bookkeeping
 		return false
 	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+	for _, ns := range u.opt.Forms.Namespaces() {
 		if _, err := sys.Getxattrat(dirfd, name, ns.Literal, nil); err == nil {
 			return false
 		}

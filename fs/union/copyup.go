@@ -388,7 +388,7 @@ func (c *copyUp) stageLiteral(set func(attr string, v []byte) error) error {
 	if c.from.dir == nil || !linked && !needsLiteral(c.n.Mode(), c.n.lower.name) {
 		return nil
 	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+	for _, ns := range c.u.opt.Forms.Namespaces() {
 		if _, err := sys.Getxattrat(c.from.fd(), c.from.name, ns.Literal, nil); err == nil {
 			return set(c.u.names.Literal, ovl.OpaqueValue())
 		}

@@ -35,13 +35,20 @@ func (u *Union) mapIno(dev, ino uint64) uint64 {
 	return 1<<63 | xxhash.Sum64(b[:])>>1
 }
 
+// anyXattr reads an attribute in the first of the namespaces that has it.
+func (u *Union) anyXattr(dirfd int, name string, of func(ns *ovl.Names) string) (v []byte, err error) {
+	for _, ns := range u.opt.Forms.Namespaces() {
+		if v, err = cow.GetXattr(dirfd, name, of(ns)); err == nil {
+			break
+		}
+	}
+	return v, err
+}
+
 // originOf is the number of an upper object that was copied up: its lower's, read from the origin attribute; zero when
 // it has none that can be read. key is the name that the origin has in the hard-link index.
 func (u *Union) originOf(dirfd int, name string) (ino uint64, key string) {
-	v, err := cow.GetXattr(dirfd, name, ovl.Trusted().Origin)
-	if err != nil {
-		v, err = cow.GetXattr(dirfd, name, ovl.User().Origin)
-	}
+	v, err := u.anyXattr(dirfd, name, func(ns *ovl.Names) string { return ns.Origin })
 	if err != nil {
 		return 0, ""
 	}

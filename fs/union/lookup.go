@@ -207,7 +207,7 @@ func (u *Union) probeUpper(dir *Node, name string, e *entry) (done bool, err err
 		return false, nil
 	}
 	if !merged && !dir.has(flagImpure) && e.st.Nlink == 1 {
-		e.special = dir.has(flagSpecials) && isSpecial(f.FD(), name, &e.st)
+		e.special = dir.has(flagSpecials) && u.isSpecial(f.FD(), name, &e.st)
 		return true, nil
 	}
 	return true, u.readUpperMarks(dir, f.FD(), name, e)
@@ -220,7 +220,7 @@ func (u *Union) readUpperMarks(dir *Node, dirfd int, name string, e *entry) erro
 		return err
 	}
 	for _, attr := range names {
-		for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		for _, ns := range u.opt.Forms.Namespaces() {
 			switch attr {
 			case ns.Metacopy:
 				e.metacopy = uint32(e.st.Mode)&unix.S_IFMT == unix.S_IFREG
@@ -244,7 +244,7 @@ func (u *Union) readUpperMarks(dir *Node, dirfd int, name string, e *entry) erro
 
 // findMetacopyData finds the lower whose data an upper metadata-only copy stands for.
 func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) error {
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+	for _, ns := range u.opt.Forms.Namespaces() {
 		v, err := cow.GetXattr(dirfd, name, ns.Redirect)
 		if err != nil {
 			continue
@@ -302,11 +302,11 @@ func placeholder(l *layer.Layer, dirfd int, name string) bool {
 }
 
 // isSpecial says whether an empty file stands for a 0:0 device of an application.
-func isSpecial(dirfd int, name string, st *unix.Statx_t) bool {
+func (u *Union) isSpecial(dirfd int, name string, st *unix.Statx_t) bool {
 	if st.Size != 0 || uint32(st.Mode)&unix.S_IFMT != unix.S_IFREG && !layer.IsWhiteoutDevice(st) {
 		return false
 	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+	for _, ns := range u.opt.Forms.Namespaces() {
 		if _, err := sys.Getxattrat(dirfd, name, ns.Special, nil); err == nil {
 			return true
 		}
@@ -366,7 +366,7 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 	if ln.typ == unix.DT_DIR {
 		return nil
 	}
-	e.special = top.marks.specials && isSpecial(f.FD(), name, &e.st)
+	e.special = top.marks.specials && u.isSpecial(f.FD(), name, &e.st)
 	return u.probeLinks(f.FD(), name, e)
 }
 
@@ -445,7 +445,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		e.layer = l
 		e.lower = lowerRef{layer: low.layer, dir: low.path, name: name, view: d.view}
 		if typ != unix.DT_DIR {
-			e.special = low.marks.specials && isSpecial(f.FD(), name, st)
+			e.special = low.marks.specials && u.isSpecial(f.FD(), name, st)
 			err = u.probeLinks(f.FD(), name, e)
 		}
 	}

@@ -3,7 +3,6 @@ package union
 import (
 	"golang.org/x/sys/unix"
 
-	"plyfs/cow"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
@@ -47,7 +46,7 @@ func (u *Union) probeLinks(dirfd int, name string, e *entry) error {
 	if e.st.Nlink < 2 {
 		return nil
 	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+	for _, ns := range u.opt.Forms.Namespaces() {
 		var buf [32]byte
 		n, err := sys.Getxattrat(dirfd, name, ns.Nlink, buf[:])
 		if err != nil {
@@ -84,7 +83,7 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
 	e.lowerNlink = e.st.Nlink
 	e.lowerKey = inodeKey{sys.Dev(&e.st), e.st.Ino}
 	e.st, e.index, e.upper, e.layer = st, key, true, u.upper
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+	for _, ns := range u.opt.Forms.Namespaces() {
 		if _, err := sys.Getxattrat(idx, key, ns.Metacopy, nil); err == nil {
 			e.metacopy = true
 		}
@@ -139,10 +138,7 @@ func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
 	if err != nil {
 		return -1, false
 	}
-	v, err := cow.GetXattr(idx, index, ovl.Trusted().Nlink)
-	if err != nil {
-		v, err = cow.GetXattr(idx, index, ovl.User().Nlink)
-	}
+	v, err := u.anyXattr(idx, index, func(ns *ovl.Names) string { return ns.Nlink })
 	switch {
 	case err != nil && e.lowerNlink > 0 && e.mode() != unix.S_IFREG && u.names == ovl.User():
 		return max(int(e.lowerNlink)-int(e.st.Nlink), -1), false

@@ -18,7 +18,7 @@ import (
 // (cf. overlayfs namei.c ovl_lookup, uppermetacopy). It owns fd.
 func (u *Union) followMetacopy(fd int, r lowerRef) (int, error) {
 	for depth := 0; depth <= len(u.lowers); depth++ {
-		ns := metacopyNames(fd)
+		ns := u.metacopyNames(fd)
 		if ns == nil {
 			return fd, nil
 		}
@@ -43,8 +43,8 @@ func (u *Union) followMetacopy(fd int, r lowerRef) (int, error) {
 }
 
 // metacopyNames returns the namespace in which the open file says that it is a metadata-only copy, nil if it is none.
-func metacopyNames(fd int) *ovl.Names {
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+func (u *Union) metacopyNames(fd int) *ovl.Names {
+	for _, ns := range u.opt.Forms.Namespaces() {
 		if _, err := unix.Fgetxattr(fd, ns.Metacopy, nil); err == nil {
 			return ns
 		}

@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
@@ -295,75 +294,6 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 		m, err = dirMark{whiteout: wh, opaque: true}, nil
 	}
 	return probeDir, m, err
-}
-
-// dirMark is what a directory of a layer says of the layers below.
-type dirMark struct {
-	dirMarks
-	opaque   bool
-	impure   bool
-	whiteout bool // a whiteout of the same name lies beside it
-	own      bool // it is the own mount's root, which has no content in the layer
-	redirect *ovl.Redirect
-}
-
-// readMark reads the marks of the directory behind dirfd, which is an O_PATH descriptor; sentinel says whether to look
-// for the AUFS form too. First hit wins, in the order of the attributes in the switch. EACCES if there may be a mark that this
-// process can't see: a directory that is not known to be transparent must not show what lies below it.
-func (u *Union) readMark(dirfd int, sentinel bool) (m dirMark, err error) {
-	names, err := cow.ListXattrs(dirfd, ".")
-	if err != nil {
-		return m, err
-	}
-	for _, name := range names {
-		switch name {
-		case ovl.Trusted().Opaque, ovl.User().Opaque, ovl.FuseOverlayfsOpaque:
-			v, err := cow.GetXattr(dirfd, ".", name)
-			if errors.Is(err, unix.EACCES) {
-				return m, err
-			}
-			if err == nil {
-				m.opaque = m.opaque || ovl.IsOpaque(v)
-				m.xwhiteouts = m.xwhiteouts || ovl.HasXWhiteouts(v)
-			}
-		case ovl.Trusted().Redirect, ovl.User().Redirect:
-			v, err := cow.GetXattr(dirfd, ".", name)
-			if errors.Is(err, unix.EACCES) {
-				return m, err
-			}
-			if err != nil {
-				continue
-			}
-			r, err := ovl.ParseRedirect(v)
-			if err != nil {
-				return m, fmt.Errorf("%w: %w", err, unix.EIO)
-			}
-			if m.redirect == nil {
-				m.redirect = &r
-			}
-		case ovl.Trusted().Impure, ovl.User().Impure:
-			m.impure = true
-		case ovl.Trusted().Specials, ovl.User().Specials:
-			m.specials = true
-		}
-	}
-	if sentinel && !m.opaque {
-		m.opaque, err = u.findAUFS(dirfd, ovl.AUFSOpaque)
-	}
-	return m, err
-}
-
-// isXWhiteout says whether an object is a whiteout in attribute form.
-func (u *Union) isXWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != 0 {
-		return false
-	}
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
-		if _, err := sys.Getxattrat(dirfd, name, ns.Whiteout, nil); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // resolveLowersLocked keeps, of the candidates, those down to the first opaque one, and follows redirects. Precondition:

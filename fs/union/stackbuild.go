@@ -340,7 +340,7 @@ func (d *describer) describe(l *level, e *metadata.Entry) error {
 	if st.Mask&unix.STATX_BTIME != 0 {
 		e.Btime = stampTime(st.Btime)
 	}
-	e.Special = low.marks.specials && isSpecial(f.FD(), e.Name, &st)
+	e.Special = low.marks.specials && u.isSpecial(f.FD(), e.Name, &st)
 	if e.Xattrs, err = recordXattrs(f.FD(), e.Name); err == nil && e.Mode&unix.S_IFMT == unix.S_IFLNK {
 		e.Target, err = sys.Readlinkat(f.FD(), e.Name)
 	}

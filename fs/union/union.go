@@ -120,6 +120,9 @@ func New(o Options) (u *Union, err error) {
 	if len(o.Lowers) == 0 && o.Upper == nil {
 		return u, fmt.Errorf("a union needs at least one layer: %w", unix.EINVAL)
 	}
+	if !o.Forms.All() && (o.Upper != nil && !o.ReadOnly || o.StackIndex != nil) {
+		return u, fmt.Errorf("a union that is written to, or has an index, reads all forms of marks: %w", unix.EINVAL)
+	}
 	u.euid, u.egid = os.Geteuid(), os.Getegid()
 	u.userNS = sync.OnceValue(inUserNamespace)
 	u.boot = sync.OnceValue(cow.BootID)

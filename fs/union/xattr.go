@@ -15,7 +15,7 @@ import (
 
 // diskXattr is the name under which an application's attribute is kept on l.
 func (u *Union) diskXattr(l *layer.Layer, name string) string {
-	disk := ovl.EscapeXattr(name)
+	disk := u.opt.Forms.EscapeXattr(name)
 	if l.Override() != "" && !strings.HasPrefix(l.Override(), "security.") && ovl.ProtectedXattr(name) && !isACL(name) {
 		return ovl.OverrideXattr(name)
 	}
@@ -40,7 +40,7 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
-	if u.lacksXattr(n, ovl.EscapeXattr(name)) || n.isOwnMount() {
+	if u.lacksXattr(n, u.opt.Forms.EscapeXattr(name)) || n.isOwnMount() {
 		return 0, unix.ENODATA
 	}
 	u.steady(n)
@@ -97,7 +97,7 @@ func (u *Union) Listxattr(n *Node, dest []byte) (int, error) {
 	}
 	total := 0
 	for _, disk := range names {
-		seen, ok := ovl.UnescapeXattr(disk)
+		seen, ok := u.opt.Forms.UnescapeXattr(disk)
 		if !ok && l.layer.Override() != "" {
 			seen, ok = ovl.FromOverrideXattr(disk)
 		}
