@@ -75,7 +75,7 @@ type aCase struct {
 // cases are all cases in the order in which they run.
 func cases() []aCase {
 	return slices.Concat(
-		lifeCases(), getCases(), layerCases(), diffCases(), applyCases(), quotaCases(), concurrentCases(), crashCases(),
+		lifeCases(), getCases(), layerCases(), diffCases(), markCases(), applyCases(), quotaCases(), concurrentCases(), crashCases(),
 	)
 }
 
@@ -267,7 +267,13 @@ func (e *env) image(id, parent string, steps ...step) {
 // copyDiff applies what from has and parent has not to the layer to.
 func (e *env) copyDiff(from, parent, to string) {
 	e.Helper()
-	r, err := drivers.DifferOf(e.d).Diff(ctx(), from, parent)
+	e.copyDiffOf(drivers.DifferOf(e.d), from, parent, to)
+}
+
+// copyDiffOf is copyDiff of what a certain Differ tells.
+func (e *env) copyDiffOf(d drivers.Differ, from, parent, to string) {
+	e.Helper()
+	r, err := d.Diff(ctx(), from, parent)
 	e.must(err)
 	_, err = drivers.DifferOf(e.d).ApplyDiff(ctx(), to, r, nil)
 	if cerr := r.Close(); err == nil {

@@ -50,6 +50,7 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	if d.userNS {
 		form.Names, form.Devices = ovl.User(), tarlayer.DeviceSkip
 	}
+	form.Reads = ovl.KernelForms(form.Names)
 	if opts.ignoreChownErrors {
 		form.Owner = tarlayer.OwnerIgnore
 	}

@@ -94,7 +94,7 @@ func (s *Store) layers(id string) (upperdiff.Layers, error) {
 	if err != nil {
 		return upperdiff.Layers{}, err
 	}
-	a := upperdiff.Layers{Own: s.dir(id, diffDir)}
+	a := upperdiff.Layers{Own: s.dir(id, diffDir), Forms: s.form.Reads}
 	if l.Writable {
 		a.Work = s.dir(id, workDir)
 	}

@@ -37,8 +37,10 @@ type Form struct {
 	Whiteouts tarlayer.WhiteoutForm
 	Owner     tarlayer.OwnerForm
 	Devices   tarlayer.DeviceForm
-	// Names are the attributes that mounts of this store read; nil where the file system takes none.
+	// Names are the attributes in which it is marked what a layer hides; nil where the file system takes none.
 	Names *ovl.Names
+	// Reads are the forms of marks that mounts of this store read.
+	Reads ovl.Forms
 }
 
 // Quotas bounds writable layers.

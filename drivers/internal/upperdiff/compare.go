@@ -27,6 +27,7 @@ func (s side) isDir() bool { return s.node != nil && s.node.IsDir() }
 // place is the directory of the upper that belongs to a merged directory which both views merge from the same lowers:
 // they differ in no names but those that it holds, and those in further.
 type place struct {
+	view    *View
 	fd      int // -1 for none
 	further *names
 }
@@ -198,7 +199,7 @@ func (p *place) candidates() (list []string, marks map[string]bool, err error) {
 	if p.fd >= 0 {
 		err = layer.List(p.fd, func(e layer.RawDirent) error {
 			found[e.Name] = true // also of the AUFS form: an application may have made a file of that name
-			if ovl.IsAUFSName(e.Name) {
+			if p.view.forms.All() && ovl.IsAUFSName(e.Name) {
 				marks[e.Name] = true
 				if victim, ok := ovl.AUFSVictim(e.Name); ok {
 					found[victim] = true
@@ -212,7 +213,7 @@ func (p *place) candidates() (list []string, marks map[string]bool, err error) {
 
 // enter returns the place of a directory that both views have; nil if the views merge it from different lowers.
 func (p *place) enter(name string) (*place, error) {
-	child := &place{fd: -1, further: p.further.children()[name]}
+	child := &place{view: p.view, fd: -1, further: p.further.children()[name]}
 	if p.fd < 0 {
 		return child, nil
 	}
@@ -227,7 +228,7 @@ func (p *place) enter(name string) (*place, error) {
 	if uint32(st.Mode)&unix.S_IFMT != unix.S_IFDIR {
 		return nil, nil //nolint:nilnil // documented: what shows as a directory is not what lies here
 	}
-	moved, err := showsOthers(p.fd, name)
+	moved, err := p.view.showsOthers(p.fd, name)
 	if moved || err != nil {
 		return nil, err
 	}
@@ -242,22 +243,26 @@ func (p *place) close() {
 }
 
 // showsOthers says whether a directory of the upper hides the lower directories at its path, or shows others.
-func showsOthers(dirfd int, name string) (bool, error) {
+func (v *View) showsOthers(dirfd int, name string) (bool, error) {
 	attrs, err := cow.ListXattrs(dirfd, name)
 	if err != nil {
 		return false, err
 	}
 	for _, attr := range attrs {
-		for _, ns := range namespaces() {
-			switch attr {
-			case ns.Redirect, ovl.FuseOverlayfsOrigin:
-				return true, nil
-			case ns.Opaque, ovl.FuseOverlayfsOpaque:
-				v, err := cow.GetXattr(dirfd, name, attr)
-				if err != nil || ovl.IsOpaque(v) {
-					return true, err
-				}
-			}
+		opaque := attr == ovl.FuseOverlayfsOpaque && v.forms.All()
+		redirect := attr == ovl.FuseOverlayfsOrigin && v.forms.All()
+		for _, ns := range v.forms.Namespaces() {
+			opaque = opaque || attr == ns.Opaque
+			redirect = redirect || attr == ns.Redirect
+		}
+		if redirect {
+			return true, nil
+		}
+		if !opaque {
+			continue
+		}
+		if v, err := cow.GetXattr(dirfd, name, attr); err != nil || ovl.IsOpaque(v) {
+			return true, err
 		}
 	}
 	return false, nil

@@ -76,7 +76,7 @@ func (d *Diff) Changes(ctx context.Context) ([]tarlayer.Change, error) {
 		}
 		defer unix.Close(upper)
 		// An opaque root hides every name below.
-		hides, err := showsOthers(upper, "")
+		hides, err := d.newer.showsOthers(upper, "")
 		if err != nil {
 			return nil, pathError("open", d.newer.upper.Path, err)
 		}
@@ -85,7 +85,7 @@ func (d *Diff) Changes(ctx context.Context) ([]tarlayer.Change, error) {
 			if err != nil {
 				return nil, err
 			}
-			at = &place{fd: upper, further: further}
+			at = &place{view: d.newer, fd: upper, further: further}
 		}
 	}
 	if _, err := c.compareDirs("", root, old, at); err != nil {

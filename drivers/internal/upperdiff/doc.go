@@ -7,6 +7,9 @@
 // holds or deletes. A directory of the upper that shows other lower directories than those at its own path, because it
 // is opaque or was renamed, is compared as a whole.
 //
+// What counts as a mark depends on who mounts (Layers.Forms). A mark that the mount does not know is something that a container wrote,
+// and would delete files of the image in the difference alone.
+//
 // Hard links need more: with an index, a change of a file shows under all its names, also those in directories that the
 // upper has not. They are looked for in the layers if the index says that there are such names; this alone takes time
 // that grows with the lowers, and reads nothing but directories.

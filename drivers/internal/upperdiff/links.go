@@ -92,7 +92,7 @@ func (d *Diff) linkedFiles() (files []linked, err error) {
 		if err != nil {
 			return nil //nolint:nilerr // not an entry
 		}
-		if ino, ok := o.Inode(); ok && !complete(idx, e.Name) {
+		if ino, ok := o.Inode(); ok && !d.complete(idx, e.Name) {
 			files = append(files, linked{Origin: o, ino: ino})
 		}
 		return nil
@@ -102,8 +102,8 @@ func (d *Diff) linkedFiles() (files []linked, err error) {
 
 // complete says whether the upper has every name of the file of an index entry. The union's link count is kept relative
 // to the upper inode's, in which the index counts too (cf. overlayfs inode.c ovl_get_nlink).
-func complete(idx int, name string) bool {
-	for _, ns := range namespaces() {
+func (d *Diff) complete(idx int, name string) bool {
+	for _, ns := range d.newer.forms.Namespaces() {
 		v, err := cow.GetXattr(idx, name, ns.Nlink)
 		if err != nil {
 			continue

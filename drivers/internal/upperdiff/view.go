@@ -23,11 +23,15 @@ type Layers struct {
 	Own, Work string
 	// Lowers are the layers below, topmost first.
 	Lowers []string
+	// Forms are those of the marks that a mount of the layers reads. What it takes for an application's own, such as a file that
+	// a container called .wh.NAME, must delete nothing.
+	Forms ovl.Forms
 }
 
 // View is what a mount of layers would show. It implements tarlayer.Tree.
 type View struct {
-	u *union.Union
+	u     *union.Union
+	forms ovl.Forms
 	// upper and work are the union's.
 	upper, work *layer.Layer
 	lowers      []*layer.Layer
@@ -55,14 +59,16 @@ type step struct {
 
 // OpenView opens layers. The caller closes the View. Errors name the directory that cannot be opened.
 func OpenView(a Layers) (v *View, err error) {
-	v = &View{}
-	o := union.Options{ReadOnly: true}
+	v = &View{forms: a.Forms}
+	o := union.Options{ReadOnly: true, Forms: a.Forms}
+	// The kernel knows no owners in attributes.
+	from := layer.Opener{Plain: !a.Forms.All()}
 	open := func(path string) *layer.Layer {
 		if err != nil || path == "" {
 			return nil
 		}
 		var l *layer.Layer
-		l, err = layer.Open(path)
+		l, err = from.Open(path)
 		return l
 	}
 	for _, path := range a.Lowers {
@@ -326,6 +332,3 @@ func pathError(op, path string, err error) error {
 	}
 	return &fs.PathError{Op: op, Path: path, Err: err}
 }
-
-// names of both namespaces in which a layer's marks may stand.
-func namespaces() [2]*ovl.Names { return [...]*ovl.Names{ovl.Trusted(), ovl.User()} }
