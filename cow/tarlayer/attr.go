@@ -188,14 +188,14 @@ func layerXattr(name string) bool {
 	return strings.HasPrefix(name, nsUser) && len(name) > len(nsUser) || strings.HasPrefix(name, nsTrusted+nsOverlay)
 }
 
-// diskXattr is the name under which an attribute is kept: in a stacked directory the union's own names are escaped.
+// diskXattr is the name under which an attribute is kept: in a stacked directory the names are escaped that its mounts take for their own.
 func (a *applier) diskXattr(name string) string {
 	if a.override != "" && !strings.HasPrefix(a.override, "security.") && ovl.ProtectedXattr(name) &&
 		name != xattrACLAccess && name != xattrACLDefault {
 		return ovl.OverrideXattr(name)
 	}
 	if a.stacked || a.override != "" {
-		return ovl.EscapeXattr(name)
+		return a.o.Forms.EscapeXattr(name)
 	}
 	return name
 }
@@ -224,7 +224,7 @@ func (a *applier) dropXattrs(e entry, ob *object) error {
 	for _, disk := range names {
 		seen, visible := disk, true
 		if a.stacked || a.override != "" {
-			seen, visible = ovl.UnescapeXattr(disk)
+			seen, visible = a.o.Forms.UnescapeXattr(disk)
 		}
 		// A default ACL comes back at the end: until then entries would inherit it.
 		kept := disk != xattrACLDefault && slices.ContainsFunc(ob.xattrs, func(x xattr) bool { return x.name == disk })

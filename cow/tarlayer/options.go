@@ -173,7 +173,10 @@ func translate(ranges []IDRange, id uint32, ends func(IDRange) (from, to uint32)
 type ApplyOptions struct {
 	Whiteouts WhiteoutForm
 	// Names are the attributes of opaque directories and of escaped devices; nil means ovl.Trusted.
-	Names   *ovl.Names
+	Names *ovl.Names
+	// Forms are those that the mounts of a stacked directory read. What they leave alone must not be escaped: a container would see
+	// the escaped name.
+	Forms   ovl.Forms
 	IDs     IDMaps
 	Owner   OwnerForm
 	Devices DeviceForm

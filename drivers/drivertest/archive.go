@@ -16,6 +16,7 @@ type member struct {
 	name, content string
 	gone          bool
 	size          int64 // of a file that has so many bytes of noise instead of content
+	attrs         map[string]string
 }
 
 // archive makes the stream of a layer. The caller reads it to the end, or closes it.
@@ -40,6 +41,12 @@ func writeArchive(to io.Writer, members []member) error {
 		h := &tar.Header{
 			Typeflag: tar.TypeReg, Name: m.name, Mode: 0o644, Size: int64(len(m.content)) + m.size,
 			ModTime: time.Unix(1_500_000_000+int64(i), 0),
+		}
+		for name, value := range m.attrs {
+			if h.PAXRecords == nil {
+				h.PAXRecords = make(map[string]string)
+			}
+			h.PAXRecords["SCHILY.xattr."+name] = value
 		}
 		switch {
 		case m.gone:

@@ -16,6 +16,7 @@ import (
 func markCases() []aCase {
 	return []aCase{
 		{"MarksOfContainers", caseMarksOfContainers},
+		{"MarksOfLayers", caseMarksOfLayers},
 	}
 }
 
@@ -82,5 +83,44 @@ func caseMarksOfContainers(e *env) {
 			e.copyDiffOf(d, "c", parent, id)
 			e.check(id, whole...)
 		}
+	}
+}
+
+// caseMarksOfLayers: attributes that a layer brings along, of a union that was in a container, a container sees as they were given.
+func caseMarksOfLayers(e *env) {
+	attrs := map[string]string{
+		ovl.User().Opaque: "y", ovl.EscapeXattr(ovl.User().Opaque): "y", ovl.FuseOverlayfsOpaque: "y", ovl.FuseOverlayfsOrigin: "o",
+		ovl.OverrideNames()[1]: "1:1:0700", ovl.EscapeXattr(ovl.OverrideNames()[1]): "1:1:0700",
+	}
+	e.must(e.d.Create(ctx(), "base", "", nil))
+	_, err := e.apply("base", archive(e.T, member{name: "d/"}, member{name: "d/f", content: "f"}), nil)
+	e.must(err)
+	e.must(e.d.Create(ctx(), "l", "base", nil))
+	_, err = e.apply("l", archive(e.T, member{name: "d/", attrs: attrs}, member{name: "g", attrs: attrs},
+		member{name: "g", attrs: attrs}), nil)
+	e.must(err)
+	steps := []step{holds("d/f", "f")}
+	for name, value := range attrs {
+		steps = append(steps, shows("d", name, value), shows("g", name, value))
+	}
+	e.check("l", steps...)
+	e.writable("c", "l")
+	e.change("c", touch("g"), chmod("d", 0o700))
+	e.check("c", steps...)
+	e.wantChanges("c", "l", "C /d", "C /g")
+	e.must(e.d.Create(ctx(), "flat", "", nil))
+	e.copyDiff("c", "", "flat")
+	e.check("flat", steps...)
+}
+
+// shows fails if a file has not the attribute.
+func shows(p, attr, value string) step {
+	return func(at *place) error {
+		var buf [256]byte
+		n, err := unix.Lgetxattr(at.path(p), attr, buf[:])
+		if err != nil || string(buf[:n]) != value {
+			return fmt.Errorf("attribute %s of %s is %q, want %q: %w", attr, p, buf[:max(n, 0)], value, err)
+		}
+		return nil
 	}
 }

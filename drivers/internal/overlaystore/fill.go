@@ -118,13 +118,13 @@ func (s *Store) unpack(
 	if err := copyRoot(stage, diff); err != nil {
 		return res, err
 	}
-	root, err := ondisk.Open(stage)
+	root, err := ondisk.OpenPlain(stage)
 	if err != nil {
 		return res, err
 	}
 	defer root.Close()
 	ao, r := o.Tar(r)
-	ao.Whiteouts, ao.Names, ao.Devices = s.form.Whiteouts, s.form.Names, s.form.Devices
+	ao.Whiteouts, ao.Names, ao.Forms, ao.Devices = s.form.Whiteouts, s.form.Names, s.form.Reads, s.form.Devices
 	if s.form.Owner != tarlayer.OwnerInode {
 		ao.Owner = s.form.Owner
 	}
