@@ -139,6 +139,21 @@ func TestNoMutationByPath(t *testing.T) {
 	}
 }
 
+// What a driver shows is a plain tree (see layer.OpenPlain): attributes that an application may set must decide nothing.
+func TestShownTreesArePlain(t *testing.T) {
+	stacked := []string{"drivers/plyfs/driver.go", "layerdb/legacy.go"} // these open what unions stack
+	for _, f := range parseAll(t) {
+		if f.test || !anyMatches([]string{"drivers/...", "layerdb/..."}, f.pkg) || slices.Contains(stacked, f.pkg+"/"+filepath.Base(f.path)) {
+			continue
+		}
+		f.calls(func(call *ast.CallExpr, pkg, name string) {
+			if pkg == "layer" && name == "Open" {
+				t.Errorf("%s: layer.Open believes attributes of whoever writes to the tree; use layer.OpenPlain", f.at(call))
+			}
+		})
+	}
+}
+
 // Identity and umask belong to the whole process, which may serve many mounts.
 func TestNoProcessWideIdentity(t *testing.T) {
 	names := []string{"Setuid", "Setgid", "Setreuid", "Setregid", "Setresuid", "Setresgid", "Seteuid", "Setegid", "Setgroups", "Chroot"}

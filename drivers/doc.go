@@ -34,7 +34,8 @@
 // DifferOf gives the driver's own Differ, or one that mounts two layers and compares them (NaiveDiffer). Both give the
 // same: names that are new, changed or gone, with the directories above them. A directory of which only the time
 // changed is no difference. If a file got another name, all its names are in it, so that they stay names of one file.
-// What is mounted in a container is no part of its layer (OpenBare).
+// What is mounted in a container is no part of its layer (OpenBare). What Get returns is opened as a plain tree (layer.OpenPlain):
+// its attributes are those of a container, which must not decide who owns what in the next layer.
 //
 // # What a driver keeps
 //

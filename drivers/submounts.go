@@ -14,17 +14,17 @@ import (
 
 // OpenBare opens the directory root as it is without what is mounted beneath it: what bind mounts and volumes hide
 // shows. Where that takes a privilege that is missing, foreign is not nil, and says of a path beneath root whether it
-// belongs to what is mounted there. The caller closes the Layer; foreign is not called after that.
+// belongs to what is mounted there. No attribute is taken for an override: see layer.OpenPlain. The caller closes the Layer; foreign is not called after that.
 func OpenBare(root string) (l *layer.Layer, foreign func(path string) bool, err error) {
 	fd, err := cloneWithoutMounts(root)
 	if err != nil {
-		if l, err = layer.Open(root); err != nil {
+		if l, err = layer.OpenPlain(root); err != nil {
 			return nil, nil, err
 		}
 		return l, onOtherMount(l), nil
 	}
 	defer unix.Close(fd)
-	if l, err = layer.Open(sys.ProcPath(fd)); err != nil {
+	if l, err = layer.OpenPlain(sys.ProcPath(fd)); err != nil {
 		return nil, nil, fmt.Errorf("open %s without its mounts: %w", root, err)
 	}
 	return l, nil, nil

@@ -13,7 +13,7 @@ import (
 // Unpack applies a tar stream to root, a directory that shows the parent's content: whiteouts delete. An error leaves
 // root half-changed.
 func Unpack(ctx context.Context, root string, r io.Reader, o *ApplyOptions) (tarlayer.ApplyResult, error) {
-	l, err := layer.Open(root)
+	l, err := layer.OpenPlain(root)
 	if err != nil {
 		return tarlayer.ApplyResult{}, err
 	}

@@ -106,7 +106,7 @@ func withTree(ctx context.Context, drv drivers.Driver, id string, fn func(t *tre
 		return err
 	}
 	defer func() { err = errors.Join(err, drv.Put(context.WithoutCancel(ctx), id)) }()
-	l, err := layer.Open(root)
+	l, err := layer.OpenPlain(root)
 	if err != nil {
 		return err
 	}

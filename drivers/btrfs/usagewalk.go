@@ -14,7 +14,7 @@ import (
 
 // usageByWalk counts the files of a layer that its parent has not, at the same path, as they are.
 func (d *Driver) usageByWalk(ctx context.Context, id, parent string) (u drivers.Usage, err error) {
-	root, err := layer.Open(d.rootPath(id))
+	root, err := layer.OpenPlain(d.rootPath(id))
 	if err != nil {
 		return u, err
 	}

@@ -183,10 +183,10 @@ func withoutTimes(t *fingerprint.Tree, changes []tarlayer.Change) {
 
 func copyTree(e *env, to, from string) {
 	e.Helper()
-	a, err := layer.Open(from)
+	a, err := layer.OpenPlain(from)
 	e.must(err)
 	defer a.Close()
-	b, err := layer.Open(to)
+	b, err := layer.OpenPlain(to)
 	e.must(err)
 	defer b.Close()
 	e.must(copytree.Copy(ctx(), b.FD(), a.FD(), copytree.Options{}))
@@ -195,10 +195,10 @@ func copyTree(e *env, to, from string) {
 // checkChanges compares the driver's list of changes with that of the oracle, and with that of the naive differ.
 func (e *env) checkChanges(id, parent, before, after string, found findings) []tarlayer.Change {
 	e.Helper()
-	a, err := layer.Open(before)
+	a, err := layer.OpenPlain(before)
 	e.must(err)
 	defer a.Close()
-	b, err := layer.Open(after)
+	b, err := layer.OpenPlain(after)
 	e.must(err)
 	defer b.Close()
 	want, err := drivers.Compare(ctx(), a, b)

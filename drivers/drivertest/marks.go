@@ -17,6 +17,7 @@ func markCases() []aCase {
 	return []aCase{
 		{"MarksOfContainers", caseMarksOfContainers},
 		{"MarksOfLayers", caseMarksOfLayers},
+		{"MarksOfOwners", caseMarksOfOwners},
 	}
 }
 
@@ -86,6 +87,60 @@ func caseMarksOfContainers(e *env) {
 	}
 }
 
+// caseMarksOfOwners: an attribute in which some stores keep owner and mode is one like any other where a container sets it, on its root,
+// too.
+func caseMarksOfOwners(e *env) {
+	attr := ovl.OverrideNames()[1]
+	e.image("base", "", dir("d", 0o755), file("d/f", "f", 0o644), file("d/old", "old", 0o644))
+	e.writable("c", "base")
+	e.change("c", xattr(".", attr, "0:0:0755"), file("d/mine", "m", 0o644), xattr("d/mine", attr, "1:1:04777"),
+		xattr("d/f", attr, "1:1:04777"), touch("d/f"), file("d/broken", "b", 0o644), xattr("d/broken", attr, "x"))
+	for i, d := range []drivers.Differ{drivers.DifferOf(e.d), drivers.NaiveDiffer(e.d)} {
+		list, err := d.Changes(ctx(), "c", "base")
+		e.must(err)
+		want := []string{"C /d", "A /d/broken", "C /d/f", "A /d/mine"}
+		var got []string
+		for _, c := range list {
+			got = append(got, c.String())
+		}
+		if !slices.Equal(got, want) {
+			e.Errorf("changes %q, want %q", got, want)
+		}
+		id := fmt.Sprint("made-", i)
+		e.must(e.d.Create(ctx(), id, "base", nil))
+		e.copyDiffOf(d, "c", "base", id)
+		e.check(id, owned("d/mine", attr, "1:1:04777"), owned("d/f", attr, "1:1:04777"), owned("d/broken", attr, "x"))
+	}
+	_, err := e.d.Usage(ctx(), "c")
+	e.must(err)
+}
+
+// owned fails if a file is not 0644 and the caller's, or has not the attribute.
+func owned(p, attr, value string) step {
+	return func(at *place) error {
+		var st unix.Stat_t
+		if err := unix.Lstat(at.path(p), &st); err != nil {
+			return err
+		}
+		if st.Mode != unix.S_IFREG|0o644 || st.Uid != 0 || st.Gid != 0 {
+			return fmt.Errorf("%s has mode %o and owner %d:%d", p, st.Mode, st.Uid, st.Gid)
+		}
+		return shows(p, attr, value)(at)
+	}
+}
+
+// shows fails if a file has not the attribute.
+func shows(p, attr, value string) step {
+	return func(at *place) error {
+		var buf [256]byte
+		n, err := unix.Lgetxattr(at.path(p), attr, buf[:])
+		if err != nil || string(buf[:n]) != value {
+			return fmt.Errorf("attribute %s of %s is %q, want %q: %w", attr, p, buf[:max(n, 0)], value, err)
+		}
+		return nil
+	}
+}
+
 // caseMarksOfLayers: attributes that a layer brings along, of a union that was in a container, a container sees as they were given.
 func caseMarksOfLayers(e *env) {
 	attrs := map[string]string{
@@ -111,16 +166,4 @@ func caseMarksOfLayers(e *env) {
 	e.must(e.d.Create(ctx(), "flat", "", nil))
 	e.copyDiff("c", "", "flat")
 	e.check("flat", steps...)
-}
-
-// shows fails if a file has not the attribute.
-func shows(p, attr, value string) step {
-	return func(at *place) error {
-		var buf [256]byte
-		n, err := unix.Lgetxattr(at.path(p), attr, buf[:])
-		if err != nil || string(buf[:n]) != value {
-			return fmt.Errorf("attribute %s of %s is %q, want %q: %w", attr, p, buf[:max(n, 0)], value, err)
-		}
-		return nil
-	}
 }

@@ -16,7 +16,7 @@ import (
 // Usage adds up what the tree at dir takes up, dir itself included: allocated blocks, and inodes, a file with several
 // names once. It enters no other mount, and ends early with ctx's error.
 func Usage(ctx context.Context, dir string) (u drivers.Usage, err error) {
-	root, err := layer.Open(dir)
+	root, err := layer.OpenPlain(dir)
 	if err != nil {
 		return u, err
 	}
