@@ -33,18 +33,27 @@ func (s *Store) verify(ctx context.Context, drv drivers.Driver, l Layer, below s
 		return fmt.Errorf("verify layer %s: %w", l.ID, err)
 	}
 	err = withTree(ctx, drv, l.CacheID, func(t *tree) (err error) {
-		src := tarlayer.NewDirSource(t.root, tarlayer.DirOptions{})
-		defer func() { err = errors.Join(err, src.Close()) }()
+		mounted := tarlayer.NewDirSource(t.root, tarlayer.DirOptions{})
+		defer func() { err = errors.Join(err, mounted.Close()) }()
+		src := shown{Source: mounted}
+		if d, ok := drv.(drivers.Unmasker); ok {
+			unmasked, done, err := d.Unmask(ctx, l.CacheID)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = done() }() // nothing was written
+			src.unmasked = unmasked
+		}
 		// The tree shows the layers below, too: what a whiteout hides is known by its absence.
 		resolved, err := t.resolve(members)
 		if err != nil {
 			return err
 		}
-		sum, err := tarlayer.Sum(ctx, shown{src}, resolved)
+		sum, err := tarlayer.Sum(ctx, src, resolved)
 		if err != nil {
 			return err
 		}
-		if sum != l.Sum && !s.sameRetraced(ctx, drv, shown{src}, l, below) {
+		if sum != l.Sum && !s.sameRetraced(ctx, drv, src, l, below) {
 			return fmt.Errorf("the tree's sum is %016x, not %016x: %w", sum, l.Sum, drivers.ErrDamaged)
 		}
 		return nil
@@ -177,13 +186,24 @@ func (t *tree) resolveDir(base, dir string) string {
 }
 
 // shown is what a layer and those below it show.
-type shown struct{ tarlayer.Source }
+type shown struct {
+	tarlayer.Source
+	// unmasked has what the driver can't show, nil for a driver that shows all.
+	unmasked tarlayer.Source
+}
 
 // Lstat implements tarlayer.Source. What is beneath something that is no directory does not exist.
 func (s shown) Lstat(path string) (tarlayer.Attr, error) {
 	a, err := s.Source.Lstat(path)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		err = fmt.Errorf("%w: %w", unix.ENOENT, err)
+	}
+	if err != nil || s.unmasked == nil || a.Mode&unix.S_IFMT != unix.S_IFREG || a.Size != 0 {
+		return a, err
+	}
+	was, err := s.unmasked.Lstat(path)
+	if err == nil && was.Mode&unix.S_IFMT == unix.S_IFCHR {
+		return was, nil
 	}
 	return a, err
 }

@@ -3,11 +3,15 @@ package layerdb
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"plyfs/cow/ovl"
+	"plyfs/drivers"
 	"plyfs/internal/testenv"
 )
 
@@ -57,6 +61,37 @@ func TestVerifyOverride(t *testing.T) {
 		l := register(t, s, "", b, RegisterOptions{})
 		if err := s.Verify(t.Context(), l.ID); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestVerifyDevice: a 0:0 device is an empty file in some mounts, and the layer whole all the same. An empty file in its place is not.
+func TestVerifyDevice(t *testing.T) {
+	b := archiveOf(t,
+		tar.Header{Typeflag: tar.TypeDir, Name: "dev/"}, tar.Header{Typeflag: tar.TypeChar, Name: "dev/whiteout", Mode: 0o600},
+		tar.Header{Typeflag: tar.TypeReg, Name: "dev/empty"},
+	)
+	eachBackend(t, func(t *testing.T, s *Store) {
+		l := register(t, s, "", b, RegisterOptions{})
+		if err := s.Verify(t.Context(), l.ID); err != nil {
+			t.Error(err)
+		}
+		top := register(t, s, l.ID, archiveOf(t, tar.Header{Typeflag: tar.TypeReg, Name: "top"}), RegisterOptions{})
+		if err := s.Verify(t.Context(), top.ID); err != nil {
+			t.Errorf("the layer above: %v", err)
+		}
+		if s.drv.Name() != "overlay2" {
+			return
+		}
+		where, err := s.drv.Metadata(t.Context(), l.CacheID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Removexattr(filepath.Join(where["UpperDir"], "dev/whiteout"), ovl.Trusted().Special); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Verify(t.Context(), l.ID); !errors.Is(err, drivers.ErrDamaged) {
+			t.Errorf("an empty file: %v, want %v", err, drivers.ErrDamaged)
 		}
 	})
 }

@@ -64,6 +64,15 @@ func Open(ctx context.Context, o drivers.Options) (*Driver, error) {
 	return d, nil
 }
 
+// Unmask implements drivers.Unmasker.
+func (d *Driver) Unmask(ctx context.Context, id string) (tree tarlayer.Source, done func() error, err error) {
+	v, done, err := d.OpenView(ctx, id)
+	if err != nil {
+		return nil, nil, err // not v: a nil pointer in an interface is not nil
+	}
+	return v, done, nil
+}
+
 // Close implements drivers.Driver.
 func (d *Driver) Close() error { return errors.Join(d.Store.Close(), d.quotas.close()) }
 

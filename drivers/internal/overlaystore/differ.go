@@ -78,6 +78,33 @@ func (s *Store) difference(ctx context.Context, id, parent string) (d *upperdiff
 	}, nil
 }
 
+// OpenView opens what a layer shows, without mounting it. done closes it; until then the layer is not removed.
+func (s *Store) OpenView(ctx context.Context, id string) (v *upperdiff.View, done func() error, err error) {
+	if err := begin(ctx, id); err != nil {
+		return nil, nil, err
+	}
+	release, err := s.reading(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	layers, err := s.layers(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if v, err = upperdiff.OpenView(layers); err != nil {
+		return nil, nil, err
+	}
+	return v, func() error {
+		defer release()
+		return v.Close()
+	}, nil
+}
+
 // flush has a mounted layer write out what it caches. What it cannot write is reported to whoever wrote it.
 func (s *Store) flush(id string) {
 	if s.mounts.Count(id) == 0 {
