@@ -2,12 +2,14 @@ package drivers
 
 import (
 	"context"
+	"fmt"
 	"path"
 
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
 	"plyfs/cow/tarlayer"
+	"plyfs/internal/sys"
 )
 
 // Compare lists what newer has and older has not, as tarlayer.Compare does, and with each new name of a file all its
@@ -35,8 +37,11 @@ func withAllNames(ctx context.Context, src tarlayer.Tree, list []tarlayer.Change
 			continue
 		}
 		a, err := src.Lstat(c.Path)
+		if sys.Gone(err) {
+			continue
+		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("look at /%s: %w", c.Path, err)
 		}
 		if a.Nlink < 2 || a.Mode&unix.S_IFMT == unix.S_IFDIR {
 			continue
@@ -62,9 +67,9 @@ func withAllNames(ctx context.Context, src tarlayer.Tree, list []tarlayer.Change
 		if _, wanted := missing[fileID{a.Dev, a.Ino}]; !wanted || listed[p] {
 			return
 		}
-		for ; p != "." && !listed[p]; p = path.Dir(p) {
+		for typ := a.Mode & unix.S_IFMT; p != "." && !listed[p]; p, typ = path.Dir(p), unix.S_IFDIR {
 			listed[p] = true
-			list = append(list, tarlayer.Change{Path: p, Kind: tarlayer.Modify})
+			list = append(list, tarlayer.Change{Path: p, Kind: tarlayer.Modify, Type: typ})
 		}
 	})
 	if err != nil {
@@ -78,14 +83,14 @@ func withAllNames(ctx context.Context, src tarlayer.Tree, list []tarlayer.Change
 func everything(ctx context.Context, root *layer.Layer) (list []tarlayer.Change, err error) {
 	src := tarlayer.NewDirSource(root, tarlayer.DirOptions{})
 	defer src.Close()
-	err = walk(ctx, src, func(p string, _ tarlayer.Attr) {
-		list = append(list, tarlayer.Change{Path: p, Kind: tarlayer.Add})
+	err = walk(ctx, src, func(p string, a tarlayer.Attr) {
+		list = append(list, tarlayer.Change{Path: p, Kind: tarlayer.Add, Type: a.Mode & unix.S_IFMT})
 	})
 	tarlayer.SortChanges(list)
 	return list, err
 }
 
-// walk calls fn for all of a tree but its root, in no particular order.
+// walk calls fn for all of a tree but its root, in no particular order. What goes meanwhile is no part of it.
 func walk(ctx context.Context, src tarlayer.Tree, fn func(path string, a tarlayer.Attr)) error {
 	for todo := []string{""}; len(todo) > 0; {
 		dir := todo[len(todo)-1]
@@ -94,14 +99,20 @@ func walk(ctx context.Context, src tarlayer.Tree, fn func(path string, a tarlaye
 			return err
 		}
 		names, err := src.ReadDir(dir)
+		if sys.Gone(err) && dir != "" {
+			continue
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("list /%s: %w", dir, err)
 		}
 		for _, name := range names {
 			p := path.Join(dir, name)
 			a, err := src.Lstat(p)
+			if sys.Gone(err) {
+				continue
+			}
 			if err != nil {
-				return err
+				return fmt.Errorf("look at /%s: %w", p, err)
 			}
 			fn(p, a)
 			if a.Mode&unix.S_IFMT == unix.S_IFDIR {

@@ -11,13 +11,17 @@ import (
 	"plyfs/drivers"
 )
 
-// Changes lists what was changed in a container, parents before children.
+// Changes lists what was changed in a container, parents before children. The container may be in use: what is changed meanwhile
+// may or may not be in the list.
 func (s *Store) Changes(ctx context.Context, name string) (list []tarlayer.Change, err error) {
 	err = s.withContainer(name, func(c Container, below Record) error {
 		list, err = s.differ.Changes(ctx, c.ID, below.cacheID())
 		return err
 	})
-	return list, err
+	if err != nil {
+		return nil, fmt.Errorf("changes of container %s: %w", name, err)
+	}
+	return list, nil
 }
 
 // DiffSize is the number of bytes of content in Diff's stream.
@@ -50,10 +54,24 @@ func (s *Store) Diff(ctx context.Context, name string) (io.ReadCloser, error) {
 		done()
 		return nil, fmt.Errorf("diff of container %s: %w", name, err)
 	}
-	return readCloser{r, sync.OnceValue(func() error {
+	return readCloser{diffOf{r, name}, sync.OnceValue(func() error {
 		defer done()
 		return r.Close()
 	})}, nil
+}
+
+// diffOf names the container in the errors of its difference.
+type diffOf struct {
+	io.Reader
+	container string
+}
+
+func (d diffOf) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fmt.Errorf("diff of container %s: %w", d.container, err)
+	}
+	return n, err
 }
 
 // Commit makes an image layer over the container's parent of what was changed in the container, which goes on, mounted or

@@ -3,12 +3,13 @@ package tarlayer
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // Kind says how a path of one tree differs from that of the tree below it.
@@ -40,6 +41,8 @@ type Change struct {
 	// change.
 	Path string
 	Kind Kind
+	// Type is the type of the file that was found at an added or modified path, in the bits of unix.S_IFMT. 0 says nothing.
+	Type uint32
 }
 
 // String is the change as docker diff prints it, such as "A /etc/x".
@@ -83,7 +86,7 @@ func Size(ctx context.Context, src Source, changes []Change) (int64, error) {
 			continue
 		}
 		a, err := src.Lstat(c.Path)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		if sys.Gone(err) {
 			continue
 		}
 		if err != nil {

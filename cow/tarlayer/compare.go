@@ -27,6 +27,9 @@ import (
 // type replaces is one Modify, and what was beneath it is not listed, since unpacking a file where a directory is replaces
 // all of it. Mount points in newer are not looked at: what is mounted there, or was covered by it, is no change.
 //
+// newer may change meanwhile: what goes between its listing and the look at it is gone, and what becomes something else
+// is looked at again.
+//
 // It blocks for as long as both walks take; memory grows with the changes and with the largest directories on one path,
 // not with the trees. Errors name the path and wrap the errno, or the cause of ctx's end.
 func Compare(ctx context.Context, older, newer *layer.Layer, o CompareOptions) ([]Change, error) {
@@ -39,7 +42,10 @@ func Compare(ctx context.Context, older, newer *layer.Layer, o CompareOptions) (
 	if older != nil {
 		oldFD = older.FD()
 	}
-	err := c.dirs(pair{older: oldFD, now: newer.FD()})
+	names, err := sortedNames(newer.FD())
+	if err == nil {
+		err = c.dirs(pair{older: oldFD, now: newer.FD(), names: names})
+	}
 	if err != nil {
 		cancel(err)
 	}
@@ -71,16 +77,17 @@ type comparison struct {
 	changes []Change
 }
 
-func (c *comparison) add(path string, k Kind) {
+func (c *comparison) add(path string, k Kind, typ uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.changes = append(c.changes, Change{Path: path, Kind: k})
+	c.changes = append(c.changes, Change{Path: path, Kind: k, Type: typ})
 }
 
-// pair is a directory of both trees; a descriptor is -1 where there is none.
+// pair is a directory of both trees; a descriptor is -1 where there is none. names are those in the newer one, sorted.
 type pair struct {
 	path       string
 	older, now int
+	names      []string
 }
 
 func (p pair) close() {
@@ -99,14 +106,11 @@ func (c *comparison) dirs(p pair) error {
 	if err != nil {
 		return pathError("compare", p.path, err)
 	}
-	now, err := sortedNames(p.now)
-	if err != nil {
-		return pathError("compare", p.path, err)
-	}
+	now := p.names
 	for len(old) > 0 || len(now) > 0 {
 		switch {
 		case len(now) == 0 || len(old) > 0 && old[0] < now[0]:
-			c.add(join(p.path, old[0]), Delete)
+			c.add(join(p.path, old[0]), Delete, 0)
 			old = old[1:]
 			continue
 		case len(old) == 0 || now[0] < old[0]:
@@ -136,60 +140,86 @@ func sortedNames(fd int) ([]string, error) {
 	return names, err
 }
 
-// entry compares one name that newer has, and older too if both is set.
+// entry compares one name that newer had when it was listed, and that older has too if both is set.
 func (c *comparison) entry(p pair, name string, both bool) error {
 	path := join(p.path, name)
-	var now, old unix.Statx_t
-	if err := c.newer.Stat(p.now, name, &now); err != nil {
-		return err
-	}
-	if isMountPoint(&now) {
-		return nil
-	}
-	directory := now.Mode&unix.S_IFMT == unix.S_IFDIR
-	if !both {
-		c.add(path, Add)
-		if directory {
-			return c.descend(p, name, false)
+	for try := 1; ; try++ {
+		var now, again unix.Statx_t
+		err := c.newer.Stat(p.now, name, &now)
+		if sys.Gone(err) {
+			if both {
+				c.add(path, Delete, 0)
+			}
+			return nil
 		}
-		return nil
-	}
-	if err := c.older.Stat(p.older, name, &old); err != nil {
-		return err
-	}
-	if old.Mode&unix.S_IFMT != now.Mode&unix.S_IFMT {
-		c.add(path, Modify)
-		if directory {
-			return c.descend(p, name, false)
+		if err != nil || isMountPoint(&now) {
+			return err
 		}
-		return nil
-	}
-	same, err := c.same(p, name, &old, &now)
-	if err != nil {
-		return err
-	}
-	if !same {
-		c.add(path, Modify)
-	}
-	if directory {
-		return c.descend(p, name, true)
-	}
-	return nil
-}
-
-// descend compares a directory, in another goroutine if one is free.
-func (c *comparison) descend(p pair, name string, both bool) error {
-	sub := pair{path: join(p.path, name), older: -1}
-	var err error
-	if sub.now, err = openForList(p.now, name); err != nil {
-		return err
-	}
-	if both {
-		if sub.older, err = openForList(p.older, name); err != nil {
-			unix.Close(sub.now)
+		k, sub, err := c.look(p, name, both, &now)
+		if err == nil {
+			return c.found(sub, k, uint32(now.Mode)&unix.S_IFMT)
+		}
+		// What went, or is another object by now, is no failure; the next look tells which.
+		if try == lookTries || !sys.Gone(err) && c.newer.Stat(p.now, name, &again) == nil && sameObject(&now, &again) {
 			return err
 		}
 	}
+}
+
+// found notes how an entry differs, and compares what is beneath a directory.
+func (c *comparison) found(sub pair, k Kind, typ uint32) error {
+	if k != 0 {
+		c.add(sub.path, k, typ)
+	}
+	if sub.now < 0 {
+		return nil
+	}
+	return c.descend(sub)
+}
+
+// sameObject says whether two looks at a name found the same thing.
+func sameObject(x, y *unix.Statx_t) bool {
+	return x.Ino == y.Ino && x.Dev_major == y.Dev_major && x.Dev_minor == y.Dev_minor && (x.Mode^y.Mode)&unix.S_IFMT == 0
+}
+
+// look says how what newer has at name differs, 0 for not at all, and opens and lists it if it is a directory: after that
+// nothing fails because it goes.
+func (c *comparison) look(p pair, name string, both bool, now *unix.Statx_t) (k Kind, sub pair, err error) {
+	sub = pair{path: join(p.path, name), older: -1, now: -1}
+	k = Add
+	if both {
+		var old unix.Statx_t
+		if err := c.older.Stat(p.older, name, &old); err != nil {
+			return 0, sub, err
+		}
+		k = Modify
+		if both = old.Mode&unix.S_IFMT == now.Mode&unix.S_IFMT; both {
+			same, err := c.same(p, name, &old, now)
+			if err != nil {
+				return 0, sub, err
+			}
+			if same {
+				k = 0
+			}
+		}
+	}
+	if now.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return k, sub, nil
+	}
+	if sub.now, err = openForList(p.now, name); err != nil {
+		return 0, sub, err
+	}
+	if sub.names, err = sortedNames(sub.now); err == nil && both {
+		sub.older, err = openForList(p.older, name)
+	}
+	if err != nil {
+		unix.Close(sub.now)
+	}
+	return k, sub, err
+}
+
+// descend compares a directory, in another goroutine if one is free. It closes it.
+func (c *comparison) descend(sub pair) error {
 	select {
 	case c.helpers <- struct{}{}:
 		c.running.Go(func() {
@@ -305,7 +335,7 @@ func withParents(changes []Change) []Change {
 	last := ""
 	for _, ch := range changes {
 		for _, p := range newParents(last, ch.Path) {
-			all = append(all, Change{Path: p, Kind: Modify})
+			all = append(all, Change{Path: p, Kind: Modify, Type: unix.S_IFDIR})
 		}
 		all = append(all, ch)
 		last = ch.Path

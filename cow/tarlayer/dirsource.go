@@ -80,7 +80,7 @@ func (s *DirSource) Lstat(path string) (Attr, error) {
 		return Attr{}, err
 	}
 	if path != "" && isMountPoint(&st) {
-		return Attr{}, unix.ENOENT
+		return Attr{}, errMounted
 	}
 	a := attrOf(&st)
 	if s.o.Names != nil {

@@ -21,9 +21,13 @@ type inode struct{ dev, ino uint64 }
 // Write writes changes as the tar stream of a layer, with what src has at the paths that were added or modified. The
 // same changes of an equal tree give the same bytes, whatever the order of changes, the machine and the time.
 //
-// It blocks for as long as src and w take. Errors name the path; they wrap ErrChanged for a file that changes
-// meanwhile, the error of src or w, or the cause of ctx's end. What was written then is no complete stream. changes is
-// not modified.
+// src may change meanwhile. Each path is written as it is when its turn comes: one that is gone is deleted if it was
+// modified, and left out if it was added, with what was beneath it, and o.Note is told; a directory that took the place of
+// something else is an empty one. A file that is written to has what it had before, or after, or the beginning of either.
+//
+// It blocks for as long as src and w take. Errors name the path; they wrap ErrChanged for a file of more than a megabyte
+// that gets shorter while it is read, whose size the stream has said already, the error of src or w, or the cause of ctx's
+// end. What was written then is no complete stream. changes is not modified.
 func Write(ctx context.Context, w io.Writer, src Source, changes []Change, o WriteOptions) error {
 	sorted := slices.Clone(changes)
 	slices.SortStableFunc(sorted, func(a, b Change) int { return compareMembers(a, b) })
@@ -45,11 +49,7 @@ func Write(ctx context.Context, w io.Writer, src Source, changes []Change, o Wri
 // WriteAll writes a whole tree as one layer, with the root's own attributes as the first member. It is Write otherwise.
 func WriteAll(ctx context.Context, w io.Writer, src Tree, o WriteOptions) error {
 	s := newStream(w, src, o)
-	at, err := src.Lstat("")
-	if err != nil {
-		return pathError("write", "", err)
-	}
-	if err := s.file("", at); err != nil {
+	if _, err := s.file(""); err != nil {
 		return pathError("write", "", err)
 	}
 	if err := s.walk(ctx, src, ""); err != nil {
@@ -92,7 +92,10 @@ type stream struct {
 	buf []byte
 	// names are the first names of files that have several.
 	names map[inode]string
-	done  Progress
+	// cut is the last path that is no directory in the stream, though it was one when the changes were listed: what is beneath
+	// it has no place.
+	cut  string
+	done Progress
 }
 
 func newStream(w io.Writer, src Source, o WriteOptions) *stream {
@@ -114,6 +117,9 @@ func (s *stream) note(path, reason string) {
 
 func (s *stream) walk(ctx context.Context, src Tree, dir string) error {
 	names, err := src.ReadDir(dir)
+	if sys.Gone(err) && dir != "" {
+		return nil
+	}
 	if err != nil {
 		return pathError("list", dir, err)
 	}
@@ -123,17 +129,20 @@ func (s *stream) walk(ctx context.Context, src Tree, dir string) error {
 			return err
 		}
 		path := join(dir, name)
-		at, err := src.Lstat(path)
-		if errors.Is(err, unix.ENOENT) {
+		directory := false
+		if !s.skips(path) {
+			directory, err = s.file(path)
+		}
+		switch {
+		case sys.Gone(err):
 			continue // a whiteout, or removed meanwhile
-		}
-		if err == nil && !s.skips(path) {
-			err = s.file(path, at)
-		}
-		if err != nil {
+		case errors.Is(err, errRestless):
+			s.note(path, errRestless.Error())
+			continue
+		case err != nil:
 			return pathError("write", path, err)
 		}
-		if at.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if directory {
 			if err := s.walk(ctx, src, path); err != nil {
 				return err
 			}
@@ -142,23 +151,53 @@ func (s *stream) walk(ctx context.Context, src Tree, dir string) error {
 	return nil
 }
 
+// file writes the member of a path that exists.
+func (s *stream) file(path string) (directory bool, err error) {
+	m, err := s.member(path)
+	if err != nil {
+		return false, err
+	}
+	defer m.close()
+	return m.isDir(), s.put(m, path)
+}
+
 func (s *stream) change(c Change) error {
 	switch {
+	case s.cut != "" && isBeneath(c.Path, s.cut):
+		return nil
 	case s.skips(c.Path):
+		s.cut = c.Path
 		return nil
 	case c.Kind == Delete:
 		return s.whiteout(join(parentOf(c.Path), ovl.AUFSWhiteout(baseOf(c.Path))))
 	case c.Kind != Add && c.Kind != Modify:
 		return fmt.Errorf("%v: %w", c.Kind, ErrInvalid)
 	}
-	at, err := s.src.Lstat(c.Path)
-	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w: %w", ErrChanged, err)
-	}
-	if err != nil {
+	m, err := s.member(c.Path)
+	switch {
+	case err == nil:
+	case errors.Is(err, errMounted), errors.Is(err, errRestless):
+		s.cut = c.Path
+		s.note(c.Path, err.Error())
+		return nil
+	case sys.Gone(err):
+		s.cut = c.Path
+		s.note(c.Path, "it was removed while the layer was written")
+		if c.Kind == Modify {
+			return s.whiteout(join(parentOf(c.Path), ovl.AUFSWhiteout(baseOf(c.Path))))
+		}
+		return nil
+	default:
 		return err
 	}
-	return s.file(c.Path, at)
+	defer m.close()
+	if !m.isDir() {
+		s.cut = c.Path
+	} else if c.Kind == Modify && c.Type != 0 && c.Type != unix.S_IFDIR {
+		// Nothing tells what the layer below has there, nor was it compared.
+		m.at.Opaque = true
+	}
+	return s.put(m, c.Path)
 }
 
 // skips leaves out what can't be said in a stream: names that would be whiteouts there.
@@ -188,117 +227,6 @@ func (s *stream) header(hdr *tar.Header, path string) error {
 	s.done.Entries++
 	s.done.Bytes += hdr.Size
 	if s.o.Progress != nil && hdr.Size == 0 {
-		s.o.Progress(s.done)
-	}
-	return nil
-}
-
-// file writes the member of a path that exists.
-func (s *stream) file(path string, at Attr) error {
-	hdr := &tar.Header{
-		Name: path, Mode: int64(at.Mode & 0o7777), Uid: int(at.UID), Gid: int(at.GID),
-		// PAX says everything that a file can be, and is plain ustar for what that can say.
-		Format: tar.FormatPAX, ModTime: s.time(at.Mtime),
-	}
-	switch at.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		hdr.Typeflag, hdr.Size = tar.TypeReg, at.Size
-	case unix.S_IFDIR:
-		hdr.Typeflag, hdr.Name = tar.TypeDir, path+"/"
-		if path == "" {
-			hdr.Name = "./"
-		}
-	case unix.S_IFLNK:
-		target, err := s.src.Readlink(path)
-		if err != nil {
-			return err
-		}
-		hdr.Typeflag, hdr.Linkname, hdr.Mode = tar.TypeSymlink, target, 0o777
-	case unix.S_IFCHR, unix.S_IFBLK:
-		hdr.Typeflag = tar.TypeChar
-		if at.Mode&unix.S_IFMT == unix.S_IFBLK {
-			hdr.Typeflag = tar.TypeBlock
-		}
-		hdr.Devmajor, hdr.Devminor = int64(unix.Major(at.Rdev)), int64(unix.Minor(at.Rdev))
-	case unix.S_IFIFO:
-		hdr.Typeflag = tar.TypeFifo
-	case unix.S_IFSOCK:
-		s.note(path, "a socket has no form in a layer")
-		return nil
-	default:
-		return fmt.Errorf("file of unknown type %#o: %w", at.Mode&unix.S_IFMT, ErrInvalid)
-	}
-	if at.Nlink > 1 && hdr.Typeflag != tar.TypeDir {
-		id := inode{at.Dev, at.Ino}
-		if first, ok := s.names[id]; ok {
-			hdr.Typeflag, hdr.Linkname, hdr.Size = tar.TypeLink, first, 0
-			hdr.Devmajor, hdr.Devminor = 0, 0
-			return s.header(hdr, path)
-		}
-		s.names[id] = path
-	}
-	if err := s.xattrs(hdr, path); err != nil {
-		return err
-	}
-	if err := s.header(hdr, path); err != nil {
-		return err
-	}
-	if hdr.Size > 0 {
-		if err := s.content(path, hdr.Size); err != nil {
-			return err
-		}
-	}
-	if at.Opaque {
-		return s.whiteout(join(path, ovl.AUFSOpaque))
-	}
-	return nil
-}
-
-// time is a modification time as the stream has it. Cut, not rounded: that is what docker, containerd and umoci do, so
-// that an unchanged file has the same member whichever of them wrote it.
-func (s *stream) time(t sys.Time) time.Time {
-	if s.o.Times == TimeNanoseconds {
-		return time.Unix(t.Sec, int64(t.Nsec))
-	}
-	return time.Unix(t.Sec, 0)
-}
-
-func (s *stream) xattrs(hdr *tar.Header, path string) error {
-	all, err := s.src.Xattrs(path)
-	if err != nil {
-		return err
-	}
-	for name, value := range all {
-		if !layerXattr(name) && (!s.o.KeepTrusted || !strings.HasPrefix(name, nsTrusted)) {
-			continue
-		}
-		if strings.Contains(name, "=") {
-			s.note(path, "attribute "+name+" has a name that no layer can say")
-			continue
-		}
-		if hdr.PAXRecords == nil {
-			hdr.PAXRecords = make(map[string]string, len(all))
-		}
-		hdr.PAXRecords[paxXattr+name] = value
-	}
-	return nil
-}
-
-// content copies a file. Holes are written as zeros, as docker and containerd do: Apply makes them holes again.
-func (s *stream) content(path string, size int64) error {
-	f, err := s.src.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	n, err := io.CopyBuffer(struct{ io.Writer }{s.tw}, struct{ io.Reader }{io.LimitReader(f, size)}, s.buf)
-	if err != nil {
-		return err
-	}
-	if n < size {
-		return fmt.Errorf("ends after %d of %d bytes: %w", n, size, ErrChanged)
-	}
-	if s.o.Progress != nil {
 		s.o.Progress(s.done)
 	}
 	return nil

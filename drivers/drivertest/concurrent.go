@@ -16,6 +16,7 @@ func concurrentCases() []aCase {
 		{"Concurrent", caseConcurrent},
 		{"ConcurrentOneLayer", caseConcurrentOneLayer},
 		{"ConcurrentCreate", caseConcurrentCreate},
+		{"ConcurrentDiff", caseConcurrentDiff},
 	}
 }
 
@@ -150,4 +151,54 @@ func caseConcurrentCreate(e *env) {
 	e.check("c", checkBase()...)
 	e.must(atOnce(func(int) error { return e.d.Remove(ctx(), "c") }))
 	e.exists("c", false)
+}
+
+// caseConcurrentDiff commits a container in which files and directories come, go and become others all the time. What is not
+// touched is in each difference.
+func caseConcurrentDiff(e *env) {
+	e.image("base", "", append(baseSteps(), dir("old", 0o755), file("old/a", "a", 0o644), file("old/b", "b", 0o644))...)
+	e.writable("c", "base")
+	at := &place{root: e.get("c")}
+	e.must(at.do([]step{dir("w", 0o755), file("w/stays", "s", 0o644), file("a file", "new data", 0o644)}))
+	end, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- at.churn(end) }()
+	for i := range concurrentDiffs {
+		if _, err := drivers.DifferOf(e.d).Changes(ctx(), "c", "base"); err != nil {
+			e.Errorf("changes: %v", err)
+		}
+		if _, err := drivers.DifferOf(e.d).DiffSize(ctx(), "c", "base"); err != nil {
+			e.Errorf("size: %v", err)
+		}
+		id := fmt.Sprintf("made%d", i)
+		e.must(e.d.Create(ctx(), id, "base", nil))
+		e.copyDiff("c", "base", id)
+		e.check(id, holds("w/stays", "s"), holds("a file", "new data"), holds("etc/passwd", "root"))
+		e.must(e.d.Remove(ctx(), id))
+	}
+	close(end)
+	e.must(<-ended)
+	e.put("c")
+}
+
+const concurrentDiffs = 12
+
+// churn changes what is in a container until end is closed.
+func (p *place) churn(end <-chan struct{}) error {
+	for i := 0; ; i++ {
+		select {
+		case <-end:
+			return nil
+		default:
+		}
+		t := fmt.Sprintf("w/t%d", i%4)
+		err := p.do([]step{
+			dir(t, 0o755), file(t+"/f", "content", 0o644), dir(t+"/sub", 0o700), link(t+"/f", t+"/sub/g"),
+			remove(t+"/f"), remove(t), file(t, "no directory", 0o644), remove(t), symlink("nowhere", t), remove(t),
+			file("old/a", "changed", 0o644), file("old/new", "b", 0o644), rename("old/new", "old/b"), remove("old/a"),
+			remove("old"), file("old", "no directory", 0o644), remove("old"), dir("old", 0o755),
+		})
+		if err != nil {
+			return err
+		}
+	}
 }

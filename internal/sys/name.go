@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,3 +21,6 @@ func (b *nameBuf) cstring(s string) (*byte, error) {
 	b[copy(b[:], s)] = 0
 	return &b[0], nil
 }
+
+// Gone says whether err means that a name, or a directory on the way to it, is not there any more.
+func Gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }

@@ -3,6 +3,7 @@ package upperdiff
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -40,8 +41,8 @@ type comparer struct {
 	links        linkNames
 }
 
-func (c *comparer) add(path string, k tarlayer.Kind) {
-	c.list = append(c.list, tarlayer.Change{Path: path, Kind: k})
+func (c *comparer) add(path string, k tarlayer.Kind, s side) {
+	c.list = append(c.list, tarlayer.Change{Path: path, Kind: k, Type: s.attr.Mode & unix.S_IFMT})
 }
 
 // compareDirs compares what is in the directory path; older may be no directory. at is nil if every name may differ.
@@ -94,19 +95,49 @@ func (c *comparer) allNames(newer, older side) ([]string, error) {
 	return slices.Compact(list), err
 }
 
-// compareName compares one name of a directory.
+// lookTries is how often a name is compared that something else is behind each time.
+const lookTries = 8
+
+// compareName compares one name of a directory. What goes meanwhile, or is another object by now, is looked at again.
 func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *place) (changed bool, err error) {
-	newer, err := lookup(c.newer, newerDir, name)
-	if err != nil {
-		return false, pathError("look up", path, err)
-	}
-	defer func() {
-		if changed && len(c.newer.kept) < maxKept && newer.node != nil {
-			c.newer.kept = append(c.newer.kept, newer.node)
-			return
+	for try := 1; ; try++ {
+		newer, err := lookup(c.newer, newerDir, name)
+		if err != nil {
+			return false, pathError("look up", path, err)
 		}
-		c.newer.release(newer)
-	}()
+		listed := len(c.list)
+		changed, err := c.compareFound(path, name, newer, olderDir, at)
+		was := newer.attr
+		if err == nil && changed && newer.node != nil {
+			c.newer.keep(newer)
+		} else {
+			c.newer.release(newer)
+		}
+		switch {
+		case err == nil || c.ctx.Err() != nil || !c.moved(newerDir, name, was, err):
+			return changed, err
+		case try == lookTries: // whoever looks at the directory need not try as often
+			return false, fmt.Errorf("/%s changes all the time: %v", path, err) //nolint:errorlint // not to be tried again
+		}
+		c.list = c.list[:listed]
+	}
+}
+
+// moved says whether err may come from what was found at a name being there no more.
+func (c *comparer) moved(dir side, name string, was union.Attr, err error) bool {
+	if gone(err) {
+		return true
+	}
+	now, err := lookup(c.newer, dir, name)
+	defer c.newer.release(now)
+	return err == nil && (now.node == nil || birth(now.attr) != birth(was) || now.attr.Mode&unix.S_IFMT != was.Mode&unix.S_IFMT)
+}
+
+// gone says whether err is that of an object whose name, in the upper, is gone.
+func gone(err error) bool { return sys.Gone(err) || errors.Is(err, unix.ESTALE) }
+
+// compareFound compares what was found at a name, if anything.
+func (c *comparer) compareFound(path, name string, newer, olderDir side, at *place) (changed bool, err error) {
 	var older side
 	if olderDir.isDir() {
 		if older, err = lookup(c.older, olderDir, name); err != nil {
@@ -118,10 +149,10 @@ func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *p
 	case newer.node == nil && older.node == nil:
 		return false, nil // a whiteout of nothing
 	case newer.node == nil:
-		c.add(path, tarlayer.Delete)
+		c.add(path, tarlayer.Delete, newer)
 		return true, nil
 	case older.node == nil:
-		c.add(path, tarlayer.Add)
+		c.add(path, tarlayer.Add, newer)
 		c.links.note(path, newer.attr, tarlayer.Add)
 	default:
 		same, err := c.same(newer, older)
@@ -129,7 +160,7 @@ func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *p
 			return false, pathError("compare", path, err)
 		}
 		if changed = !same; changed {
-			c.add(path, tarlayer.Modify)
+			c.add(path, tarlayer.Modify, newer)
 		}
 		c.links.note(path, newer.attr, kindOf(same))
 	}
@@ -142,7 +173,7 @@ func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *p
 	}
 	if beneath && !changed && older.node != nil {
 		// A directory counts as changed with what is in it.
-		c.add(path, tarlayer.Modify)
+		c.add(path, tarlayer.Modify, newer)
 	}
 	return changed || beneath || older.node == nil, nil
 }

@@ -18,8 +18,9 @@ type linkNames map[inode]*linkSet
 type linkSet struct {
 	// added says that one of the names is new.
 	added bool
-	// equal are the names under which nothing changed.
+	// equal are the names under which nothing changed, and typ is what they stand for.
 	equal []string
+	typ   uint32
 }
 
 // note remembers a name that was compared; k is 0 if it did not change.
@@ -30,7 +31,7 @@ func (l linkNames) note(path string, a union.Attr, k tarlayer.Kind) {
 	id := inode{birth(a), a.Ino}
 	set := l[id]
 	if set == nil {
-		set = &linkSet{}
+		set = &linkSet{typ: a.Mode & unix.S_IFMT}
 		l[id] = set
 	}
 	switch k {
@@ -45,23 +46,22 @@ func (l linkNames) note(path string, a union.Attr, k tarlayer.Kind) {
 // together would make a second file of it. All of them were compared: a file with a new name was copied up, and so is
 // in the upper under all its names, or in the index.
 func (l linkNames) complete(list []tarlayer.Change) []tarlayer.Change {
-	var missing []string
+	var listed map[string]bool
 	for _, set := range l {
-		if set.added {
-			missing = append(missing, set.equal...)
+		if !set.added {
+			continue
 		}
-	}
-	if len(missing) == 0 {
-		return list
-	}
-	listed := make(map[string]bool, len(list))
-	for _, c := range list {
-		listed[c.Path] = true
-	}
-	for _, p := range missing {
-		for ; p != "." && !listed[p]; p = path.Dir(p) {
-			listed[p] = true
-			list = append(list, tarlayer.Change{Path: p, Kind: tarlayer.Modify})
+		if listed == nil {
+			listed = make(map[string]bool, len(list))
+			for _, c := range list {
+				listed[c.Path] = true
+			}
+		}
+		for _, p := range set.equal {
+			for typ := set.typ; p != "." && !listed[p]; p, typ = path.Dir(p), unix.S_IFDIR {
+				listed[p] = true
+				list = append(list, tarlayer.Change{Path: p, Kind: tarlayer.Modify, Type: typ})
+			}
 		}
 	}
 	return list

@@ -38,8 +38,8 @@ type View struct {
 	// trail is the directories on the way to the path that was asked for last, with a reference to each.
 	trail []step
 	last  found
-	// kept are nodes of changes, each with a reference: whoever writes them asks for them again.
-	kept []*union.Node
+	// kept are nodes of changes, each with a reference and the birth of what it was: whoever writes them asks for them again.
+	kept map[*union.Node]uint64
 }
 
 // maxKept bounds the nodes that are kept, some hundred bytes each.
@@ -96,10 +96,27 @@ func OpenView(a Layers) (v *View, err error) {
 func (v *View) Close() error {
 	v.drop()
 	v.cut(0)
-	for _, n := range v.kept {
+	v.forgetKept()
+	return v.u.Close()
+}
+
+// keep keeps a node, whose reference becomes the View's.
+func (v *View) keep(s side) {
+	if _, twice := v.kept[s.node]; twice || len(v.kept) >= maxKept {
+		v.release(s)
+		return
+	}
+	if v.kept == nil {
+		v.kept = make(map[*union.Node]uint64)
+	}
+	v.kept[s.node] = birth(s.attr)
+}
+
+func (v *View) forgetKept() {
+	for n := range v.kept {
 		v.u.Forget(n, 1)
 	}
-	return v.u.Close()
+	clear(v.kept)
 }
 
 // cut forgets the trail from index i on.
@@ -133,8 +150,26 @@ func (v *View) drop() {
 	v.last = found{}
 }
 
-// lookup finds path; the caller forgets the node.
+// lookup finds path; the caller forgets the node. A node that was kept takes whatever has its name for what it was: once
+// one of them is gone, or something else, all are forgotten.
 func (v *View) lookup(path string) (*union.Node, union.Attr, error) {
+	n, a, err := v.lookupKept(path)
+	if len(v.kept) == 0 {
+		return n, a, err
+	}
+	if err == nil {
+		if was, kept := v.kept[n]; !kept || was == birth(a) {
+			return n, a, nil
+		}
+		v.u.Forget(n, 1)
+	}
+	v.drop()
+	v.cut(0)
+	v.forgetKept()
+	return v.lookupKept(path)
+}
+
+func (v *View) lookupKept(path string) (*union.Node, union.Attr, error) {
 	if path == "" {
 		return v.u.Parent(v.u.Root())
 	}
@@ -172,8 +207,9 @@ func (v *View) walk(path string) (*union.Node, error) {
 	return at, nil
 }
 
-// Lstat implements tarlayer.Source.
+// Lstat implements tarlayer.Source. It looks anew each time.
 func (v *View) Lstat(path string) (tarlayer.Attr, error) {
+	v.drop()
 	_, a, err := v.find(path)
 	if err != nil {
 		return tarlayer.Attr{}, err
