@@ -119,7 +119,7 @@ func diffWorkload() StoreWorkload {
 			defer d.Close()
 			e.Ops(changed)
 			return e.Measure(func() error {
-				r, err := e.reader(d).Diff(ctx, "container", "image")
+				r, err := e.reader(d).Diff(ctx, "container", "image", nil)
 				if err != nil {
 					return err
 				}

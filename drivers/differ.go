@@ -33,12 +33,15 @@ func NaiveDiffer(d Driver) Differ { return naiveDiffer{d} }
 type naiveDiffer struct{ d Driver }
 
 // Diff implements Differ. The layers stay mounted until the stream is closed.
-func (n naiveDiffer) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
+func (n naiveDiffer) Diff(ctx context.Context, id, parent string, o *DiffOptions) (io.ReadCloser, error) {
 	p, err := n.open(ctx, id, parent)
 	if err != nil {
 		return nil, err
 	}
-	return Stream(ctx, p.write, p.close), nil
+	if o == nil {
+		o = &DiffOptions{}
+	}
+	return Stream(ctx, func(ctx context.Context, w io.Writer) error { return p.write(ctx, w, *o) }, p.close), nil
 }
 
 // Changes implements Differ.
@@ -177,12 +180,12 @@ func (p *pair) changes(ctx context.Context) ([]tarlayer.Change, error) {
 }
 
 // write writes what changes says.
-func (p *pair) write(ctx context.Context, w io.Writer) (err error) {
+func (p *pair) write(ctx context.Context, w io.Writer, o DiffOptions) (err error) {
 	list, err := p.changes(ctx)
 	if err != nil {
 		return err
 	}
 	src := tarlayer.NewDirSource(p.newer.root, tarlayer.DirOptions{})
 	defer func() { err = errors.Join(err, src.Close()) }()
-	return tarlayer.Write(ctx, w, src, list, tarlayer.WriteOptions{})
+	return tarlayer.Write(ctx, w, src, list, o)
 }

@@ -115,13 +115,13 @@ func TestNaiveDifferGivesBack(t *testing.T) {
 	if _, err := n.Changes(t.Context(), "l", "missing"); !errors.Is(err, drivers.ErrNotFound) {
 		t.Error(err)
 	}
-	if _, err := n.Diff(t.Context(), "l", "missing"); !errors.Is(err, drivers.ErrNotFound) {
+	if _, err := n.Diff(t.Context(), "l", "missing", nil); !errors.Is(err, drivers.ErrNotFound) {
 		t.Error(err)
 	}
 	if _, err := n.ApplyDiff(t.Context(), "l", iotest.ErrReader(failure), nil); !errors.Is(err, failure) {
 		t.Error(err)
 	}
-	r, err := n.Diff(t.Context(), "l", "")
+	r, err := n.Diff(t.Context(), "l", "", nil)
 	must(t, err)
 	d.fail = failure
 	if err := r.Close(); !errors.Is(err, failure) {

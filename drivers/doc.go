@@ -24,7 +24,7 @@
 // A commit reads what changed, and makes an image layer of it beside the container, which goes on.
 //
 //	changes := drivers.DifferOf(d)
-//	r, _ := changes.Diff(ctx, "c1", "app")  // a tar stream, of which ApplyDiff makes a layer
+//	r, _ := changes.Diff(ctx, "c1", "app", nil)  // a tar stream, of which ApplyDiff makes a layer
 //
 // Remove ends a layer that nobody uses. A driver knows nothing of digests, names of images, or who is whose parent
 // beyond what it needs to mount; package layerdb does. A driver's layer that layerdb does not know is garbage.

@@ -72,8 +72,8 @@ type Differ interface {
 	// Diff returns what id has and parent has not, and whiteouts for what parent has and id has not, as a tar stream;
 	// parent is "" for all that id shows. The same layers give the same bytes. The layer may be in use meanwhile; what is
 	// changed at that moment may or may not be in the stream. The caller closes the stream; an error of reading says what
-	// failed.
-	Diff(ctx context.Context, id, parent string) (io.ReadCloser, error)
+	// failed. o.Note is told of all that no stream can hold, in another goroutine, and not any more once the stream is closed.
+	Diff(ctx context.Context, id, parent string, o *DiffOptions) (io.ReadCloser, error)
 
 	// Changes lists what Diff would contain, parents before children.
 	Changes(ctx context.Context, id, parent string) ([]tarlayer.Change, error)
@@ -158,6 +158,9 @@ type GetOptions struct {
 	Alone bool
 }
 
+// DiffOptions are options of one difference; nil stands for none.
+type DiffOptions = tarlayer.WriteOptions
+
 // ApplyOptions are options of one unpacking; nil stands for none.
 type ApplyOptions struct {
 	// Limits bound what a stream may make; zero fields stand for tarlayer's defaults.
@@ -167,6 +170,8 @@ type ApplyOptions struct {
 	Progress func(bytes int64)
 	// Note is told of each thing that was left out, and why, in the goroutine that unpacks. It may be nil.
 	Note func(path, reason string)
+	// KeepTrusted applies trusted attributes that are not an overlay's, too.
+	KeepTrusted bool
 	// AcceptUnterminated accepts a stream without the end mark of a tar archive, which some tools do not write. It is for
 	// callers that compare the stream's digest afterwards: nobody else could tell that the end is missing.
 	AcceptUnterminated bool

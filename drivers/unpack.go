@@ -33,7 +33,7 @@ func (o *ApplyOptions) Tar(r io.Reader) (tarlayer.ApplyOptions, io.Reader) {
 	}
 	t := tarlayer.ApplyOptions{
 		Whiteouts: tarlayer.WhiteoutRemove, Limits: o.Limits, Sum: true, Note: o.Note,
-		AcceptUnterminated: o.AcceptUnterminated,
+		KeepTrusted: o.KeepTrusted, AcceptUnterminated: o.AcceptUnterminated,
 	}
 	if ids := UserNamespace(); ids.Nested {
 		t.Devices = tarlayer.DeviceSkip

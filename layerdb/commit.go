@@ -43,13 +43,14 @@ func (s *Store) Usage(ctx context.Context, name string) (u drivers.Usage, err er
 }
 
 // Diff returns what was changed in a container as a tar stream of an OCI layer, of which Register makes one. The same changes
-// give the same bytes. The container cannot be removed, nor the store be migrated, until the stream is closed.
+// give the same bytes. What no such stream can hold, names that begin with .wh. and sockets, is logged, and the root's own owner,
+// mode and attributes are not in it. The container cannot be removed, nor the store be migrated, until the stream is closed.
 func (s *Store) Diff(ctx context.Context, name string) (io.ReadCloser, error) {
 	c, below, done, err := s.useContainer(name)
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.differ.Diff(ctx, c.ID, below.cacheID())
+	r, err := s.differ.Diff(ctx, c.ID, below.cacheID(), s.noting(name))
 	if err != nil {
 		done()
 		return nil, fmt.Errorf("diff of container %s: %w", name, err)
@@ -58,6 +59,13 @@ func (s *Store) Diff(ctx context.Context, name string) (io.ReadCloser, error) {
 		defer done()
 		return r.Close()
 	})}, nil
+}
+
+// noting has what a difference leaves out logged.
+func (s *Store) noting(container string) *drivers.DiffOptions {
+	return &drivers.DiffOptions{Note: func(path, reason string) {
+		s.log.Warn("left out of the difference", "container", container, "path", "/"+path, "reason", reason)
+	}}
 }
 
 // diffOf names the container in the errors of its difference.
@@ -79,7 +87,7 @@ func (d diffOf) Read(p []byte) (int, error) {
 // those of Register.
 func (s *Store) Commit(ctx context.Context, name string, o RegisterOptions) (l Layer, err error) {
 	err = s.withContainer(name, func(c Container, below Record) error {
-		r, err := s.differ.Diff(ctx, c.ID, below.cacheID())
+		r, err := s.differ.Diff(ctx, c.ID, below.cacheID(), s.noting(name))
 		if err != nil {
 			return err
 		}

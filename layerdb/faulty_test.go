@@ -125,9 +125,9 @@ func (d *faultyDriver) Sync(ctx context.Context, ids ...string) error {
 	return d.f.step("sync", true, func() error { return d.Driver.Sync(ctx, ids...) })
 }
 
-func (d *faultyDriver) Diff(ctx context.Context, id, parent string) (r io.ReadCloser, err error) {
+func (d *faultyDriver) Diff(ctx context.Context, id, parent string, o *drivers.DiffOptions) (r io.ReadCloser, err error) {
 	err = d.f.step("diff", false, func() error {
-		r, err = d.differ.Diff(ctx, id, parent)
+		r, err = d.differ.Diff(ctx, id, parent, o)
 		return err
 	})
 	return r, err

@@ -49,7 +49,7 @@ type MigrateProgress struct {
 //
 // Nothing else can be done with the store meanwhile. The error wraps drivers.ErrInUse while a container is mounted or there are snapshots, ErrNoSpace if the
 // new driver's file system has too little room, drivers.ErrExists if the store is that driver's already, drivers.ErrNotSupported
-// if the new driver cannot keep a container's quota, and drivers.ErrDamaged for a layer that is not what it was.
+// if the new driver cannot keep a container's quota or something in a container, which the message names, and drivers.ErrDamaged for a layer that is not what it was.
 func (s *Store) Migrate(ctx context.Context, to string, o MigrateOptions) error {
 	leave, err := s.gate.enterAlone(ctx, "a migration to "+to)
 	if err != nil {
@@ -358,24 +358,6 @@ func (m *migration) moveLayer(ctx context.Context, w work, l Layer) error {
 		return fmt.Errorf("in %s the tree's sum is %016x, not %016x: %w", m.to, res.Sum, l.Sum, drivers.ErrDamaged)
 	}
 	return nil
-}
-
-// moveContainer makes the container anew, and applies to it what was changed.
-func (m *migration) moveContainer(ctx context.Context, w work, c Container) (err error) {
-	if err := m.dst.CreateReadWrite(ctx, w.ID, w.Parent, c.createOptions()); err != nil {
-		return err
-	}
-	diff, err := m.store.differ.Diff(ctx, c.ID, w.Parent)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, diff.Close()) }()
-	root, err := m.dst.Get(ctx, w.ID, &drivers.GetOptions{MountLabel: c.MountLabel})
-	if err != nil {
-		return err
-	}
-	_, err = drivers.Unpack(ctx, root, diff, nil)
-	return errors.Join(err, m.dst.Put(context.WithoutCancel(ctx), w.ID))
 }
 
 // finish gives the store to the new driver.

@@ -5,13 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
 	"plyfs/drivers/vfs"
+	"plyfs/internal/fingerprint"
 	"plyfs/internal/testenv"
 )
 
@@ -175,6 +180,94 @@ func TestMigrateRefuses(t *testing.T) {
 		t.Error(err)
 	}
 	mustHaveMoved(t, s, tars)
+}
+
+// What no layer can hold of a container goes along, too.
+func TestMigrateKeepsContainers(t *testing.T) {
+	ctx := context.Background()
+	o, tars := movable(t)
+	s, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	var before *fingerprint.Tree
+	take := func(root string) *fingerprint.Tree {
+		tree, err := fingerprint.Take(root, fingerprint.Options{Fields: fingerprint.Default})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tree
+	}
+	inContainer(t, s, func(root string) {
+		writeTo(t, filepath.Join(root, "d", "trusted"), "t")
+		at := unix.Timespec{Sec: 1_600_000_000, Nsec: 123_456_789}
+		if err := errors.Join(unix.Mknod(filepath.Join(root, "d", "socket"), unix.S_IFSOCK|0o640, 0),
+			os.Chown(filepath.Join(root, "d", "socket"), 3, 4), unix.Setxattr(filepath.Join(root, "d", "trusted"), "trusted.k", []byte("v"), 0),
+			os.Chown(root, 7, 7), unix.Chmod(root, 0o1750), unix.Setxattr(root, "user.k", []byte("v"), 0),
+			unix.UtimesNano(filepath.Join(root, "d"), []unix.Timespec{at, at}), unix.UtimesNano(root, []unix.Timespec{at, at})); err != nil {
+			t.Fatal(err)
+		}
+		before = take(root)
+	})
+	for _, to := range []string{"stack", "vfs"} {
+		if err := s.Migrate(ctx, to, MigrateOptions{Old: RemoveOld}); err != nil {
+			t.Fatal(err)
+		}
+		inContainer(t, s, func(root string) {
+			if d := fingerprint.Diff(before, take(root), fingerprint.Default); d != nil {
+				t.Errorf("in %s:\n%s", to, fingerprint.Format(d, 20))
+			}
+		})
+	}
+	mustHaveMoved(t, s, tars)
+}
+
+// A container with something that can't go along stays where it is, with all of it, and the message says what that is.
+func TestMigrateRefusesToLose(t *testing.T) {
+	ctx := context.Background()
+	o, _ := movable(t)
+	var said strings.Builder
+	o.Log = slog.New(slog.NewTextHandler(&said, nil))
+	s, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	inContainer(t, s, func(root string) {
+		if err := os.Mkdir(filepath.Join(root, "sub"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		writeTo(t, filepath.Join(root, "sub", ".wh.x"), "deep")
+		writeTo(t, filepath.Join(root, "state"), "9")
+	})
+	if _, err := s.Commit(ctx, "c", RegisterOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if text := said.String(); !strings.Contains(text, "container=c") || !strings.Contains(text, "path=/sub/.wh.x") {
+		t.Errorf("a commit without the file said %q", text)
+	}
+	for range 2 {
+		err := s.Migrate(ctx, "stack", MigrateOptions{Old: RemoveOld})
+		if !errors.Is(err, drivers.ErrNotSupported) || !strings.Contains(fmt.Sprint(err), "/sub/.wh.x") || !strings.Contains(fmt.Sprint(err), "c: ") {
+			t.Fatalf("%v, want ErrNotSupported for /sub/.wh.x of c", err)
+		}
+	}
+	if s.Driver().Name() != "vfs" {
+		t.Error("the store went away from its driver")
+	}
+	mustHoldFile(t, s, "c", "sub/.wh.x", "deep")
+	mustHoldFile(t, s, "c", "state", "9")
+	inContainer(t, s, func(root string) {
+		if err := os.Rename(filepath.Join(root, "sub", ".wh.x"), filepath.Join(root, "sub", "x")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := s.Migrate(ctx, "stack", MigrateOptions{Old: RemoveOld}); err != nil {
+		t.Fatal(err)
+	}
+	mustHoldFile(t, s, "c", "sub/x", "deep")
+	mustHoldFile(t, s, "c", "made", "in the container")
 }
 
 // A migration whose target has too little room says so before it copies anything.

@@ -159,8 +159,8 @@ func (*stackDriver) Usage(context.Context, string) (drivers.Usage, error) {
 
 func (*stackDriver) Sync(context.Context, ...string) error { return nil }
 
-func (d *stackDriver) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
-	return drivers.NaiveDiffer(d).Diff(ctx, id, parent)
+func (d *stackDriver) Diff(ctx context.Context, id, parent string, o *drivers.DiffOptions) (io.ReadCloser, error) {
+	return drivers.NaiveDiffer(d).Diff(ctx, id, parent, o)
 }
 
 func (d *stackDriver) Changes(ctx context.Context, id, parent string) ([]tarlayer.Change, error) {

@@ -271,7 +271,9 @@ func layerDiffCommand() storeCommand {
 				}
 				parent = p.CacheID
 			}
-			r, err := drivers.DifferOf(s.layers.Driver()).Diff(ctx, l.CacheID, parent)
+			r, err := drivers.DifferOf(s.layers.Driver()).Diff(ctx, l.CacheID, parent, &drivers.DiffOptions{Note: func(path, reason string) {
+				s.options.Log.Warn("left out of the difference", "layer", l.ID, "path", "/"+path, "reason", reason)
+			}})
 			if err != nil {
 				return err
 			}

@@ -162,6 +162,9 @@ func (s *stream) xattrs(hdr *tar.Header, path string) error {
 	}
 	for name, value := range all {
 		if !layerXattr(name) && (!s.o.KeepTrusted || !strings.HasPrefix(name, nsTrusted)) {
+			if strings.HasPrefix(name, nsTrusted) {
+				s.note(path, "attribute "+name+" is of the trusted namespace")
+			}
 			continue
 		}
 		if strings.Contains(name, "=") {

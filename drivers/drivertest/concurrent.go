@@ -71,7 +71,7 @@ func (e *env) live(id, image string) error {
 		return err
 	}
 	differ := drivers.DifferOf(e.d)
-	r, err := differ.Diff(ctx(), id, "base")
+	r, err := differ.Diff(ctx(), id, "base", nil)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func caseConcurrentOneLayer(e *env) {
 		mu.Unlock()
 		err = (&place{root: root}).do([]step{file(fmt.Sprintf("f%d", i), "f", 0o644), holds("a file", "data")})
 		if i%8 == 0 {
-			r, derr := drivers.DifferOf(e.d).Diff(ctx(), "c", "base")
+			r, derr := drivers.DifferOf(e.d).Diff(ctx(), "c", "base", nil)
 			if derr == nil {
 				_, derr = io.Copy(io.Discard, r)
 				derr = errors.Join(derr, r.Close())
@@ -193,7 +193,7 @@ func (p *place) churn(end <-chan struct{}) error {
 		t := fmt.Sprintf("w/t%d", i%4)
 		err := p.do([]step{
 			dir(t, 0o755), file(t+"/f", "content", 0o644), dir(t+"/sub", 0o700), link(t+"/f", t+"/sub/g"),
-			remove(t+"/f"), remove(t), file(t, "no directory", 0o644), remove(t), symlink("nowhere", t), remove(t),
+			remove(t + "/f"), remove(t), file(t, "no directory", 0o644), remove(t), symlink("nowhere", t), remove(t),
 			file("old/a", "changed", 0o644), file("old/new", "b", 0o644), rename("old/new", "old/b"), remove("old/a"),
 			remove("old"), file("old", "no directory", 0o644), remove("old"), dir("old", 0o755),
 		})

@@ -180,7 +180,7 @@ func caseDiffClosedEarly(e *env) {
 			0o644)
 	})
 	for _, n := range []int64{0, 1, 600, 1 << 20} {
-		r, err := drivers.DifferOf(e.d).Diff(ctx(), "base", "")
+		r, err := drivers.DifferOf(e.d).Diff(ctx(), "base", "", nil)
 		e.must(err)
 		if _, err := io.CopyN(io.Discard, r, n); err != nil {
 			e.Errorf("read %d bytes: %v", n, err)
@@ -192,7 +192,7 @@ func caseDiffClosedEarly(e *env) {
 	}
 	// One whose context ends says so.
 	c, cancel := context.WithCancel(ctx())
-	r, err := drivers.DifferOf(e.d).Diff(c, "base", "")
+	r, err := drivers.DifferOf(e.d).Diff(c, "base", "", nil)
 	e.must(err)
 	_, err = io.CopyN(io.Discard, r, 600)
 	e.must(err)

@@ -250,7 +250,7 @@ func (e *env) applyTwice(from, parent, id string) int64 {
 // diff reads a whole stream.
 func (e *env) diff(id, parent string) []byte {
 	e.Helper()
-	r, err := drivers.DifferOf(e.d).Diff(ctx(), id, parent)
+	r, err := drivers.DifferOf(e.d).Diff(ctx(), id, parent, nil)
 	e.must(err)
 	b, err := io.ReadAll(r)
 	if cerr := r.Close(); err == nil {

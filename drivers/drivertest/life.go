@@ -167,7 +167,7 @@ func (e *env) everyCall(id string) map[string]error {
 	_, changes := differ.Changes(ctx(), id, "")
 	_, size := differ.DiffSize(ctx(), id, "")
 	_, apply := differ.ApplyDiff(ctx(), id, archive(e.T), nil)
-	r, diff := differ.Diff(ctx(), id, "")
+	r, diff := differ.Diff(ctx(), id, "", nil)
 	if diff == nil {
 		_, diff = r.Read(make([]byte, 1))
 		r.Close()

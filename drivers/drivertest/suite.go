@@ -273,7 +273,7 @@ func (e *env) copyDiff(from, parent, to string) {
 // copyDiffOf is copyDiff of what a certain Differ tells.
 func (e *env) copyDiffOf(d drivers.Differ, from, parent, to string) {
 	e.Helper()
-	r, err := d.Diff(ctx(), from, parent)
+	r, err := d.Diff(ctx(), from, parent, nil)
 	e.must(err)
 	_, err = drivers.DifferOf(e.d).ApplyDiff(ctx(), to, r, nil)
 	if cerr := r.Close(); err == nil {

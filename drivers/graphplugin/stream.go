@@ -15,7 +15,9 @@ const streamChunk = 64 << 10
 
 // diff returns the difference of a layer to another as a tar stream, which the caller closes.
 func (s *store) diff(ctx context.Context, r layerRequest) (io.ReadCloser, error) {
-	stream, err := s.differ.Diff(ctx, r.ID, r.Parent)
+	stream, err := s.differ.Diff(ctx, r.ID, r.Parent, &drivers.DiffOptions{Note: func(path, reason string) {
+		s.log.Warn("left out of a difference", "layer", r.ID, "path", "/"+path, "reason", reason)
+	}})
 	if err != nil || !s.mapped() {
 		return stream, err
 	}

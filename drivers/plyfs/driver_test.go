@@ -63,7 +63,7 @@ func image(t testing.TB, d drivers.Driver, id, parent string, files ...string) {
 	must(t, d.Put(ctx, "make-"+id))
 	must(t, d.Create(ctx, id, parent, nil))
 	differ := drivers.DifferOf(d)
-	r, err := differ.Diff(ctx, "make-"+id, parent)
+	r, err := differ.Diff(ctx, "make-"+id, parent, nil)
 	must(t, err)
 	_, err = differ.ApplyDiff(ctx, id, r, nil)
 	must(t, errors.Join(err, r.Close(), d.Remove(ctx, "make-"+id)))
@@ -348,7 +348,7 @@ func TestMappedWrites(t *testing.T) {
 			t.Fatalf("changes %v", list)
 		}
 	}
-	r, err := d.Diff(t.Context(), "c", "base")
+	r, err := d.Diff(t.Context(), "c", "base", nil)
 	must(t, err)
 	content, err := io.ReadAll(r)
 	must(t, errors.Join(err, r.Close(), unix.Munmap(m), f.Close(), d.Put(t.Context(), "c")))

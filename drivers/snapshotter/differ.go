@@ -143,7 +143,9 @@ func (d *Differ) Compare(ctx context.Context, lower, upper []mount.Mount, opts .
 		return d.walking.Compare(ctx, lower, upper, opts...)
 	}
 	desc, err := d.write(ctx, c, func() (io.ReadCloser, error) {
-		return drivers.DifferOf(d.store.Driver()).Diff(ctx, newer.top, older.top)
+		return drivers.DifferOf(d.store.Driver()).Diff(ctx, newer.top, older.top, &drivers.DiffOptions{Note: func(path, reason string) {
+			d.log.Warn("left out of a difference", "snapshot", newer.snapshot.Name, "path", "/"+path, "reason", reason)
+		}})
 	})
 	if err != nil {
 		return ocispec.Descriptor{}, classified(fmt.Errorf("difference of snapshot %s: %w", newer.snapshot.Name, err))

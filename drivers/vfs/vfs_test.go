@@ -159,7 +159,7 @@ func TestReadOnlyBindIsGone(t *testing.T) {
 	must(t, d.CreateReadWrite(t.Context(), "c", "", nil))
 	root, err := d.Get(t.Context(), "c", &drivers.GetOptions{ReadOnly: true})
 	must(t, err)
-	r, err := drivers.DifferOf(d).Diff(t.Context(), "c", "")
+	r, err := drivers.DifferOf(d).Diff(t.Context(), "c", "", nil)
 	must(t, err)
 	_, err = io.Copy(io.Discard, r)
 	must(t, err, r.Close())

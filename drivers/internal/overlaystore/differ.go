@@ -132,12 +132,15 @@ func (s *Store) layers(id string) (upperdiff.Layers, error) {
 }
 
 // Diff implements drivers.Differ.
-func (s *Store) Diff(ctx context.Context, id, parent string) (io.ReadCloser, error) {
+func (s *Store) Diff(ctx context.Context, id, parent string, o *drivers.DiffOptions) (io.ReadCloser, error) {
 	d, done, err := s.difference(ctx, id, parent)
 	if err != nil {
 		return nil, err
 	}
-	return drivers.Stream(ctx, d.Write, done), nil
+	if o == nil {
+		o = &drivers.DiffOptions{}
+	}
+	return drivers.Stream(ctx, func(ctx context.Context, w io.Writer) error { return d.Write(ctx, w, *o) }, done), nil
 }
 
 // Changes implements drivers.Differ.

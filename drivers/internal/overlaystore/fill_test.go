@@ -18,7 +18,7 @@ func content(t testing.TB, s *Store, id, name string, o *drivers.ApplyOptions) e
 	scratch := "stream-of-" + id
 	must(t, s.CreateReadWrite(t.Context(), scratch, "", nil))
 	must(t, os.WriteFile(s.dir(scratch, diffDir, name), []byte(id), 0o644))
-	r, err := s.Diff(t.Context(), scratch, "")
+	r, err := s.Diff(t.Context(), scratch, "", nil)
 	must(t, err)
 	_, err = s.ApplyDiff(t.Context(), id, r, o)
 	must(t, r.Close())
@@ -43,7 +43,7 @@ func TestFillBelow(t *testing.T) {
 	must(t, err)
 	_, err = s.Get(t.Context(), "c", nil)
 	wants(t, "Get above", err, drivers.ErrInUse)
-	_, err = s.Diff(t.Context(), "c", "b")
+	_, err = s.Diff(t.Context(), "c", "b", nil)
 	wants(t, "Diff above", err, drivers.ErrInUse)
 	_, err = s.Plan(t.Context(), "c", nil)
 	wants(t, "Plan above", err, drivers.ErrInUse)
@@ -65,7 +65,7 @@ func TestBelowFails(t *testing.T) {
 	why := errors.New("they will not be")
 	// The root of the stream is described, that of "b" is not: it wants a look below.
 	o := &drivers.ApplyOptions{Below: func(context.Context) error { return why }}
-	r, err := s.Diff(t.Context(), "a", "")
+	r, err := s.Diff(t.Context(), "a", "", nil)
 	must(t, err)
 	_, err = s.ApplyDiff(t.Context(), "b", r, o)
 	wants(t, "ApplyDiff", err, why)

@@ -334,7 +334,7 @@ func TestRemoveInUse(t *testing.T) {
 	s := open(t, testenv.Scratch(t))
 	chain(t, s, "a", "b")
 	wants(t, "Remove of a parent", s.Remove(t.Context(), "a"), drivers.ErrInUse)
-	r, err := s.Diff(t.Context(), "b", "a")
+	r, err := s.Diff(t.Context(), "b", "a", nil)
 	must(t, err)
 	wants(t, "Remove while the difference is read", s.Remove(t.Context(), "b"), drivers.ErrInUse)
 	must(t, r.Close())
@@ -347,7 +347,7 @@ func TestApplyTwice(t *testing.T) {
 	chain(t, s, "a", "b")
 	must(t, os.WriteFile(filepath.Join(s.home, "a/diff/f"), []byte("f"), 0o644))
 	apply := func(id string) error {
-		r, err := s.Diff(t.Context(), "a", "")
+		r, err := s.Diff(t.Context(), "a", "", nil)
 		must(t, err)
 		_, err = s.ApplyDiff(t.Context(), id, r, nil)
 		must(t, r.Close())

@@ -49,7 +49,7 @@ func BenchmarkDiff(b *testing.B) {
 		for b.Loop() {
 			d, err := Open(x.layers())
 			must(b, err)
-			must(b, d.Write(context.Background(), io.Discard))
+			must(b, d.Write(context.Background(), io.Discard, tarlayer.WriteOptions{}))
 			must(b, d.Close())
 		}
 		reportProcessor(b, start)

@@ -97,12 +97,12 @@ func (d *Diff) Changes(ctx context.Context) ([]tarlayer.Change, error) {
 }
 
 // Write writes what differs as a tar stream of an OCI layer.
-func (d *Diff) Write(ctx context.Context, w io.Writer) error {
+func (d *Diff) Write(ctx context.Context, w io.Writer, o tarlayer.WriteOptions) error {
 	list, err := d.Changes(ctx)
 	if err != nil {
 		return err
 	}
-	return tarlayer.Write(ctx, w, d.newer, list, tarlayer.WriteOptions{})
+	return tarlayer.Write(ctx, w, d.newer, list, o)
 }
 
 // Size is the number of bytes of files in what Write writes.

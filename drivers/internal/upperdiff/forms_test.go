@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/ovl"
+	"plyfs/cow/tarlayer"
 	"plyfs/internal/testenv"
 )
 
@@ -275,8 +276,8 @@ func TestStream(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, d.Close()) }()
 	var first, second bytes.Buffer
-	must(t, d.Write(t.Context(), &first))
-	must(t, d.Write(t.Context(), &second))
+	must(t, d.Write(t.Context(), &first, tarlayer.WriteOptions{}))
+	must(t, d.Write(t.Context(), &second, tarlayer.WriteOptions{}))
 	if !bytes.Equal(first.Bytes(), second.Bytes()) {
 		t.Error("two streams of one difference differ")
 	}
