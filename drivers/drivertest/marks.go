@@ -70,7 +70,7 @@ func caseMarksOfContainers(e *env) {
 			}
 		}
 		for _, want := range []string{"whiteout/.wh.f", "sentinel/.wh..wh..opq"} {
-			if !slices.Contains(list, tarlayer.Change{Path: want, Kind: tarlayer.Add}) {
+			if !slices.ContainsFunc(list, func(c tarlayer.Change) bool { return c.Path == want && c.Kind == tarlayer.Add }) {
 				e.Errorf("the changes %v lack %s", list, want)
 			}
 		}
