@@ -57,12 +57,19 @@ func GetXattr(dirfd int, name, attr string) ([]byte, error) {
 // attribute that the upper's file system does not take fails the copy, unless it is of the user namespace or a label
 // that the mount gives every object.
 func CopyXattrs(m *sys.Mutator, srcDir int, srcName string, dstDir int, dstName string, skip func(string) bool) error {
+	return CopyXattrsOf(ovl.Forms{}, m, srcDir, srcName, dstDir, dstName, skip)
+}
+
+// CopyXattrsOf is CopyXattrs for a union that takes only the attributes of certain forms for its own.
+func CopyXattrsOf(
+	forms ovl.Forms, m *sys.Mutator, srcDir int, srcName string, dstDir int, dstName string, skip func(string) bool,
+) error {
 	names, err := ListXattrs(srcDir, srcName)
 	if err != nil {
 		return err
 	}
 	for _, attr := range names {
-		if _, visible := ovl.UnescapeXattr(attr); !visible || skip != nil && skip(attr) {
+		if _, visible := forms.UnescapeXattr(attr); !visible || skip != nil && skip(attr) {
 			continue
 		}
 		v, err := GetXattr(srcDir, srcName, attr)

@@ -151,17 +151,21 @@ func caseMarksOfLayers(e *env) {
 	_, err := e.apply("base", archive(e.T, member{name: "d/"}, member{name: "d/f", content: "f"}), nil)
 	e.must(err)
 	e.must(e.d.Create(ctx(), "l", "base", nil))
-	_, err = e.apply("l", archive(e.T, member{name: "d/", attrs: attrs}, member{name: "g", attrs: attrs},
-		member{name: "g", attrs: attrs}), nil)
+	_, err = e.apply("l", archive(e.T, member{name: "./", attrs: attrs}, member{name: "d/", attrs: attrs},
+		member{name: "g", attrs: attrs}, member{name: "g", attrs: attrs}), nil)
 	e.must(err)
 	steps := []step{holds("d/f", "f")}
 	for name, value := range attrs {
 		steps = append(steps, shows("d", name, value), shows("g", name, value))
 	}
-	e.check("l", steps...)
+	withRoot := slices.Clone(steps)
+	for name, value := range attrs {
+		withRoot = append(withRoot, shows(".", name, value))
+	}
+	e.check("l", withRoot...)
 	e.writable("c", "l")
 	e.change("c", touch("g"), chmod("d", 0o700))
-	e.check("c", steps...)
+	e.check("c", withRoot...)
 	e.wantChanges("c", "l", "C /d", "C /g")
 	e.must(e.d.Create(ctx(), "flat", "", nil))
 	e.copyDiff("c", "", "flat")

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow"
+	"plyfs/cow/ovl"
 	"plyfs/drivers"
 	"plyfs/internal/sys"
 )
@@ -219,7 +220,7 @@ func (s *Store) fill(dir, root string, l *layer) (err error) {
 			}
 		}()
 	}
-	if err := copyRoot(diff, root); err != nil {
+	if err := s.copyRoot(diff, root); err != nil {
 		return err
 	}
 	b, err := json.Marshal(l.record)
@@ -242,7 +243,7 @@ func (s *Store) fill(dir, root string, l *layer) (err error) {
 }
 
 // copyRoot gives the directory dst the attributes of src.
-func copyRoot(dst, src string) error {
+func (s *Store) copyRoot(dst, src string) error {
 	from, err := unix.Open(src, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: src, Err: err}
@@ -253,13 +254,13 @@ func copyRoot(dst, src string) error {
 		return &fs.PathError{Op: "open", Path: dst, Err: err}
 	}
 	defer unix.Close(to)
-	if err := copyAttributes(to, from); err != nil {
+	if err := copyAttributes(s.form.Reads, to, from); err != nil {
 		return fmt.Errorf("copy the attributes of %s to %s: %w", src, dst, err)
 	}
 	return nil
 }
 
-func copyAttributes(to, from int) error {
+func copyAttributes(forms ovl.Forms, to, from int) error {
 	var st unix.Statx_t
 	if err := sys.Statx(from, "", &st); err != nil {
 		return err
@@ -269,7 +270,7 @@ func copyAttributes(to, from int) error {
 	if err := m.Chown(to, "", int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	if err := cow.CopyXattrs(m, from, "", to, "", nil); err != nil {
+	if err := cow.CopyXattrsOf(forms, m, from, "", to, "", nil); err != nil {
 		return err
 	}
 	if err := m.Chmod(to, "", uint32(st.Mode)&0o7777); err != nil {

@@ -115,7 +115,7 @@ func (s *Store) unpack(
 	ctx context.Context, id, stage string, r io.Reader, o *drivers.ApplyOptions,
 ) (res tarlayer.ApplyResult, err error) {
 	diff := s.dir(id, diffDir)
-	if err := copyRoot(stage, diff); err != nil {
+	if err := s.copyRoot(stage, diff); err != nil {
 		return res, err
 	}
 	root, err := ondisk.OpenPlain(stage)
