@@ -58,7 +58,7 @@ func (m *dirMark) read(dirfd int, name string, ns *ovl.Names) error {
 			return err
 		}
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // removed meanwhile
 		}
 		r, err := ovl.ParseRedirect(v)
 		if err != nil {
