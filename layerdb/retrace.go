@@ -35,7 +35,7 @@ func (s *Store) retrace(ctx context.Context, drv drivers.Driver, l Layer, below 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	root, err := layer.Open(dir)
+	root, err := layer.OpenPlain(dir)
 	if err != nil {
 		return nil, err
 	}
