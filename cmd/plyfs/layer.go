@@ -254,12 +254,12 @@ func (s *session) streamTo(write func(io.Writer) error) error {
 func layerDiffCommand() storeCommand {
 	return storeCommand{
 		name: "diff", usage: "write what a layer changes as a tar file, as its driver sees it", min: 1, max: 1,
-		refers:      true,
-		line:        "plyfs layer diff [-o FILE] LAYER",
+		refers: true,
+		line:   "plyfs layer diff [-o FILE] LAYER",
 		description: "The same layer gives the same bytes with every driver, but for a file that a layer replaces by one of equal size and time:\n" +
 			"drivers that compare whole trees (vfs, btrfs, zfs, devicemapper) may take it for the same one. The bytes that came in are\n" +
 			"those of plyfs layer export.",
-		flags:       []cli.Flag{outputFlag()},
+		flags: []cli.Flag{outputFlag()},
 		run: func(ctx context.Context, s *session) error {
 			l, err := s.findLayer(ctx, s.args[0])
 			if err != nil {

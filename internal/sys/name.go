@@ -22,5 +22,7 @@ func (b *nameBuf) cstring(s string) (*byte, error) {
 	return &b[0], nil
 }
 
-// Gone says whether err means that a name, or a directory on the way to it, is not there any more.
-func Gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) }
+// Gone says whether err, of a call that follows no symlink, means that a name, or a directory on the way to it, is not there any more.
+func Gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
