@@ -108,7 +108,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 		u.files.Put(&n.data, s.fd, true).Close()
 		s.fd = -1
 	}
-	dir.dir.listAddedLocked()
+	dir.dir.listAddedLocked(name, n.mode)
 	return n, u.toAttr(n, &e.st), nil
 }
 

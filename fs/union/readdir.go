@@ -27,7 +27,12 @@ type listEntry struct {
 type listing struct {
 	entries []listEntry
 	removed int
+	// added are names that came, or stand for something else, since entries was made.
+	added []listEntry
 }
+
+// mostAdded bounds listing.added: who adds more while nobody reads loses the listing.
+const mostAdded = 512
 
 // Offsets 1 and 2 are behind "." and ".."; hashes follow. The low bits tell colliding names apart.
 const (
@@ -118,9 +123,10 @@ func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok boo
 // listLocked makes dir's listing valid. Precondition: dir.dir.mu and renameMu are held.
 func (u *Union) listLocked(dir *Node) error {
 	d := dir.dir
-	if d.listing != nil {
+	if d.listing != nil && d.listing.merge() {
 		return nil
 	}
+	d.listing = nil
 	if err := u.resolveLocked(dir); err != nil {
 		return err
 	}
@@ -260,27 +266,84 @@ func (d *dirState) listRemovedLocked(name string) {
 	if l == nil {
 		return
 	}
-	off := nameOffset(name)
-	es := l.entries
-	for i := sort.Search(len(es), func(i int) bool { return es[i].off >= off }); i < len(es); i++ {
-		if es[i].name == name {
-			es[i].name = ""
-			l.removed++
-			break
-		}
-		if es[i].off>>hashShift != off>>hashShift {
-			break
-		}
+	l.added = slices.DeleteFunc(l.added, func(e listEntry) bool { return e.name == name })
+	if i, _ := l.find(name, nameOffset(name)); i >= 0 {
+		l.entries[i].name = ""
+		l.removed++
 	}
-	if l.removed > 64 && l.removed > len(es)/2 {
-		l.entries = slices.DeleteFunc(es, func(e listEntry) bool { return e.name == "" })
+	if l.removed > 64 && l.removed > len(l.entries)/2 {
+		l.entries = slices.DeleteFunc(l.entries, func(e listEntry) bool { return e.name == "" })
 		l.removed = 0
 	}
 }
 
-// listAddedLocked notes that a name was added: the listing is made anew when it is next asked for. Precondition: d.mu is
-// held.
-func (d *dirState) listAddedLocked() { d.listing = nil }
+// find returns where a name with the offset off, as nameOffset has it, is among the entries, -1 for nowhere. alone says that no
+// other name shares the hash.
+func (l *listing) find(name string, off uint64) (at int, alone bool) {
+	es := l.entries
+	at, alone = -1, true
+	for i := sort.Search(len(es), func(i int) bool { return es[i].off >= off }); i < len(es) && es[i].off>>hashShift == off>>hashShift; i++ {
+		switch es[i].name {
+		case name:
+			at = i
+		case "":
+		default:
+			alone = false
+		}
+	}
+	return at, alone
+}
+
+// listAddedLocked notes that a name was added, or stands for another object, of type typ. Precondition: d.mu is held.
+func (d *dirState) listAddedLocked(name string, typ uint16) {
+	l := d.listing
+	switch {
+	case l == nil:
+	case len(l.added) == mostAdded:
+		d.listing = nil
+	default:
+		l.added = append(l.added, listEntry{name: name, off: nameOffset(name), typ: uint8(typ & unix.S_IFMT >> 12)})
+	}
+}
+
+// merge brings the names in added to their places. It reports false if the listing has to be made anew: of names that share a
+// hash, all together decide about the offsets.
+func (l *listing) merge() bool {
+	if len(l.added) == 0 {
+		return true
+	}
+	slices.SortStableFunc(l.added, func(a, b listEntry) int { return cmp.Compare(a.off, b.off) })
+	fresh := l.added[:0]
+	for _, e := range l.added {
+		at, alone := l.find(e.name, e.off)
+		last := len(fresh) - 1
+		switch {
+		case !alone, last >= 0 && fresh[last].off == e.off && fresh[last].name != e.name:
+			return false
+		case at >= 0:
+			l.entries[at].ino, l.entries[at].typ = 0, e.typ
+		case last >= 0 && fresh[last].off == e.off:
+			fresh[last] = e
+		default:
+			fresh = append(fresh, e)
+		}
+	}
+	// From the end on, each entry moves once.
+	i := len(l.entries) - 1
+	l.entries = append(l.entries, fresh...)
+	for at := len(l.entries) - 1; len(fresh) > 0; at-- {
+		last := fresh[len(fresh)-1]
+		if i >= 0 && l.entries[i].off > last.off {
+			l.entries[at] = l.entries[i]
+			i--
+			continue
+		}
+		l.entries[at] = last
+		fresh = fresh[:len(fresh)-1]
+	}
+	l.added = nil
+	return true
+}
 
 // emptyLocked says whether the merged directory has no entry. Precondition: dir.dir.mu and renameMu are held.
 func (u *Union) emptyLocked(dir *Node) (bool, error) {

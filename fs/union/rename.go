@@ -469,11 +469,11 @@ func (r *rename) settle() {
 	}
 	u.treeMu.Unlock()
 	if r.exchange {
-		r.odir.dir.listAddedLocked()
+		r.odir.dir.listAddedLocked(r.oname, r.dst.mode)
 	} else {
 		r.odir.dir.listRemovedLocked(r.oname)
 	}
-	r.ndir.dir.listAddedLocked()
+	r.ndir.dir.listAddedLocked(r.nname, r.src.mode)
 }
 
 // noteLeft remembers a file that syncLeft has to look after. What btrfs exchanges, and directories, its fsync gets right.
@@ -541,7 +541,7 @@ func (r *rename) actLeaving() error {
 		u.quota.inodes(1)
 	}
 	r.settle()
-	r.odir.dir.listAddedLocked()
+	r.odir.dir.listAddedLocked(r.oname, unix.S_IFCHR)
 	return nil
 }
 
