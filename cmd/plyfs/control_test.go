@@ -212,9 +212,7 @@ func TestPSSilent(t *testing.T) {
 	controlled(t)
 	mustMount(t, dir, "plyfs", "mount", "-o", allLayers, "merged")
 	pid := sockets(t, 1)[0].PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Stop(t, pid)
 	list := listMounts(t, dir)
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -286,9 +284,7 @@ func TestUmountSilent(t *testing.T) {
 	controlled(t)
 	mustMount(t, dir, "plyfs", "mount", "-o", allLayers, "merged")
 	pid := sockets(t, 1)[0].PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Stop(t, pid)
 	got := runIn(t, dir, "plyfs", "umount", "merged")
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)

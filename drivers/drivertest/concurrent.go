@@ -183,7 +183,7 @@ func caseConcurrentDiff(e *env) {
 const concurrentDiffs = 12
 
 // churn changes what is in a container until end is closed.
-func (p *place) churn(end <-chan struct{}) error {
+func (at *place) churn(end <-chan struct{}) error {
 	for i := 0; ; i++ {
 		select {
 		case <-end:
@@ -191,7 +191,7 @@ func (p *place) churn(end <-chan struct{}) error {
 		default:
 		}
 		t := fmt.Sprintf("w/t%d", i%4)
-		err := p.do([]step{
+		err := at.do([]step{
 			dir(t, 0o755), file(t+"/f", "content", 0o644), dir(t+"/sub", 0o700), link(t+"/f", t+"/sub/g"),
 			remove(t + "/f"), remove(t), file(t, "no directory", 0o644), remove(t), symlink("nowhere", t), remove(t),
 			file("old/a", "changed", 0o644), file("old/new", "b", 0o644), rename("old/new", "old/b"), remove("old/a"),

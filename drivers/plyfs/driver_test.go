@@ -78,7 +78,7 @@ func TestPutSilent(t *testing.T) {
 	_, err := d.Get(ctx, "c", nil)
 	must(t, err)
 	pid := readRecord(t, base, "c").PID
-	must(t, unix.Kill(pid, unix.SIGSTOP))
+	testenv.Stop(t, pid)
 	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
 	for range 2 {
 		err := d.Put(ctx, "c")
@@ -109,7 +109,7 @@ func TestOpenBesideSilent(t *testing.T) {
 	_, err := d.Get(ctx, "c", nil)
 	must(t, err)
 	pid := readRecord(t, base, "c").PID
-	must(t, unix.Kill(pid, unix.SIGSTOP))
+	testenv.Stop(t, pid)
 	defer func() { _ = unix.Kill(pid, unix.SIGCONT) }()
 	again := newDriver(t, base, nil)
 	if n := again.References()["c"]; n != 1 {

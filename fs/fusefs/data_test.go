@@ -200,7 +200,7 @@ func TestFlagsWhileKnown(t *testing.T) {
 		writeFile(t, m.path("file"), "content")
 		fd := must1(t, m.path("file"))
 		now, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
-		if err == unix.ENOTTY || err == unix.EOPNOTSUPP {
+		if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
 			t.Skip("the file system of the temporary directory has no flags")
 		}
 		must(t, err)
@@ -208,7 +208,7 @@ func TestFlagsWhileKnown(t *testing.T) {
 		must(t, unix.Stat(m.path("file"), &before))
 		time.Sleep(20 * time.Millisecond) // past the kernel's tick
 		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(now|immutable))
-		if err == unix.EPERM {
+		if errors.Is(err, unix.EPERM) {
 			t.Skip("needs CAP_LINUX_IMMUTABLE")
 		}
 		must(t, err)

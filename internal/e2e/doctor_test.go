@@ -313,7 +313,7 @@ func TestDoctorBrokenMounts(t *testing.T) {
 	p.ask(t).want(t, "left.mounts", "ok")
 
 	pid := serverOf(t, merged)
-	signal(t, pid, unix.SIGSTOP)
+	testenv.Stop(t, pid)
 	hung := p.ask(t).want(t, "left.mounts", "problem")
 	signal(t, pid, unix.SIGCONT)
 	if hung.Object != merged || !strings.Contains(hung.Detail, "does not answer") {
