@@ -46,3 +46,6 @@ func layers(t testing.TB, d *Driver) []string {
 	slices.Sort(out)
 	return out
 }
+
+// noFiles is why the suite has no layer of which what is noted is damaged.
+const noFiles = "what is noted of all layers is in one database"

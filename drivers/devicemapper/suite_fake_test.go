@@ -36,6 +36,7 @@ func TestSimulated(t *testing.T) {
 		SmallBase: drivertest.SmallScratch,
 		Abilities: drivertest.Abilities{ReadOnlyImages: true, ReadOnlyGet: true, Independent: true},
 		Differences: []drivertest.Difference{
+			{Case: "ListDamaged", Reason: noFiles},
 			{
 				Case: "Killed",
 				Reason: "the simulation lives in this process; TestEveryCallFails has kills, and make test-vm the " +

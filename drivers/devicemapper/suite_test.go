@@ -83,9 +83,10 @@ func TestSuite(t *testing.T) {
 					optFS: fs.name, optBaseSize: fs.base, optLoopData: "4G",
 					optLoopMeta: "32M",
 				},
-				Base:      newBase(mnt, "base-"),
-				Plain:     newBase(plain, "plain-"),
-				SmallBase: newBase(mnt, smallPrefix),
+				Base:        newBase(mnt, "base-"),
+				Plain:       newBase(plain, "plain-"),
+				SmallBase:   newBase(mnt, smallPrefix),
+				Differences: []drivertest.Difference{{Case: "ListDamaged", Reason: noFiles}},
 				Abilities: drivertest.Abilities{
 					QuotaBytes: true, QuotaInodes: true, ReadOnlyImages: true, ReadOnlyGet: true, Independent: true,
 				},
