@@ -171,7 +171,6 @@ unionmount_one() {
 inside() {
 	local fs layers status=0
 	trap 'exit 143' TERM INT
-	ROOT=$(mktemp -d) || exit 2
 	mount -t tmpfs -o mode=755 conformance "$ROOT" || exit 2
 	prepare_bin
 	for fs in $FS; do
@@ -209,7 +208,8 @@ main() {
 	mkdir -p "$OUT"
 	OUT=$(realpath "$OUT")
 	DISK=$(mktemp -d)
-	export MOUNTER OPTS FS CONFIGS OUT TIMEOUT DISK PJDFSTEST UNIONMOUNT
+	ROOT=$(mktemp -d)
+	export MOUNTER OPTS FS CONFIGS OUT TIMEOUT DISK ROOT PJDFSTEST UNIONMOUNT
 	echo "mounter $MOUNTER${OPTS:+ with $OPTS}; results in $OUT"
 	CONFORMANCE_INSIDE=1 unshare --mount --propagation private --pid --fork --kill-child --mount-proc bash "$self" &
 	child=$!
@@ -217,7 +217,7 @@ main() {
 	wait $child
 	status=$?
 	trap - TERM INT
-	rm -rf "$DISK"
+	rm -rf "$DISK" "$ROOT"
 	return $status
 }
 
