@@ -277,7 +277,7 @@ func (d *dirState) listRemovedLocked(name string) {
 	}
 }
 
-// find returns where a name with the offset off, as nameOffset has it, is among the entries, -1 for nowhere. alone says that no
+// find returns where a name with the offset off, as nameOffset has it, is among the entries, -1 if it is not. alone says that no
 // other name shares the hash.
 func (l *listing) find(name string, off uint64) (at int, alone bool) {
 	es := l.entries
