@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -67,27 +68,12 @@ func dirFlag() cli.Flag {
 
 // printed calls print with the standard output, and says with the exit code if something could not be written there.
 func printed(c *cli.Context, code int, print func(w io.Writer)) error {
-	w := &stickyWriter{w: c.App.Writer}
+	w := bufio.NewWriter(c.App.Writer)
 	print(w)
-	if w.err != nil {
-		return faultf(code, "cannot print the result: %v", w.err)
+	if err := w.Flush(); err != nil {
+		return faultf(code, "cannot print the result: %v", err)
 	}
 	return nil
-}
-
-// stickyWriter remembers the first error.
-type stickyWriter struct {
-	w   io.Writer
-	err error
-}
-
-func (s *stickyWriter) Write(b []byte) (int, error) {
-	if s.err != nil {
-		return 0, s.err
-	}
-	n, err := s.w.Write(b)
-	s.err = err
-	return n, err
 }
 
 func jsonFlag() cli.Flag { return &cli.BoolFlag{Name: "json", Usage: "print JSON"} }
