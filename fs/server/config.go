@@ -45,6 +45,7 @@ func unionOptions(o mountopt.Options, env environment) union.Options {
 		UserXattr:        o.UserXattr,
 		Volatile:         o.Volatile,
 		NoFsync:          !o.Fsync.Enabled(true),
+		Live:             o.Timeout != nil,
 		MaxOpenFiles:     o.MaxOpenFiles,
 		Quota:            union.Quota{Bytes: o.QuotaBytes, Inodes: o.QuotaInodes},
 	}

@@ -55,6 +55,7 @@ func TestUnionOptions(t *testing.T) {
 		{"redirect_dir=off", environment{}, union.Options{RedirectDir: union.RedirectFollow}},
 		{"redirect_dir=nofollow", environment{}, union.Options{RedirectDir: union.RedirectOff}},
 		{"metacopy=on,index=on,fsync=1", environment{}, union.Options{}},
+		{"timeout=0", environment{}, union.Options{Live: true}},
 		{"metacopy=off,hardlink_index=off,fsync=0", environment{}, union.Options{NoMetacopy: true, NoIndex: true, NoFsync: true}},
 		{"quota_bytes=1m,quota_inodes=5", environment{}, union.Options{Quota: union.Quota{Bytes: 1 << 20, Inodes: 5}}},
 		{

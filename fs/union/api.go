@@ -167,6 +167,9 @@ type Options struct {
 	Volatile         bool // no sync at all; sticky EIO after a failed writeback
 	NoFsync          bool // fsync=0: fsync of an application is answered without doing it
 
+	// Live says that the lowers may change behind the union: no table of their names is kept.
+	Live bool
+
 	// StackIndex is the index of Lowers (see StackOf), nil for none; the union does not close it. VerifyIndex compares every
 	// entry with the layers when it is first used.
 	StackIndex  StackIndex

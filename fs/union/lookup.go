@@ -403,10 +403,10 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		u.distrust(err.Error())
 	}
 	if d.names == nil && len(d.lowers) > 1 {
-		if d.probes < maxProbes {
+		if d.probes < maxProbes || u.opt.Live {
 			return u.probeNameLocked(d, name, e)
 		}
-		if err := u.mergeLocked(d); err != nil {
+		if err := u.keepNamesLocked(d); err != nil {
 			return lowerName{}, false, err
 		}
 	}
@@ -427,6 +427,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 	}
 	err = l.Stat(f.FD(), name, st)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) {
+		u.noteAbsentLocked(d, f)
 		return lowerName{}, false, nil
 	}
 	if err != nil {

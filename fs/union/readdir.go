@@ -73,6 +73,9 @@ func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
 	if d.dead {
 		return n, nil
 	}
+	if offset <= offDotDot && u.opt.Live {
+		d.listing = nil // somebody stopped in the middle
+	}
 	if err := u.listLocked(dir); err != nil {
 		return n, err
 	}
@@ -221,12 +224,19 @@ func (u *Union) listLowers(dir *Node, l *listing, hide map[string]struct{}) erro
 		}
 		return nil
 	}
-	if err := u.mergeLocked(d); err != nil {
-		return err
+	names := d.names
+	if names == nil && len(d.lowers) > 1 {
+		var err error
+		if names, err = u.mergeLowers(d); err != nil {
+			return err
+		}
+		if !u.opt.Live {
+			d.names = names
+		}
 	}
-	if d.names != nil {
-		l.entries = slices.Grow(l.entries, len(d.names))
-		for name, ln := range d.names {
+	if names != nil {
+		l.entries = slices.Grow(l.entries, len(names))
+		for name, ln := range names {
 			if ln.first >= 0 {
 				add(name, &d.lowers[ln.first], ln.ino, ln.typ)
 			}

@@ -325,8 +325,8 @@ func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 			r.files[i] = nil
 		}
 	}
-	if len(r.out) > 1 && r.size <= smallDirs && u.describer == nil {
-		return u.mergeLocked(d)
+	if len(r.out) > 1 && r.size <= smallDirs && u.describer == nil && !u.opt.Live {
+		return u.keepNamesLocked(d)
 	}
 	return nil
 }
@@ -335,29 +335,49 @@ const (
 	// smallDirs is the size of several lower directories together up to which listing them all is no dearer than
 	// looking a few names up in each.
 	smallDirs = 256 << 10
-	// maxProbes is how many names are looked up in larger ones before they are listed after all.
+	// maxProbes is how many names are looked up in larger ones before they are listed after all. Of a small directory that
+	// does not merge, it is how many absent ones are.
 	maxProbes = 32
 )
 
-// mergeLocked makes the table of the names that the lowers of a directory hold. Precondition: d.mu is held.
-func (u *Union) mergeLocked(d *dirState) error {
-	if d.names != nil || len(d.lowers) < 2 {
-		return nil
+// keepNamesLocked makes the table of the names that the lowers of a directory hold. Precondition: d.mu is held.
+func (u *Union) keepNamesLocked(d *dirState) (err error) {
+	if d.names == nil {
+		d.names, err = u.mergeLowers(d)
 	}
+	return err
+}
+
+// noteAbsentLocked counts a name that the only lower of a directory does not have. Whoever makes many files asks for each of them two
+// or three times. Precondition: d.mu is held; f is the lower.
+func (u *Union) noteAbsentLocked(d *dirState, f *layer.File) {
+	if d.probes++; d.probes != maxProbes || u.opt.Live {
+		return
+	}
+	var st unix.Statx_t
+	if err := sys.Statx(f.FD(), "", &st); err != nil || st.Size > smallDirs {
+		return
+	}
+	if err := u.keepNamesLocked(d); err != nil {
+		u.log.Debug("the names of a lower directory are not kept", "err", err)
+	}
+}
+
+// mergeLowers lists the lowers of a directory. Precondition: d.mu is held.
+func (u *Union) mergeLowers(d *dirState) (map[string]lowerName, error) {
 	names := make(map[string]lowerName)
 	for i := range d.lowers {
 		f, err := u.openLower(&d.lowers[i])
 		if err != nil {
-			return err
+			return nil, err
 		}
 		err = u.mergeNames(names, f.FD(), &d.lowers[i], int16(i))
 		f.Close()
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	d.names = sealNames(names)
-	return nil
+	return sealNames(names), nil
 }
 
 // maxKeptLowers is how many lowers of one directory are left open after it was resolved.

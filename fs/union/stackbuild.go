@@ -275,7 +275,7 @@ func (d *describer) noteLowers(l *level) {
 func (d *describer) list(l *level) error {
 	dir := l.n.dir
 	if len(dir.lowers) > 1 {
-		if err := d.u.mergeLocked(dir); err != nil {
+		if err := d.u.keepNamesLocked(dir); err != nil {
 			return err
 		}
 		for name, ln := range dir.names {
