@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -105,18 +106,45 @@ type engineHost struct {
 	engines int    // how many were started
 }
 
-// RunEngines measures engine workloads as c says; of its workloads and systems only those given here count. It must be the first
+// engineSystems are the systems of workloads, each with the versions of the programs that it is made of.
+func engineSystems(ctx context.Context, program string, workloads []EngineWorkload) []System {
+	version := func(program string) string {
+		path, err := exec.LookPath(program)
+		if err != nil {
+			return program + " is not installed"
+		}
+		return programVersion(ctx, path)
+	}
+	versions := map[string]func() string{
+		EngineKernel: func() string { return version("podman") + " on Linux " + kernelRelease() },
+		EngineFuseOverlayfs: func() string {
+			fuse, err := originalFuseOverlayfs(ctx)
+			if err != nil {
+				return version("podman") + ", " + err.Error()
+			}
+			return version("podman") + " with fuse-overlayfs " + programVersion(ctx, fuse)
+		},
+		EnginePlyfs:        func() string { return version("podman") + " with " + version(program) },
+		SnapshotterOverlay: func() string { return version("containerd") + " on Linux " + kernelRelease() },
+		SnapshotterPlyfs:   func() string { return version("containerd") + " with " + version(program) },
+	}
+	var systems []System
+	for _, w := range workloads {
+		for _, name := range w.Systems {
+			if !slices.ContainsFunc(systems, func(s System) bool { return s.Name == name }) {
+				systems = append(systems, System{Name: name, Version: versions[name]()})
+			}
+		}
+	}
+	return systems
+}
+
+// RunEngines measures engine workloads as c says, whose own workloads do not count; its systems are what the report says of those that
+// are measured. It must be the first
 // process of a process namespace, in a mount namespace of its own: what engines leave behind ends with it. It cleans up, and the
 // report holds what was measured even with an error.
 func RunEngines(ctx context.Context, c Config, program string, workloads []EngineWorkload) (report *Report, err error) {
 	r := NewRunner(c)
-	for _, w := range workloads {
-		for _, name := range w.Systems {
-			if !slices.ContainsFunc(r.cfg.Systems, func(s System) bool { return s.Name == name }) {
-				r.cfg.Systems = append(r.cfg.Systems, System{Name: name})
-			}
-		}
-	}
 	report = newReport(r.cfg, describeHost(numCPU()))
 	if os.Getpid() != 1 {
 		return report, errors.New("engines need a process namespace; run plyfs bench engines as root")

@@ -60,6 +60,10 @@ func enginesReport(ctx context.Context, c *cli.Context) error {
 		return err
 	}
 	text := textOf(c)
+	cfg.Systems = engineSystems(ctx, program, workloads)
+	for _, s := range cfg.Systems {
+		fmt.Fprintf(text, "%s: %s\n", s.Name, s.Version)
+	}
 	cfg.OnResult = func(r Result) { NewTable(text, systemsOf(r)).Add(r) }
 	report, err := RunEngines(ctx, cfg, program, workloads)
 	return errors.Join(err, finish(c, report, text))

@@ -36,6 +36,37 @@ func TestEngineRows(t *testing.T) {
 	}
 }
 
+// TestEngineSystems: a report names the program of each part of a system.
+func TestEngineSystems(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"podman", "containerd", FuseOverlayfs, Plyfs} {
+		script := "#!/bin/sh\necho " + name + " 7.1\n"
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	want := map[string]string{
+		EngineKernel: "podman 7.1 on Linux ", EngineFuseOverlayfs: "podman 7.1 with fuse-overlayfs ", EnginePlyfs: "podman 7.1 with plyfs 7.1",
+		SnapshotterOverlay: "containerd 7.1 on Linux ", SnapshotterPlyfs: "containerd 7.1 with plyfs 7.1",
+	}
+	got := engineSystems(t.Context(), filepath.Join(dir, Plyfs), AllEngines())
+	for _, s := range got {
+		if !strings.HasPrefix(s.Version, want[s.Name]) || want[s.Name] == "" {
+			t.Errorf("%s: %q", s.Name, s.Version)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("%d systems", len(got))
+	}
+	t.Setenv("PATH", t.TempDir())
+	for _, s := range engineSystems(t.Context(), filepath.Join(dir, Plyfs), AllEngines()) {
+		if !strings.Contains(s.Version, "is not installed") {
+			t.Errorf("%s without the engine: %q", s.Name, s.Version)
+		}
+	}
+}
+
 func TestEngineImage(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "image.tar")
 	if err := writeEngineImage(file); err != nil {
