@@ -28,7 +28,7 @@ func (u *Union) findAUFS(dirfd int, wh string) (bool, error) {
 		}
 		return false, nil
 	}
-	return u.aufsHidden(dirfd, wh, uint8(uint32(st.Mode)&unix.S_IFMT>>12)), nil
+	return u.aufsHidden(dirfd, wh, direntType(uint32(st.Mode))), nil
 }
 
 // aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
@@ -41,7 +41,7 @@ func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
 		if sys.Statx(dirfd, name, &st) != nil {
 			return true
 		}
-		typ = uint8(st.Mode & unix.S_IFMT >> 12)
+		typ = direntType(uint32(st.Mode))
 	}
 	if typ != unix.DT_REG && !(typ == unix.DT_DIR && ovl.IsAUFSBookkeeping(name)) { // AUFS's own bookkeeping
 		return false

@@ -108,7 +108,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 		u.files.Put(&n.data, s.fd, true).Close()
 		s.fd = -1
 	}
-	dir.dir.listAddedLocked(name, n.mode)
+	dir.dir.listAddedLocked(name, n.Mode())
 	return n, u.toAttr(n, &e.st), nil
 }
 
@@ -179,7 +179,7 @@ func (u *Union) examine(dir *Node, p *place) error {
 	var st unix.Statx_t
 	err := sys.Statx(p.dir.FD(), p.name, &st)
 	switch {
-	case err == nil && ovl.IsAUFSName(p.name) && u.aufsHidden(p.dir.FD(), p.name, uint8(uint32(st.Mode)&unix.S_IFMT>>12)):
+	case err == nil && ovl.IsAUFSName(p.name) && u.aufsHidden(p.dir.FD(), p.name, direntType(uint32(st.Mode))):
 		return unix.EINVAL // the union's own: without it, what it deletes would be back
 	case err == nil && u.isUpperWhiteout(p.dir.FD(), p.name, &st):
 		p.whiteout, p.last = true, st.Nlink == 1

@@ -93,7 +93,7 @@ func (u *Union) linkLocked(n, dir *Node, name string) error {
 	u.treeMu.Unlock()
 	n.clear(flagUnlinked | flagNameless)
 	u.quota.linked(n)
-	dir.dir.listAddedLocked(name, n.mode)
+	dir.dir.listAddedLocked(name, n.Mode())
 	return nil
 }
 

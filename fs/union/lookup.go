@@ -289,7 +289,7 @@ func (u *Union) isUpperWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
 	case layer.IsWhiteoutDevice(st):
 		return !placeholder(u.upper, dirfd, name)
 	case ovl.IsAUFSName(name):
-		return u.aufsHidden(dirfd, name, uint8(uint32(st.Mode)&unix.S_IFMT>>12))
+		return u.aufsHidden(dirfd, name, direntType(uint32(st.Mode)))
 	}
 	return u.isXWhiteout(dirfd, name, st)
 }
@@ -433,7 +433,7 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 	if err != nil {
 		return lowerName{}, false, err
 	}
-	typ := uint8(uint32(st.Mode) & unix.S_IFMT >> 12)
+	typ := direntType(uint32(st.Mode))
 	if layer.IsWhiteoutDevice(st) && !placeholder(l, f.FD(), name) || ovl.IsAUFSName(name) && u.aufsHidden(f.FD(), name, typ) ||
 		low.marks.xwhiteouts && u.isXWhiteout(f.FD(), name, st) {
 		return lowerName{}, false, nil

@@ -89,7 +89,7 @@ func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
 		if !ok {
 			continue
 		}
-		buf[n] = Dirent{Name: e.name, Ino: ino, Type: uint32(typ) << 12, Next: e.off}
+		buf[n] = Dirent{Name: e.name, Ino: ino, Type: typeMode(typ), Next: e.off}
 		n++
 	}
 	if n == 0 {
@@ -106,7 +106,7 @@ func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok boo
 	n := dir.dir.children[e.name]
 	u.treeMu.Unlock()
 	if n != nil {
-		return n.ino.Load(), uint8(n.mode >> 12), true
+		return n.ino.Load(), direntType(n.Mode()), true
 	}
 	if e.ino != 0 {
 		return e.ino, e.typ, true
@@ -119,7 +119,7 @@ func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok boo
 	if ino == 0 {
 		ino = u.mapIno(sys.Dev(&ent.st), ent.st.Ino)
 	}
-	e.ino, e.typ = ino, uint8(ent.mode()>>12)
+	e.ino, e.typ = ino, direntType(ent.mode())
 	return e.ino, e.typ, true
 }
 
@@ -304,15 +304,15 @@ func (l *listing) find(name string, off uint64) (at int, alone bool) {
 	return at, alone
 }
 
-// listAddedLocked notes that a name was added, or stands for another object, of type typ. Precondition: d.mu is held.
-func (d *dirState) listAddedLocked(name string, typ uint16) {
+// listAddedLocked notes that a name was added, or stands for another object, of the type in mode. Precondition: d.mu is held.
+func (d *dirState) listAddedLocked(name string, mode uint32) {
 	l := d.listing
 	switch {
 	case l == nil:
 	case len(l.added) == mostAdded:
 		d.listing = nil
 	default:
-		l.added = append(l.added, listEntry{name: name, off: nameOffset(name), typ: uint8(typ & unix.S_IFMT >> 12)})
+		l.added = append(l.added, listEntry{name: name, off: nameOffset(name), typ: direntType(mode)})
 	}
 }
 

@@ -469,11 +469,11 @@ func (r *rename) settle() {
 	}
 	u.treeMu.Unlock()
 	if r.exchange {
-		r.odir.dir.listAddedLocked(r.oname, r.dst.mode)
+		r.odir.dir.listAddedLocked(r.oname, r.dst.Mode())
 	} else {
 		r.odir.dir.listRemovedLocked(r.oname)
 	}
-	r.ndir.dir.listAddedLocked(r.nname, r.src.mode)
+	r.ndir.dir.listAddedLocked(r.nname, r.src.Mode())
 }
 
 // noteLeft remembers a file that syncLeft has to look after. What btrfs exchanges, and directories, its fsync gets right.

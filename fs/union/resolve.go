@@ -25,6 +25,12 @@ type lowerName struct {
 	open bool
 }
 
+// direntType is the DT_ constant of an object with that mode (cf. readdir(3), IFTODT).
+func direntType(mode uint32) uint8 { return uint8(mode & unix.S_IFMT >> 12) }
+
+// typeMode is the S_IFMT bits for a DT_ constant.
+func typeMode(typ uint8) uint32 { return uint32(typ) << 12 }
+
 // joinPath is dir/name, where an empty dir is a layer's root.
 func joinPath(dir, name string) string {
 	if dir == "" {
@@ -274,7 +280,7 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 		return probeDir, dirMark{whiteout: wh, own: true}, nil
 	case layer.IsWhiteoutDevice(&st):
 		return probeWhiteout, m, nil
-	case ovl.IsAUFSName(name) && u.aufsHidden(dirfd, name, uint8(uint32(st.Mode)&unix.S_IFMT>>12)):
+	case ovl.IsAUFSName(name) && u.aufsHidden(dirfd, name, direntType(uint32(st.Mode))):
 		return probeNone, m, nil
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		if d.marks.xwhiteouts && u.isXWhiteout(dirfd, name, &st) {
@@ -528,7 +534,7 @@ func (u *Union) entryType(l *layer.Layer, dirfd int, e layer.RawDirent, m dirMar
 	if layer.IsWhiteoutDevice(&st) || m.xwhiteouts && u.isXWhiteout(dirfd, e.Name, &st) {
 		return unix.DT_WHT, nil
 	}
-	return uint8(uint32(st.Mode) & unix.S_IFMT >> 12), nil
+	return direntType(uint32(st.Mode)), nil
 }
 
 // sealNames drops what was needed only while merging.

@@ -282,7 +282,7 @@ func (d *describer) list(l *level) error {
 			if ln.first < 0 {
 				continue
 			}
-			e := metadata.Entry{Name: name, First: int32(ln.first), Mode: uint32(ln.typ) << 12, Ino: ln.ino}
+			e := metadata.Entry{Name: name, First: int32(ln.first), Mode: typeMode(ln.typ), Ino: ln.ino}
 			for _, k := range ln.dirs {
 				e.Below = append(e.Below, int32(k))
 			}
@@ -301,7 +301,7 @@ func (d *describer) list(l *level) error {
 		if err != nil || hidden {
 			return err
 		}
-		e := metadata.Entry{Name: r.Name, Mode: uint32(typ) << 12, Ino: r.Ino}
+		e := metadata.Entry{Name: r.Name, Mode: typeMode(typ), Ino: r.Ino}
 		if typ == unix.DT_DIR {
 			e.Below = []int32{0}
 		}

@@ -202,7 +202,7 @@ func (u *Union) recordedLocked(dir *Node, rec *metadata.Dir, name string, e *ent
 	}
 	d := dir.dir
 	low := &d.lowers[m.First]
-	ln = lowerName{first: int16(m.First), typ: uint8(m.Mode & unix.S_IFMT >> 12), ino: m.Ino}
+	ln = lowerName{first: int16(m.First), typ: direntType(m.Mode), ino: m.Ino}
 	if ln.typ == unix.DT_DIR {
 		ln.dirs = make([]int16, len(m.Below))
 		for i, k := range m.Below {
