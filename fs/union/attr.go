@@ -3,6 +3,7 @@ package union
 import (
 	"cmp"
 	"errors"
+	"math"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -200,10 +201,9 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 	if err != nil {
 		return Attr{}, err
 	}
-	want := copyMeta
-	limit := int64(-1)
+	want, limit := copyMeta, int64(wholeFile)
 	if in.Valid&SetSize != 0 {
-		want, limit = copyData, int64(in.Size)
+		want, limit = copyData, int64(min(in.Size, math.MaxInt64))
 	}
 	if err := u.copyUp(n, want, limit); err != nil {
 		return Attr{}, err

@@ -3,6 +3,7 @@ package union
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,9 +24,18 @@ const (
 	copyData
 )
 
-// copyUp makes n, and its ancestors, upper objects. With copyData and a limit of 0 or more, only the first limit bytes of
-// the data are wanted: the caller truncates. It blocks for the copying; others that want the same node wait, nobody else
-// does (cf. overlayfs copy_up.c ovl_copy_up_flags, ovl_copy_up_start).
+// wholeFile is the limit of a copy-up that wants all of the data.
+const wholeFile = math.MaxInt64
+
+// copyUpMeta gives n, and its ancestors, upper objects with the attributes of the lower ones; see copyUp.
+func (u *Union) copyUpMeta(n *Node) error { return u.copyUp(n, copyMeta, wholeFile) }
+
+// copyUpData does what copyUpMeta does, and puts the data of n into the upper too; see copyUp.
+func (u *Union) copyUpData(n *Node) error { return u.copyUp(n, copyData, wholeFile) }
+
+// copyUp gives n, and its ancestors, upper objects. With copyData, limit is how many bytes of the data are wanted: a
+// caller that is about to truncate the file needs no more. It blocks for the copying; others that want the same node wait
+// for it, nobody else does (cf. overlayfs copy_up.c ovl_copy_up_flags, ovl_copy_up_start).
 //
 // Precondition: no lock is held.
 func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
@@ -39,7 +49,7 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 		return unix.EROFS
 	}
 	if p := u.firstLink(n).parent; p != nil {
-		if err := u.copyUp(p, copyMeta, -1); err != nil {
+		if err := u.copyUpMeta(p); err != nil {
 			return err
 		}
 	}
@@ -91,7 +101,7 @@ var errMoved = errors.New("first name changed during copy-up")
 // copyUpOne copies one object whose parent is in the upper already.
 func (u *Union) copyUpOne(n *Node, want copyWant, limit int64) error {
 	if n.has(flagUpper) {
-		return u.copyUpData(n, limit)
+		return u.completeMetacopy(n, limit)
 	}
 	c := &copyUp{u: u, n: n, limit: limit, tmp: -1}
 	c.data = want == copyData || u.opt.NoMetacopy || u.names == nil || u.upper.Override() != ""
@@ -113,7 +123,7 @@ func (u *Union) copyUpOne(n *Node, want copyWant, limit int64) error {
 type copyUp struct {
 	u     *Union
 	n     *Node
-	data  bool
+	data  bool // the data is wanted too, up to limit bytes
 	limit int64
 
 	from   loc // nowhere, for an own mount's root
@@ -256,10 +266,7 @@ func (c *copyUp) at() (dirfd int, name string) {
 // capabilities and set-id bits.
 func (c *copyUp) stageData() error {
 	u := c.u
-	size := int64(c.st.Size)
-	if c.limit >= 0 {
-		size = min(size, c.limit)
-	}
+	size := min(int64(c.st.Size), c.limit)
 	if c.meta {
 		return u.m.Truncate(c.tmp, int64(c.st.Size))
 	}

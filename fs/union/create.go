@@ -71,7 +71,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	if u.work == nil {
 		return nil, Attr{}, unix.EROFS
 	}
-	if err := u.copyUp(dir, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(dir); err != nil {
 		return nil, Attr{}, err
 	}
 	c, err := u.reserveObject(dir, name, &o)
@@ -532,7 +532,7 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	case !f.Tmpfile:
 		return nil, Attr{}, unix.EOPNOTSUPP
 	}
-	if err := u.copyUp(dir, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(dir); err != nil {
 		return nil, Attr{}, err
 	}
 	ch, err := u.reserve(amount{inodes: 1}, nil)

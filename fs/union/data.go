@@ -30,7 +30,7 @@ func (u *Union) file(n *Node, write bool) (*layer.File, error) {
 		f.Close()
 	}
 	if write {
-		if err := u.copyUp(n, copyData, -1); err != nil {
+		if err := u.copyUpData(n); err != nil {
 			return nil, err
 		}
 	}
@@ -198,10 +198,10 @@ func (u *Union) SetFSXattr(n *Node, x sys.FSXattr) error {
 
 func (u *Union) changeFlags(n *Node, set func(fd int) error) error {
 	if n.mode == unix.S_IFREG {
-		if err := u.copyUp(n, copyData, -1); err != nil {
+		if err := u.copyUpData(n); err != nil {
 			return err
 		}
-	} else if err := u.copyUp(n, copyMeta, -1); err != nil {
+	} else if err := u.copyUpMeta(n); err != nil {
 		return err
 	}
 	f, err := u.openForFlags(n)
@@ -257,7 +257,7 @@ func (u *Union) Backing(n *Node, write bool) (f *layer.File, upper bool, err err
 		if err := u.beginData(); err != nil {
 			return nil, false, err
 		}
-		if err := u.copyUp(n, copyData, -1); err != nil {
+		if err := u.copyUpData(n); err != nil {
 			return nil, false, err
 		}
 	}

@@ -24,10 +24,10 @@ func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
 	case u.work == nil:
 		return Attr{}, unix.EROFS
 	}
-	if err := u.copyUp(dir, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(dir); err != nil {
 		return Attr{}, err
 	}
-	if err := u.copyUp(n, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(n); err != nil {
 		return Attr{}, err
 	}
 	if err := u.storeDelta(n); err != nil {
@@ -205,7 +205,7 @@ func (u *Union) linkKnown(n *Node) error {
 		if u.known(k) != n {
 			continue
 		}
-		err := u.copyUp(k.parent, copyMeta, -1)
+		err := u.copyUpMeta(k.parent)
 		if err == nil {
 			err = u.linkUp(n, k.parent, k.name)
 		}

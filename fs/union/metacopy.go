@@ -88,9 +88,9 @@ func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
 	return found, nil
 }
 
-// copyUpData gives a metadata-only copy its data, in place: until the metacopy attribute goes, the lower's counts, up to
-// the copy's size (cf. copy_up.c ovl_copy_up_meta_inode_data).
-func (u *Union) copyUpData(n *Node, limit int64) error {
+// completeMetacopy gives a metadata-only copy the first limit bytes of its data, in place. Until the metacopy attribute goes, what
+// is read is the lower's data, up to the copy's size (cf. copy_up.c ovl_copy_up_meta_inode_data).
+func (u *Union) completeMetacopy(n *Node, limit int64) error {
 	if err := u.beginData(); err != nil {
 		return err
 	}
@@ -108,11 +108,8 @@ func (u *Union) copyUpData(n *Node, limit int64) error {
 	if err := sys.Statx(f.FD(), "", &st); err != nil {
 		return err
 	}
-	size := int64(st.Size)
+	size := min(int64(st.Size), limit)
 	marked := false
-	if limit >= 0 {
-		size = min(size, limit)
-	}
 	if u.marks && size > 0 && !n.has(flagUnlinked) {
 		if err := u.markUnsynced(n, f.FD(), ""); err != nil {
 			return err

@@ -131,11 +131,7 @@ func (c *copyUp) runCharged() error {
 	case c.n.IsDir():
 		need.bytes = q.dir
 	case c.n.mode == unix.S_IFREG && !c.meta:
-		size := int64(c.st.Size)
-		if c.limit >= 0 {
-			size = min(size, c.limit)
-		}
-		need.bytes = q.dataNeed(&c.st, size)
+		need.bytes = q.dataNeed(&c.st, min(int64(c.st.Size), c.limit))
 	}
 	need, err := q.reserve(need, nil)
 	if err != nil {

@@ -33,7 +33,7 @@ func (u *Union) remove(dir *Node, name string, wantDir bool) error {
 	case !wantDir && n.IsDir():
 		return unix.EISDIR
 	}
-	if err := u.copyUp(dir, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(dir); err != nil {
 		return err
 	}
 	if err := u.prepareUnlink(n, dir, name); err != nil {
@@ -74,7 +74,7 @@ func (u *Union) prepareUnlink(n, dir *Node, name string) error {
 	if !n.has(flagUpper) && !u.lowers[n.lower.layer].Handles() {
 		return nil
 	}
-	if err := u.copyUp(n, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(n); err != nil {
 		return err
 	}
 	return u.linkUp(n, dir, name)

@@ -132,7 +132,7 @@ func (r *rename) prepare() error {
 		}
 	}
 	for _, n := range append(moving, r.odir, r.ndir) {
-		if err := u.copyUp(n, copyMeta, -1); err != nil {
+		if err := u.copyUpMeta(n); err != nil {
 			return err
 		}
 	}

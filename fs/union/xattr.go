@@ -170,7 +170,7 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 			return err
 		}
 	}
-	if err := u.copyUp(n, copyMeta, -1); err != nil {
+	if err := u.copyUpMeta(n); err != nil {
 		return err
 	}
 	c, err := u.reserveXattr(size)
