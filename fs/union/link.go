@@ -306,9 +306,12 @@ func (u *Union) linkAlias(n *Node, p place) error {
 // deltaOfLower writes the link count relative to the lower's before the upper's is changed by a name that the union has
 // already, so that a crash in between leaves it right.
 func (u *Union) deltaOfLower(n *Node, idx int, index string) error {
-	l, err := u.lowerOrigin(n)
-	if err != nil {
+	if n.lower.layer < 0 {
 		return nil // the lower is not known any more: the count is corrected right after
+	}
+	l, err := u.refLoc(n.lower)
+	if err != nil {
+		return nil // as above
 	}
 	defer l.close()
 	var lst, ust unix.Statx_t
@@ -335,13 +338,6 @@ func (u *Union) uncountable(n *Node, err error) error {
 		return nil
 	}
 	return err
-}
-
-func (u *Union) lowerOrigin(n *Node) (loc, error) {
-	if n.lower.layer < 0 {
-		return loc{}, unix.ENOENT
-	}
-	return u.refLoc(n.lower)
 }
 
 // storeDelta writes the link count relative to the upper's, which link and unlink of upper names keep right by

@@ -381,10 +381,8 @@ func (u *Union) recoverUnsynced() error {
 	if err := u.m.Syncfs(u.upper.FD()); err != nil {
 		return err
 	}
-	for _, f := range r.marked {
-		if err := u.m.Removexattr(f.fd, "", u.names.Unsynced); err != nil && !errors.Is(err, unix.ENODATA) {
-			return err
-		}
+	if err := r.unmark(); err != nil {
+		return err
 	}
 	if err := u.m.Syncfs(u.upper.FD()); err != nil {
 		return err
@@ -398,19 +396,19 @@ func (u *Union) recoverUnsynced() error {
 
 // recovery is one run of recoverUnsynced.
 type recovery struct {
-	u              *Union
-	marked         []recovered
+	u *Union
+	// marked are the descriptors of files that have their data again, and carry the mark until it is synced.
+	marked []int
+	// restored counts the files that got their lower's content back, lost those that have no lower any more.
 	restored, lost int
 }
-
-type recovered struct{ fd int }
 
 // recoverBatch bounds the descriptors that a recovery keeps open.
 const recoverBatch = 512
 
 func (r *recovery) close() {
-	for _, f := range r.marked {
-		unix.Close(f.fd)
+	for _, fd := range r.marked {
+		unix.Close(fd)
 	}
 	r.marked = nil
 }
@@ -463,19 +461,27 @@ func (r *recovery) file(dirfd int, name string) error {
 			return err
 		}
 	}
-	r.marked = append(r.marked, recovered{fd})
+	r.marked = append(r.marked, fd)
 	if len(r.marked) < recoverBatch {
 		return nil
 	}
 	if err := r.u.m.Syncfs(fd); err != nil {
 		return err
 	}
-	for _, f := range r.marked {
-		if err := r.u.m.Removexattr(f.fd, "", r.u.names.Unsynced); err != nil && !errors.Is(err, unix.ENODATA) {
+	if err := r.unmark(); err != nil {
+		return err
+	}
+	r.close()
+	return nil
+}
+
+// unmark takes the marks off the files that are open, whose data is on disk.
+func (r *recovery) unmark() error {
+	for _, fd := range r.marked {
+		if err := r.u.m.Removexattr(fd, "", r.u.names.Unsynced); err != nil && !errors.Is(err, unix.ENODATA) {
 			return err
 		}
 	}
-	r.close()
 	return nil
 }
 

@@ -139,9 +139,7 @@ func New(o Options) (u *Union, err error) {
 	}
 	layer.TellApart(u.lowers)
 	u.numberDevices()
-	if err := u.makeRoot(); err != nil {
-		return u, err
-	}
+	u.makeRoot()
 	if u.work != nil && u.names != nil {
 		if err := u.recoverUnsynced(); err != nil {
 			return u, fmt.Errorf("recovery after an unclean end: %w", err)
@@ -248,7 +246,7 @@ func (u *Union) numberDevices() {
 	}
 }
 
-func (u *Union) makeRoot() error {
+func (u *Union) makeRoot() {
 	top := u.upper
 	if top == nil {
 		top = u.lowers[0]
@@ -260,7 +258,6 @@ func (u *Union) makeRoot() error {
 	}
 	u.root.dir.candidates = u.rootLowers(0)
 	u.root.dir.below.Store(int32(len(u.lowers)))
-	return nil
 }
 
 // ACLs says whether POSIX ACLs are kept.
@@ -367,16 +364,4 @@ func inUserNamespace() bool {
 	}
 	f := strings.Fields(string(b))
 	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
-}
-
-// Errno is the error number that the kernel shall see for err: the first one that it wraps, EIO for an error without;
-// ok is false then.
-func Errno(err error) (errno unix.Errno, ok bool) {
-	if err == nil {
-		return 0, true
-	}
-	if errors.As(err, &errno) {
-		return errno, true
-	}
-	return unix.EIO, false
 }

@@ -54,7 +54,7 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 		n.copyMu.Lock()
 		defer n.copyMu.Unlock()
 	}
-	size, err := u.getxattrAt(l, u.diskXattr(l.layer, name), dest)
+	size, err := sys.Getxattrat(l.fd(), l.name, u.diskXattr(l.layer, name), dest)
 	if err == nil && len(dest) > 0 && isACL(name) {
 		size = len(cow.MappedACL(dest[:size]))
 		err = u.mapACL(dest[:size], false)
@@ -67,11 +67,6 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 
 // xattrCaps holds file capabilities.
 const xattrCaps = "security.capability"
-
-// getxattrAt reads an attribute by its name on disk. The pinned descriptor of an unlinked object may be an O_PATH one.
-func (u *Union) getxattrAt(l loc, attr string, dest []byte) (int, error) {
-	return sys.Getxattrat(l.fd(), l.name, attr, dest)
-}
 
 // Listxattr writes the names of n's attributes to dest, each ended by a NUL, and returns the total length; with an empty
 // dest only that.
@@ -129,7 +124,7 @@ func (u *Union) Setxattr(n *Node, name string, value []byte, flags int) error {
 		return u.m.Setxattr(l.fd(), l.name, disk, value, flags)
 	}, func(l loc, disk string) error {
 		// Refused without a copy-up, as the kernel refuses it (cf. overlayfs xattrs.c ovl_xattr_set).
-		_, err := u.getxattrAt(l, disk, nil)
+		_, err := sys.Getxattrat(l.fd(), l.name, disk, nil)
 		switch {
 		case err == nil && flags&unix.XATTR_CREATE != 0:
 			return unix.EEXIST
@@ -145,7 +140,7 @@ func (u *Union) Removexattr(n *Node, name string) error {
 	return u.changeXattr(n, name, 0, func(l loc, disk string) error {
 		return u.m.Removexattr(l.fd(), l.name, disk)
 	}, func(l loc, disk string) error {
-		_, err := u.getxattrAt(l, disk, nil)
+		_, err := sys.Getxattrat(l.fd(), l.name, disk, nil)
 		return err
 	})
 }
