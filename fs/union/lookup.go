@@ -249,9 +249,9 @@ func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) er
 		if err != nil {
 			continue
 		}
-		r, err := ovl.ParseRedirect(v)
+		r, err := parseRedirect(v)
 		if err != nil {
-			return errors.Join(err, unix.EIO)
+			return err
 		}
 		if r.Absolute {
 			d, base := splitPath(r.Path)
@@ -272,15 +272,6 @@ func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) er
 	found.view = dir.dir.view
 	e.lower = found
 	return nil
-}
-
-func splitPath(p string) (dir, base string) {
-	for i := len(p) - 1; i >= 0; i-- {
-		if p[i] == '/' {
-			return p[:i], p[i+1:]
-		}
-	}
-	return "", p
 }
 
 // isUpperWhiteout says whether an upper object deletes its name.

@@ -60,9 +60,9 @@ func (m *dirMark) read(dirfd int, name string, ns *ovl.Names) error {
 		if err != nil {
 			return nil //nolint:nilerr // removed meanwhile
 		}
-		r, err := ovl.ParseRedirect(v)
+		r, err := parseRedirect(v)
 		if err != nil {
-			return fmt.Errorf("%w: %w", err, unix.EIO)
+			return err
 		}
 		if m.redirect == nil {
 			m.redirect = &r
@@ -73,6 +73,15 @@ func (m *dirMark) read(dirfd int, name string, ns *ovl.Names) error {
 		m.specials = true
 	}
 	return nil
+}
+
+// parseRedirect reads the value of a redirect attribute; EIO if it is malformed.
+func parseRedirect(v []byte) (ovl.Redirect, error) {
+	r, err := ovl.ParseRedirect(v)
+	if err != nil {
+		return r, fmt.Errorf("%w: %w", err, unix.EIO)
+	}
+	return r, nil
 }
 
 func (m *dirMark) readOpaque(dirfd int, name string) error {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -56,16 +55,12 @@ func (u *Union) metacopyNames(fd int) *ovl.Names {
 func (u *Union) lowerDataRef(fd int, ns *ovl.Names, r lowerRef) (lowerRef, error) {
 	dir, name := r.dir, r.name
 	if v, err := cow.GetXattr(fd, "", ns.Redirect); err == nil {
-		red, err := ovl.ParseRedirect(v)
+		red, err := parseRedirect(v)
 		if err != nil {
-			return lowerRef{}, fmt.Errorf("%w: %w", err, unix.EIO)
+			return lowerRef{}, err
 		}
-		name = red.Path
-		if red.Absolute {
-			dir = ""
-			if i := strings.LastIndexByte(red.Path, '/'); i >= 0 {
-				dir, name = red.Path[:i], red.Path[i+1:]
-			}
+		if name = red.Path; red.Absolute {
+			dir, name = splitPath(red.Path)
 		}
 	}
 	return u.findLower(r.layer+1, dir, name)

@@ -201,6 +201,12 @@ type dirState struct {
 	peak     int              // largest len(children) since the map was made; guarded by Union.treeMu
 }
 
+// hideLowersLocked notes that the directory, which is resolved, became opaque: no lower takes part any more. Precondition: d.mu is
+// held, and renameMu for writing.
+func (d *dirState) hideLowersLocked() {
+	d.lowers, d.rec, d.names, d.listing = nil, nil, nil, nil
+}
+
 // child returns the node of a name that the front end holds already, with a reference.
 func (u *Union) child(dir *Node, name string) *Node {
 	u.treeMu.Lock()

@@ -560,7 +560,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 	swapped = true
 	u.quota.replacedDir(r.dst, st.Blocks, name, r.nf.FD(), r.nname)
 	u.dirs.Drop(&r.dst.dir.upper)
-	r.dst.dir.lowers, r.dst.dir.rec, r.dst.dir.names, r.dst.dir.listing = nil, nil, nil, nil
+	r.dst.dir.hideLowersLocked()
 	w.Discard(name)
 	return nil
 }
@@ -572,7 +572,7 @@ func (r *rename) clearInPlace(old *layer.File) error {
 	if err := u.work.MakeOpaque(r.nf.FD(), r.nname, false); err != nil {
 		return err
 	}
-	dst.dir.lowers, dst.dir.rec, dst.dir.names, dst.dir.listing = nil, nil, nil, nil
+	dst.dir.hideLowersLocked()
 	var names []string
 	if err := layer.List(old.FD(), func(e layer.RawDirent) error {
 		names = append(names, e.Name)

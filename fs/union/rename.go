@@ -329,13 +329,7 @@ func (r *rename) hold() error {
 	case r.dst == nil:
 	case r.dst.IsDir():
 		if r.dst.has(flagUpper) {
-			f, err := u.dirUpper(r.dst)
-			if err != nil {
-				return err
-			}
-			u.dirs.Pin(&r.dst.dir.upper)
-			u.quota.keep(r.dst, f.FD())
-			f.Close()
+			return u.holdDir(r.dst)
 		}
 	case u.isLastName(r.dst):
 		if err := u.holdUnlinked(r.dst); err != nil {

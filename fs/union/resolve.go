@@ -39,6 +39,14 @@ func joinPath(dir, name string) string {
 	return dir + "/" + name
 }
 
+// splitPath undoes joinPath.
+func splitPath(path string) (dir, name string) {
+	if i := strings.LastIndexByte(path, '/'); i >= 0 {
+		return path[:i], path[i+1:]
+	}
+	return "", path
+}
+
 // resolveLocked finds the lowers of n, once: opacity and redirects of the upper and of each candidate are looked at.
 // Small directories are listed and merged at once. Precondition: n.dir.mu and renameMu are held.
 func (u *Union) resolveLocked(n *Node) error {
@@ -449,10 +457,7 @@ func (u *Union) redirectFrom(n *Node, c lowerDir, r ovl.Redirect) ([]lowerDir, e
 	if r.Absolute {
 		return u.walkLowers(u.rootLowers(c.layer+1), r.Path)
 	}
-	parent := ""
-	if i := strings.LastIndexByte(c.path, '/'); i >= 0 {
-		parent = c.path[:i]
-	}
+	parent, _ := splitPath(c.path)
 	var at []lowerDir
 	if p := u.firstLink(n).parent; p != nil && p.dir.resolved.Load() {
 		for i := range p.dir.lowers { // resolved: does not change
