@@ -146,7 +146,7 @@ type copyUp struct {
 func (c *copyUp) prepare() (err error) {
 	u := c.u
 	if c.n.isOwnMount() {
-		if c.n.lower.layer < 0 {
+		if !c.n.lower.exists() {
 			return unix.EBUSY // in the upper, where it is a mount point
 		}
 		return u.statOwn(&c.st)

@@ -93,7 +93,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	if err := s.create(p); err != nil {
 		return nil, Attr{}, err
 	}
-	e := &entry{upper: true, lower: lowerRef{layer: -1}, layer: u.upper, special: s.special}
+	e := &entry{upper: true, lower: noLower(), layer: u.upper, special: s.special}
 	if err := s.stat(p, &e.st); err != nil {
 		return nil, Attr{}, err
 	}

@@ -306,7 +306,7 @@ func (u *Union) linkAlias(n *Node, p place) error {
 // deltaOfLower writes the link count relative to the lower's before the upper's is changed by a name that the union has
 // already, so that a crash in between leaves it right.
 func (u *Union) deltaOfLower(n *Node, idx int, index string) error {
-	if n.lower.layer < 0 {
+	if !n.lower.exists() {
 		return nil // the lower is not known any more: the count is corrected right after
 	}
 	l, err := u.refLoc(n.lower)

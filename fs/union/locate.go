@@ -75,7 +75,7 @@ func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
 // lowerLoc is the place of the topmost lower object of a node that was looked up in the lowers.
 func (u *Union) lowerLoc(n *Node) (loc, error) {
 	r := n.lower
-	if r.layer < 0 {
+	if !r.exists() {
 		return loc{}, unix.ESTALE
 	}
 	l := u.lowers[r.layer]

@@ -13,29 +13,33 @@ import (
 
 // entry is what one name of a merged directory stands for, as found in the layers.
 type entry struct {
+	// st are the attributes of the object in layer, which is the upper if upper is set.
 	st    unix.Statx_t
+	layer *layer.Layer
 	upper bool
-	// origin is the inode number to show, when it is not the one in st.
+	// origin is the inode number to show, 0 for the one in st.
 	origin   uint64
-	metacopy bool
-	special  bool
-	// lower is the topmost lower object, layer -1 for none that is visible.
+	metacopy bool // see flagMetacopy
+	special  bool // see flagSpecial
+	// own says that it is the root of the own mount, which a layer shows as an empty directory; see Avoid.
+	own bool
+	// lower is the topmost lower object that is visible, dirs the lower directories that merge into a directory.
 	lower lowerRef
-	// dirs are the lower directories that merge into a directory.
-	dirs []lowerDir
-	// index is the name of the hard-link index entry that stands in for a lower file, originKey the one that an upper
-	// file's origin would have, lowerNlink the link count of the lower file where it is known.
-	index, originKey string
-	lowerNlink       uint32
-	adjust           int // see hardlink.adjust
+	dirs  []lowerDir
+
+	// index is the name of the entry of the hard-link index that stands in for a lower file, "" for none; lowerKey is the inode of
+	// that lower file then.
+	index    string
+	lowerKey inodeKey
+	// originKey is the name that the entry of an upper file with an origin would have in the index.
+	originKey string
+	// lowerNlink is the link count of the lower file, 0 where it is not known.
+	lowerNlink uint32
+	adjust     int // see hardlink.adjust
+
 	// recorded says that st is from the stack index; subdirs is dirState.subdirs of a directory then.
 	recorded bool
 	subdirs  int32
-	// own says that it is the own mount's root, as an empty directory of a layer.
-	own bool
-	// lowerKey is the lower inode of such a file.
-	lowerKey inodeKey
-	layer    *layer.Layer
 }
 
 func (e *entry) mode() uint32 {
@@ -100,7 +104,7 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 		}
 		return n, a, nil
 	}
-	e := entry{lower: lowerRef{layer: -1}}
+	e := entry{lower: noLower()}
 	dir.dir.mu.Lock()
 	n, known, err := u.lookupLocked(dir, name, &e)
 	dir.dir.mu.Unlock()
@@ -156,7 +160,7 @@ func (u *Union) probeLocked(dir *Node, name string, e *entry) error {
 	if err := u.probeLowerLocked(dir, name, e); err != nil {
 		return err
 	}
-	if !e.upper && e.lower.layer < 0 {
+	if !e.upper && !e.lower.exists() {
 		return unix.ENOENT
 	}
 	if !e.upper && u.own(&e.st) {
@@ -265,7 +269,7 @@ func (u *Union) findMetacopyData(dir *Node, dirfd int, name string, e *entry) er
 	if err != nil {
 		return err
 	}
-	if found.layer < 0 || dirs != nil {
+	if !found.exists() || dirs != nil {
 		u.log.Error("metadata-only copy without lower data", "path", u.pathOf(dir)+"/"+name)
 		return unix.EIO
 	}
@@ -366,7 +370,7 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 func (u *Union) probeNameLocked(d *dirState, name string, e *entry) (lowerName, bool, error) {
 	d.probes++
 	found, dirs, err := u.probeLowers(d.lowers, name)
-	if err != nil || found.layer < 0 {
+	if err != nil || !found.exists() {
 		return lowerName{}, false, err
 	}
 	ln := lowerName{typ: unix.DT_REG}
@@ -382,8 +386,9 @@ func (u *Union) probeNameLocked(d *dirState, name string, e *entry) (lowerName, 
 	return ln, true, nil
 }
 
-// lowerNameLocked is what the lowers of dir hold under name. With a single lower that was not listed, the object is
-// looked at directly and e.st is filled. Precondition: dir.dir.mu is held, dir is resolved and has lowers.
+// lowerNameLocked is what the lowers of dir hold under name: by the stack index, by the merged table, or by looking. Looking
+// fills in more of e, so that the object need not be looked at again; see probeNameLocked and probeOnlyLower. Precondition:
+// dir.dir.mu is held, dir is resolved and has lowers.
 func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bool, error) {
 	d := dir.dir
 	if rec := u.trusted(d); rec != nil {
@@ -405,6 +410,12 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		ln, ok := d.names[name]
 		return ln, ok, nil
 	}
+	return u.probeOnlyLower(d, name, e)
+}
+
+// probeOnlyLower is lowerNameLocked in a directory with a single lower. Unless the upper has the object (e.upper), e is filled in
+// too.
+func (u *Union) probeOnlyLower(d *dirState, name string, e *entry) (lowerName, bool, error) {
 	low := &d.lowers[0]
 	f, err := u.openLower(low)
 	if err != nil {
@@ -425,23 +436,26 @@ func (u *Union) lowerNameLocked(dir *Node, name string, e *entry) (lowerName, bo
 		return lowerName{}, false, err
 	}
 	typ := direntType(uint32(st.Mode))
-	if layer.IsWhiteoutDevice(st) && !placeholder(l, f.FD(), name) || ovl.IsAUFSName(name) && u.aufsHidden(f.FD(), name, typ) ||
-		low.marks.xwhiteouts && u.isXWhiteout(f.FD(), name, st) {
+	switch {
+	case layer.IsWhiteoutDevice(st) && !placeholder(l, f.FD(), name),
+		ovl.IsAUFSName(name) && u.aufsHidden(f.FD(), name, typ),
+		low.marks.xwhiteouts && u.isXWhiteout(f.FD(), name, st):
 		return lowerName{}, false, nil
 	}
 	ln := lowerName{typ: typ, ino: st.Ino}
 	if typ == unix.DT_DIR && !u.own(st) {
 		ln.dirs = []int16{0}
 	}
-	if !e.upper {
-		e.layer = l
-		e.lower = lowerRef{layer: low.layer, dir: low.path, name: name, view: d.view}
-		if typ != unix.DT_DIR {
-			e.special = low.marks.specials && u.isSpecial(f.FD(), name, st)
-			err = u.probeLinks(f.FD(), name, e)
-		}
+	if e.upper {
+		return ln, true, nil
 	}
-	return ln, true, err
+	e.layer = l
+	e.lower = lowerRef{layer: low.layer, dir: low.path, name: name, view: d.view}
+	if typ == unix.DT_DIR {
+		return ln, true, nil
+	}
+	e.special = low.marks.specials && u.isSpecial(f.FD(), name, st)
+	return ln, true, u.probeLinks(f.FD(), name, e)
 }
 
 // instantiate makes the node of a found entry, or finds the one that its inode has already, and gives it the name. The
@@ -472,7 +486,7 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	if e.upper {
 		n.set(flagUpper)
 		if n.dir == nil && !e.metacopy {
-			n.lower = lowerRef{layer: -1}
+			n.lower = noLower()
 		}
 	}
 	if e.metacopy {

@@ -10,7 +10,7 @@ import (
 // lowerStat describes the non-directory that the lowers of dir show as name; ok is false if there is none.
 func (u *Union) lowerStat(dir *Node, name string) (st unix.Statx_t, ok bool) {
 	found, dirs, err := u.probeLowers(dir.dir.lowers, name)
-	if err != nil || found.layer < 0 || dirs != nil {
+	if err != nil || !found.exists() || dirs != nil {
 		return st, false
 	}
 	l, err := u.refLoc(found)

@@ -76,7 +76,7 @@ func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
 	if err != nil {
 		return lowerRef{}, err
 	}
-	if found.layer < 0 || dirs != nil {
+	if !found.exists() || dirs != nil {
 		return lowerRef{}, fmt.Errorf("no lower data for metadata-only copy of %s: %w", joinPath(dir, name), unix.EIO)
 	}
 	found.view = dir

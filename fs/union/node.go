@@ -56,12 +56,18 @@ type linkKey struct {
 
 // lowerRef is the place of a lower object: never changes, since layers do not.
 type lowerRef struct {
-	layer int32 // index into Union.lowers, -1 for none
+	layer int32 // index into Union.lowers, -1 in noLower
 	dir   string
 	name  string
 	// view is the directory's path in the merged view of all lowers, which is dir unless a lower has redirects.
 	view string
 }
+
+// noLower is the lowerRef of what has no lower object.
+func noLower() lowerRef { return lowerRef{layer: -1} }
+
+// exists says whether r is the place of an object.
+func (r lowerRef) exists() bool { return r.layer >= 0 }
 
 // viewPath is the path by which a redirect names the object: redirects are followed through the merged lowers.
 func (r lowerRef) viewPath() string { return joinPath(r.view, r.name) }
@@ -418,7 +424,7 @@ func (u *Union) closeNodes(gone []*Node) {
 
 // newNode makes a node that is in no table yet.
 func (u *Union) newNode(ino uint64, mode uint32) *Node {
-	n := &Node{mode: uint16(mode & unix.S_IFMT), spread: uint16(ino), lower: lowerRef{layer: -1}}
+	n := &Node{mode: uint16(mode & unix.S_IFMT), spread: uint16(ino), lower: noLower()}
 	n.ino.Store(ino)
 	if n.mode == unix.S_IFDIR {
 		n.dir = &dirState{}

@@ -111,7 +111,7 @@ func (u *Union) entryIno(dir *Node, e *listEntry) (ino uint64, typ uint8, ok boo
 	if e.ino != 0 {
 		return e.ino, e.typ, true
 	}
-	ent := entry{lower: lowerRef{layer: -1}}
+	ent := entry{lower: noLower()}
 	if u.probeLocked(dir, e.name, &ent) != nil {
 		return 0, 0, false
 	}

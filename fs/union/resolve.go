@@ -184,14 +184,14 @@ func (u *Union) stepLowers(at []lowerDir, name string) ([]lowerDir, error) {
 	return dirs, err
 }
 
-// probeLowers looks for one name in the merged directory at without remembering anything. It returns the topmost object
-// (layer -1: none) and, of a directory, all that merge.
+// probeLowers looks for one name in the merged directory at, and remembers nothing. It returns the topmost object, noLower if
+// there is none, and all that merge if that is a directory; dirs is nil if it is not.
 func (u *Union) probeLowers(at []lowerDir, name string) (found lowerRef, dirs []lowerDir, err error) {
 	return u.probeWithin(at, name, new(redirects))
 }
 
 func (u *Union) probeWithin(at []lowerDir, name string, count *redirects) (found lowerRef, dirs []lowerDir, err error) {
-	found.layer = -1
+	found = noLower()
 	for i := range at {
 		f, err := u.tempLower(&at[i])
 		if err != nil {
@@ -208,12 +208,12 @@ func (u *Union) probeWithin(at []lowerDir, name string, count *redirects) (found
 		case probeWhiteout:
 			return found, dirs, nil
 		case probeObject:
-			if found.layer < 0 {
+			if !found.exists() {
 				found = lowerRef{layer: at[i].layer, dir: at[i].path, name: name}
 			}
 			return found, dirs, nil
 		}
-		if found.layer < 0 {
+		if !found.exists() {
 			found = lowerRef{layer: at[i].layer, dir: at[i].path, name: name}
 		}
 		if m.own {
