@@ -98,32 +98,38 @@ func (w *Work) discardDir(name string) {
 }
 
 // RemoveDir takes the directory name below dirfd, which holds nothing but whiteouts, out of the way by one rename and
-// then removes it. With whiteout set, a whiteout of the kernel's form is in its place from the same moment on.
-func (w *Work) RemoveDir(dirfd int, name string, whiteout bool) error {
+// then removes it.
+func (w *Work) RemoveDir(dirfd int, name string) error {
 	stage, err := w.Stage()
 	if err != nil {
 		return err
 	}
 	tmp := w.TempName()
-	if whiteout {
-		if err = w.WhiteoutAt(stage, tmp); err != nil {
-			return err
-		}
-		err = w.m.Rename(stage, tmp, dirfd, name, unix.RENAME_EXCHANGE)
-	} else {
-		err = w.m.Rename(dirfd, name, stage, tmp, unix.RENAME_NOREPLACE)
+	if err := w.m.Rename(dirfd, name, stage, tmp, unix.RENAME_NOREPLACE); err != nil {
+		return err
 	}
-	if err == nil {
-		w.discardDir(tmp)
-	} else {
-		w.Discard(tmp) // the whiteout
-	}
-	return err
+	w.discardDir(tmp)
+	return nil
 }
 
-// RemoveFile removes the non-directory name below dirfd and leaves a whiteout of the kernel's form in its place, in one
-// step.
-func (w *Work) RemoveFile(dirfd int, name string) error {
+// WhiteoutDir is RemoveDir that leaves a whiteout of the kernel's form in the directory's place, from the same moment on.
+// Precondition: Whiteouts has Mknod and Exchange.
+func (w *Work) WhiteoutDir(dirfd int, name string) error {
+	tmp, err := w.Whiteout()
+	if err != nil {
+		return err
+	}
+	if err := w.m.Rename(w.StageFD(), tmp, dirfd, name, unix.RENAME_EXCHANGE); err != nil {
+		w.Discard(tmp)
+		return err
+	}
+	w.discardDir(tmp) // where the directory is now
+	return nil
+}
+
+// WhiteoutFile puts a whiteout of the kernel's form in the place of the non-directory name below dirfd, in one step.
+// Precondition: Whiteouts has Mknod.
+func (w *Work) WhiteoutFile(dirfd int, name string) error {
 	tmp, err := w.Whiteout()
 	if err != nil {
 		return err
@@ -135,12 +141,17 @@ func (w *Work) RemoveFile(dirfd int, name string) error {
 	return nil
 }
 
-// MakeOpaque makes the directory behind dirfd hide the layers below, in the attribute form or, where no attribute can be
-// written or aufs is set, by the AUFS sentinel.
-func (w *Work) MakeOpaque(dirfd int, name string, aufs bool) error {
-	if w.Names != nil && !aufs {
-		return w.m.Setxattr(dirfd, name, w.Names.Opaque, ovl.OpaqueValue(), 0)
+// MakeOpaque makes the directory name below dirfd hide the layers below, by an attribute or, where none can be written, by the
+// sentinel of the AUFS form.
+func (w *Work) MakeOpaque(dirfd int, name string) error {
+	if w.Names == nil {
+		return w.MakeOpaqueAUFS(dirfd, name)
 	}
+	return w.m.Setxattr(dirfd, name, w.Names.Opaque, ovl.OpaqueValue(), 0)
+}
+
+// MakeOpaqueAUFS is MakeOpaque by the sentinel in any case.
+func (w *Work) MakeOpaqueAUFS(dirfd int, name string) error {
 	fd, err := sys.Openat(dirfd, name, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err

@@ -140,8 +140,12 @@ func TestWhiteoutsAtOnce(t *testing.T) {
 func TestMakeOpaque(t *testing.T) {
 	for _, aufs := range []bool{false, true} {
 		b := newBench(t)
+		opaque := b.MakeOpaque
+		if aufs {
+			opaque = b.MakeOpaqueAUFS
+		}
 		must(t, os.Mkdir(b.path("d"), 0o755))
-		must(t, b.MakeOpaque(b.upper, "d", aufs), b.MakeOpaque(b.upper, "d", aufs))
+		must(t, opaque(b.upper, "d"), opaque(b.upper, "d"))
 		inAttr, inFile := xattr(b.path("d"), b.Names.Opaque) == "y", slices.Equal(names(b, b.path("d")), []string{".wh..wh..opq"})
 		if inAttr == aufs || inFile != aufs {
 			t.Errorf("with aufs %v: by attribute %v, by a file %v", aufs, inAttr, inFile)
@@ -150,7 +154,7 @@ func TestMakeOpaque(t *testing.T) {
 		must(t, os.Symlink("d", b.path("link")))
 		if aufs {
 			for _, name := range []string{"f", "link"} {
-				if err := b.MakeOpaque(b.upper, name, aufs); !errors.Is(err, unix.ENOTDIR) {
+				if err := opaque(b.upper, name); !errors.Is(err, unix.ENOTDIR) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
@@ -158,7 +162,7 @@ func TestMakeOpaque(t *testing.T) {
 	}
 	b := newBench(t)
 	b.Names = nil // a file system without attributes
-	must(t, os.Mkdir(b.path("d"), 0o755), b.MakeOpaque(b.upper, "d", false))
+	must(t, os.Mkdir(b.path("d"), 0o755), b.MakeOpaque(b.upper, "d"))
 	if got := names(t, b.path("d")); !slices.Equal(got, []string{".wh..wh..opq"}) {
 		t.Errorf("without attributes: %q", got)
 	}
@@ -179,12 +183,12 @@ func removals() []removal {
 			os.WriteFile(b.path("victim/.wh..wh..opq"), nil, 0o600))
 	}
 	return []removal{
-		{"file", file, func(b *bench) error { return b.RemoveFile(b.upper, "victim") }, true},
+		{"file", file, func(b *bench) error { return b.WhiteoutFile(b.upper, "victim") }, true},
 		{"symlink", func(b *bench) error { return os.Symlink("/", b.path("victim")) }, func(b *bench) error {
-			return b.RemoveFile(b.upper, "victim")
+			return b.WhiteoutFile(b.upper, "victim")
 		}, true},
-		{"dir", dir, func(b *bench) error { return b.RemoveDir(b.upper, "victim", false) }, false},
-		{"dir under a lower", dir, func(b *bench) error { return b.RemoveDir(b.upper, "victim", true) }, true},
+		{"dir", dir, func(b *bench) error { return b.RemoveDir(b.upper, "victim") }, false},
+		{"dir under a lower", dir, func(b *bench) error { return b.WhiteoutDir(b.upper, "victim") }, true},
 	}
 }
 
@@ -233,14 +237,15 @@ func TestRemoveFaults(t *testing.T) {
 
 func TestRemoveAbsent(t *testing.T) {
 	b := newBench(t)
-	for _, whiteout := range []bool{false, true} {
-		if err := b.RemoveDir(b.upper, "absent", whiteout); !errors.Is(err, unix.ENOENT) {
-			t.Errorf("a directory, whiteout %v: %v", whiteout, err)
-		}
+	if err := b.RemoveDir(b.upper, "absent"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a directory: %v", err)
+	}
+	if err := b.WhiteoutDir(b.upper, "absent"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a directory below a lower: %v", err)
 	}
 	must(t, os.Mkdir(b.path("d"), 0o755))
 	write(t, b.path("d/f"), "")
-	if err := b.RemoveFile(b.upper, "d"); !errors.Is(err, unix.EISDIR) {
+	if err := b.WhiteoutFile(b.upper, "d"); !errors.Is(err, unix.EISDIR) {
 		t.Errorf("a directory removed as a file: %v", err)
 	}
 	if left := b.staged(); len(left) > 0 {
@@ -259,7 +264,7 @@ func TestRecordFaults(t *testing.T) {
 			}
 			return nil
 		})
-		_, indexErr := b.IndexFD(true)
+		_, indexErr := b.MakeIndex()
 		noteErr := b.NoteUnsynced()
 		forgetErr := b.ForgetUnsynced()
 		calls := b.rec.all()
@@ -272,7 +277,7 @@ func TestRecordFaults(t *testing.T) {
 			t.Errorf("%q: a failure is not told", calls)
 		}
 		b.rec.reset(nil)
-		if fd, err := b.IndexFD(true); fd < 0 || err != nil {
+		if fd, err := b.MakeIndex(); fd < 0 || err != nil {
 			t.Errorf("after the fault: index %d, %v", fd, err)
 		}
 		must(t, b.NoteUnsynced())

@@ -218,9 +218,6 @@ func (w *Work) sweep() error {
 	return nil
 }
 
-// Base is the work directory itself, as a layer that belongs to Work.
-func (w *Work) Base() *layer.Layer { return w.base }
-
 // TempName returns a name that is free in the staging directory (cf. overlayfs dir.c ovl_lookup_temp).
 func (w *Work) TempName() string { return "#" + strconv.FormatUint(w.seq.Add(1), 16) }
 
@@ -234,10 +231,17 @@ func OpenIndex(base *layer.Layer) (int, error) {
 	return fd, nil
 }
 
-// IndexFD is the directory of the hard-link index, made on first use when create is set; -1 when there is none.
-// Precondition: calls with create set are serialised by the caller.
-func (w *Work) IndexFD(create bool) (int, error) {
-	if fd := int(w.index.Load()); fd >= 0 || !create {
+// IndexFD is the directory of the hard-link index, -1 when there is none. It belongs to w.
+func (w *Work) IndexFD() int { return int(w.index.Load()) }
+
+// MakeIndex is IndexFD that makes the directory where there is none.
+func (w *Work) MakeIndex() (int, error) {
+	if fd := w.IndexFD(); fd >= 0 {
+		return fd, nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if fd := w.IndexFD(); fd >= 0 {
 		return fd, nil
 	}
 	if err := w.m.Mkdir(w.base.FD(), IndexDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {

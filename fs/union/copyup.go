@@ -458,8 +458,7 @@ func (c *copyUp) publish() error {
 		return err
 	}
 	if index != "" {
-		idx, _ := u.indexFD()
-		err = u.m.Link(idx, index, pf.FD(), l.name)
+		err = u.m.Link(u.indexFD(), index, pf.FD(), l.name)
 	} else {
 		err = c.publishName(pf.FD(), l.name)
 	}
@@ -520,9 +519,7 @@ func (c *copyUp) publishIndex() (string, error) {
 		return "", nil
 	}
 	u := c.u
-	u.indexMu.Lock()
-	idx, err := u.work.IndexFD(true)
-	u.indexMu.Unlock()
+	idx, err := u.work.MakeIndex()
 	if err != nil {
 		return "", err
 	}

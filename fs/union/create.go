@@ -433,10 +433,13 @@ func (s *staged) stageAttrs(p place) error {
 // makeOpaque makes a directory of the upper hide the layers below.
 func (u *Union) makeOpaque(dirfd int, name string) error {
 	form, err := u.whiteouts()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case form.aufs:
+		return u.work.MakeOpaqueAUFS(dirfd, name)
 	}
-	return u.work.MakeOpaque(dirfd, name, form.aufs)
+	return u.work.MakeOpaque(dirfd, name)
 }
 
 // publish gives the staged object its name, replacing a whiteout.

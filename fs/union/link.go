@@ -286,10 +286,7 @@ func (u *Union) linkAlias(n *Node, p place) error {
 	if index == "" {
 		return u.linkInto(from, p)
 	}
-	idx, err := u.indexFD()
-	if err != nil {
-		return err
-	}
+	idx := u.indexFD()
 	if err := u.deltaOfLower(n, idx, index); err != nil {
 		return err
 	}
@@ -350,13 +347,13 @@ func (u *Union) storeDelta(n *Node) error {
 	if n.hard() == nil || n.hard().index() == "" || !n.hard().ofLower {
 		return nil
 	}
-	idx, err := u.indexFD()
-	if err != nil || idx < 0 {
-		return err
+	idx := u.indexFD()
+	if idx < 0 {
+		return nil
 	}
 	v := ovl.NlinkDelta{Delta: n.hard().delta}.Encode()
 	u.quota.mark(n, loc{dir: layer.Borrow(idx), name: n.hard().index()}, len(v))
-	err = u.m.Setxattr(idx, n.hard().index(), u.names.Nlink, v, 0)
+	err := u.m.Setxattr(idx, n.hard().index(), u.names.Nlink, v, 0)
 	if err := u.uncountable(n, err); err != nil {
 		return err
 	}

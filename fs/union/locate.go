@@ -119,8 +119,7 @@ func (u *Union) upperLoc(n *Node) (loc, error) {
 		return loc{f, l.name, u.upper}, err
 	}
 	if n.hard() != nil && n.hard().index() != "" {
-		fd, err := u.indexFD()
-		return loc{layer.Borrow(fd), n.hard().index(), u.upper}, err
+		return loc{layer.Borrow(u.indexFD()), n.hard().index(), u.upper}, nil
 	}
 	if f := u.files.Get(&n.data); f != nil { // being unlinked right now
 		return loc{f, "", u.upper}, nil

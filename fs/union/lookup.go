@@ -362,7 +362,8 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 		return nil
 	}
 	e.special = top.marks.specials && u.isSpecial(f.FD(), name, &e.st)
-	return u.probeLinks(f.FD(), name, e)
+	u.probeLinks(f.FD(), name, e)
+	return nil
 }
 
 // probeNameLocked looks a name up in several lowers that were not listed. Of a directory, e.dirs is filled. Precondition:
@@ -455,7 +456,8 @@ func (u *Union) probeOnlyLower(d *dirState, name string, e *entry) (lowerName, b
 		return ln, true, nil
 	}
 	e.special = low.marks.specials && u.isSpecial(f.FD(), name, st)
-	return ln, true, u.probeLinks(f.FD(), name, e)
+	u.probeLinks(f.FD(), name, e)
+	return ln, true, nil
 }
 
 // instantiate makes the node of a found entry, or finds the one that its inode has already, and gives it the name. The

@@ -42,9 +42,9 @@ func (u *Union) lowerLinks(dir *Node, name string, e *entry) {
 }
 
 // probeLinks looks at the further names of a lower file.
-func (u *Union) probeLinks(dirfd int, name string, e *entry) error {
+func (u *Union) probeLinks(dirfd int, name string, e *entry) {
 	if e.st.Nlink < 2 {
-		return nil
+		return
 	}
 	for _, ns := range u.opt.Forms.Namespaces() {
 		var buf [32]byte
@@ -57,27 +57,24 @@ func (u *Union) probeLinks(dirfd int, name string, e *entry) error {
 			break
 		}
 	}
-	return u.probeIndex(dirfd, name, e)
+	u.probeIndex(dirfd, name, e)
 }
 
 // probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
 // overlayfs namei.c ovl_lookup_index).
-func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
-	if u.opt.NoIndex || !e.layer.Handles() {
-		return nil
-	}
-	idx, err := u.indexFD()
-	if err != nil || idx < 0 {
-		return err
+func (u *Union) probeIndex(dirfd int, name string, e *entry) {
+	idx := u.indexFD()
+	if u.opt.NoIndex || idx < 0 || !e.layer.Handles() {
+		return
 	}
 	h, err := sys.Handle(dirfd, name)
 	if err != nil {
-		return nil //nolint:nilerr // a file system without handles has no index
+		return // a file system without handles has no index
 	}
 	key := ovl.Origin{UUID: e.layer.UUID, FileHandle: h}.IndexName()
 	var st unix.Statx_t
 	if u.upper.Stat(idx, key, &st) != nil {
-		return nil //nolint:nilerr // no entry
+		return // no entry
 	}
 	e.origin = u.mapIno(sys.Dev(&e.st), e.st.Ino)
 	e.lowerNlink = e.st.Nlink
@@ -88,7 +85,6 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) error {
 			e.metacopy = true
 		}
 	}
-	return nil
 }
 
 // hardKeys are the inodes by which other names of the object may be recognised, and its place in the hard-link index
@@ -119,8 +115,8 @@ func (u *Union) hardKeys(e *entry) (keys []inodeKey, index string, delta int, of
 
 // indexOfUpper is the index entry of an upper hard link, "" when it is none that was copied up.
 func (u *Union) indexOfUpper(e *entry) string {
-	idx, err := u.indexFD()
-	if err != nil || idx < 0 || e.originKey == "" {
+	idx := u.indexFD()
+	if idx < 0 || e.originKey == "" {
 		return ""
 	}
 	var st unix.Statx_t
@@ -134,11 +130,7 @@ func (u *Union) indexOfUpper(e *entry) string {
 // itself is no name, hence the default. Where there can be no attribute and the name is the lower's, none of the names is taken to be gone:
 // too many links make tar and rsync wait for a name that does not come, too few would make two files of one.
 func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
-	idx, err := u.indexFD()
-	if err != nil {
-		return -1, false
-	}
-	v, err := u.anyXattr(idx, index, func(ns *ovl.Names) string { return ns.Nlink })
+	v, err := u.anyXattr(u.indexFD(), index, func(ns *ovl.Names) string { return ns.Nlink })
 	switch {
 	case err != nil && e.lowerNlink > 0 && e.mode() != unix.S_IFREG && u.names == ovl.User():
 		return max(int(e.lowerNlink)-int(e.st.Nlink), -1), false

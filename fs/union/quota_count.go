@@ -172,8 +172,7 @@ func (q *quota) walk() (amount, error) {
 	}
 	c.add(amount{int64(st.Blocks) * statBlock, 1})
 	roots := []int{u.upper.FD()}
-	idx, err := u.indexFD()
-	if err == nil && idx >= 0 {
+	if idx := u.indexFD(); idx >= 0 {
 		roots = append(roots, idx)
 	}
 	for _, fd := range roots {

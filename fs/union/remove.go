@@ -149,7 +149,7 @@ func (u *Union) removeName(r removal) error {
 		}
 		return u.unlinkUpper(fd, r.name)
 	case r.upper:
-		return w.RemoveFile(fd, r.name)
+		return w.WhiteoutFile(fd, r.name)
 	}
 	err = w.WhiteoutAt(fd, r.name)
 	if errors.Is(err, unix.EEXIST) {
@@ -342,8 +342,8 @@ func (u *Union) forgetName(dir *Node, name string, n *Node) {
 // dropIndexLocked removes the index entry of n when the union has no name of it any more (cf. util.c
 // ovl_cleanup_index). Precondition: n.copyMu is held.
 func (u *Union) dropIndexLocked(n *Node) {
-	idx, err := u.indexFD()
-	if err != nil || idx < 0 {
+	idx := u.indexFD()
+	if idx < 0 {
 		return
 	}
 	var st unix.Statx_t
@@ -442,7 +442,7 @@ func (u *Union) forgetDirLocked(dir *Node, name string, n *Node) {
 func (u *Union) removeDir(r removal) error {
 	w, fd := u.work, r.dir.FD()
 	if !r.below {
-		return w.RemoveDir(fd, r.name, false)
+		return w.RemoveDir(fd, r.name)
 	}
 	form, err := u.whiteouts()
 	switch {
@@ -451,12 +451,12 @@ func (u *Union) removeDir(r removal) error {
 	case !r.upper:
 		return u.removeName(r)
 	case !form.aufs && form.exchange:
-		return w.RemoveDir(fd, r.name, true)
+		return w.WhiteoutDir(fd, r.name)
 	}
 	if err := u.aufsWhiteout(fd, r.name); err != nil {
 		return err
 	}
-	if err := w.RemoveDir(fd, r.name, false); err != nil {
+	if err := w.RemoveDir(fd, r.name); err != nil {
 		return err
 	}
 	u.endBridge(form, fd, r.name)
@@ -542,7 +542,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 		}
 	}
 	// In the form of attributes whatever the form of whiteouts: for the moment that it is there.
-	if err := w.MakeOpaque(stage, name, false); err != nil {
+	if err := w.MakeOpaque(stage, name); err != nil {
 		return err
 	}
 	if err := u.m.Chown(stage, name, int(st.Uid), int(st.Gid)); err != nil {
@@ -569,7 +569,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 // Precondition: dst.dir.mu is held.
 func (r *rename) clearInPlace(old *layer.File) error {
 	u, dst := r.u, r.dst
-	if err := u.work.MakeOpaque(r.nf.FD(), r.nname, false); err != nil {
+	if err := u.work.MakeOpaque(r.nf.FD(), r.nname); err != nil {
 		return err
 	}
 	dst.dir.hideLowersLocked()

@@ -408,7 +408,7 @@ func (r *rename) takeDstAway() error {
 		}
 		r.newPlace.aufs = true
 	}
-	return u.work.RemoveDir(r.nf.FD(), r.nname, false)
+	return u.work.RemoveDir(r.nf.FD(), r.nname)
 }
 
 // moveExchange leaves a whiteout on a file system that has no RENAME_WHITEOUT: a whiteout takes the new name first and
@@ -418,9 +418,9 @@ func (r *rename) moveExchange() error {
 	if r.dst != nil && u.linkIsUpper(r.dst, r.ndir, r.nname) {
 		var err error
 		if r.dst.IsDir() {
-			err = u.work.RemoveDir(r.nf.FD(), r.nname, true)
+			err = u.work.WhiteoutDir(r.nf.FD(), r.nname)
 		} else {
-			err = u.work.RemoveFile(r.nf.FD(), r.nname)
+			err = u.work.WhiteoutFile(r.nf.FD(), r.nname)
 		}
 		if err != nil {
 			return err

@@ -213,8 +213,8 @@ func (u *Union) recordedLocked(dir *Node, rec *metadata.Dir, name string, e *ent
 		return ln, true, u.verifyEntry(d, &m, e.upper)
 	}
 	if m.Nlink > 1 && ln.typ != unix.DT_DIR {
-		if idx, err := u.indexFD(); err != nil || idx >= 0 {
-			return ln, true, nil //nolint:nilerr // other names may have been copied up: the caller asks the layer
+		if u.indexFD() >= 0 {
+			return ln, true, nil // other names may have been copied up: the caller asks the layer
 		}
 		e.adjust = recordedAdjust(&m)
 	}

@@ -373,7 +373,7 @@ func (u *Union) recoverUnsynced() error {
 	if err := r.walk(u.upper.FD(), "."); err != nil {
 		return err
 	}
-	if idx, _ := u.indexFD(); idx >= 0 {
+	if idx := u.indexFD(); idx >= 0 {
 		if err := r.walk(idx, "."); err != nil {
 			return err
 		}

@@ -30,7 +30,7 @@ type Union struct {
 	upper   *layer.Layer
 	// work is nil for a union that nothing is written to.
 	work *cow.Work
-	// index is the hard-link index of a union that only reads its upper, -1 for none.
+	// index is the descriptor of the hard-link index of a union that only reads its upper, -1 for none; see indexFD.
 	index int
 	// names are the attributes that can be written to the upper, nil for none.
 	names *ovl.Names
@@ -49,7 +49,6 @@ type Union struct {
 
 	renameMu sync.RWMutex
 	moving   [nameLocks]sync.RWMutex // see steady
-	indexMu  sync.Mutex              // serialises the making of the index directory
 	treeMu   sync.Mutex
 	// inodes finds the node of an inode that has several names. Guarded by treeMu.
 	inodes     map[inodeKey]*Node
@@ -224,11 +223,11 @@ func (u *Union) beginData() error {
 }
 
 // indexFD is the directory of the hard-link index, -1 for none.
-func (u *Union) indexFD() (int, error) {
+func (u *Union) indexFD() int {
 	if u.work == nil {
-		return u.index, nil
+		return u.index
 	}
-	return u.work.IndexFD(false)
+	return u.work.IndexFD()
 }
 
 // numberDevices gives each device of the layers its part of the inode number space.
