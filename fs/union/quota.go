@@ -64,7 +64,8 @@ type amount struct{ bytes, inodes int64 }
 func (a *amount) add(b amount) { a.bytes += b.bytes; a.inodes += b.inodes }
 func (a *amount) sub(b amount) { a.bytes -= b.bytes; a.inodes -= b.inodes }
 
-// openQuota counts what the upper holds. Precondition: nothing changes it meanwhile.
+// openQuota opens the account, if the union is bounded, and counts what the upper holds. Precondition: nothing changes it
+// meanwhile.
 func (u *Union) openQuota() error {
 	o := u.opt.Quota
 	if o.Bytes < 0 || o.Inodes < 0 {
@@ -73,32 +74,40 @@ func (u *Union) openQuota() error {
 	if o == (Quota{}) || u.work == nil {
 		return nil
 	}
+	q, err := newQuota(u, o)
+	if err != nil {
+		return fmt.Errorf("quota of upper %s: %w", u.upper.Path, err)
+	}
+	u.quota = q
+	return nil
+}
+
+func newQuota(u *Union, limit Quota) (*quota, error) {
 	var fs unix.Statfs_t
 	if err := sys.Retry(func() error { return unix.Fstatfs(u.upper.FD(), &fs) }); err != nil {
-		return err
+		return nil, fmt.Errorf("statfs: %w", err)
 	}
 	q := &quota{
-		u: u, limit: o, block: max(fs.Bsize, 512), trims: fs.Type == unix.XFS_SUPER_MAGIC, timing: timingOf(fs.Type),
+		u: u, limit: limit, block: max(fs.Bsize, 512), trims: fs.Type == unix.XFS_SUPER_MAGIC, timing: timingOf(fs.Type),
 		ledgers: map[*Node]*ledger{}, sizes: map[*Node]int64{}, parted: map[uint64]int64{}, held: map[*Node]time.Time{},
 	}
 	var st unix.Statx_t
 	stage, err := u.work.Stage()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := sys.Statx(stage, "", &st); err != nil {
-		return err
+		return nil, fmt.Errorf("stat the staging directory: %w", err)
 	}
 	q.dir = int64(st.Blocks) * statBlock
 	if q.timing == dataLate {
 		q.writeBack()
 	}
 	if q.counted, err = q.walk(); err != nil {
-		return fmt.Errorf("count what upper %s holds: %w", u.upper.Path, err)
+		return nil, fmt.Errorf("count what it holds: %w", err)
 	}
 	q.doubt(q.counted.bytes) // an earlier mount may just have written it
-	u.quota = q
-	return nil
+	return q, nil
 }
 
 // statBlock is the unit of st_blocks.

@@ -370,11 +370,11 @@ func (u *Union) recoverUnsynced() error {
 	}
 	r := &recovery{u: u}
 	defer r.close()
-	if err := r.walk(u.upper.FD(), "."); err != nil {
+	if err := r.walk(u.upper.FD(), ".", u.upper.Path); err != nil {
 		return err
 	}
 	if idx := u.indexFD(); idx >= 0 {
-		if err := r.walk(idx, "."); err != nil {
+		if err := r.walk(idx, ".", joinPath(u.opt.Work.Path, cow.IndexDir)); err != nil {
 			return err
 		}
 	}
@@ -413,11 +413,11 @@ func (r *recovery) close() {
 	r.marked = nil
 }
 
-// walk visits every regular file below dirfd.
-func (r *recovery) walk(dirfd int, name string) error {
+// walk visits every regular file below the directory name in dirfd. path is that directory's, for errors.
+func (r *recovery) walk(dirfd int, name, path string) error {
 	fd, err := sys.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	defer unix.Close(fd)
 	var dirs []string
@@ -426,7 +426,9 @@ func (r *recovery) walk(dirfd int, name string) error {
 		case unix.DT_DIR:
 			dirs = append(dirs, e.Name)
 		case unix.DT_REG, unix.DT_UNKNOWN:
-			return r.file(fd, e.Name)
+			if err := r.file(fd, e.Name); err != nil {
+				return fmt.Errorf("%s: %w", joinPath(path, e.Name), err)
+			}
 		}
 		return nil
 	})
@@ -434,13 +436,14 @@ func (r *recovery) walk(dirfd int, name string) error {
 		return err
 	}
 	for _, d := range dirs {
-		if err := r.walk(fd, d); err != nil {
+		if err := r.walk(fd, d, joinPath(path, d)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// file prepares one file for the removal of its mark, if it has one, and restores it first if it may lack data.
 func (r *recovery) file(dirfd int, name string) error {
 	v, err := cow.GetXattr(dirfd, name, r.u.names.Unsynced)
 	if err != nil {
