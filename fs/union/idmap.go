@@ -83,8 +83,17 @@ const (
 
 func isACL(name string) bool { return name == xattrACLAccess || name == xattrACLDefault }
 
-// mapACL rewrites the named users and groups of an ACL value in place, to disk or to mount identifiers.
-func (u *Union) mapACL(v []byte, disk bool) error {
+// aclToDisk rewrites the users and groups that an ACL value of an application names, in place, to those on disk; EINVAL if one has
+// none.
+func (u *Union) aclToDisk(v []byte) error { return u.mapACL(v, toDisk) }
+
+// aclToMount rewrites the users and groups that an ACL value on disk names, in place, to those that are shown.
+func (u *Union) aclToMount(v []byte) {
+	_ = u.mapACL(v, func(m []IDRange, id uint32) (uint32, bool) { return toMount(m, id), true }) // every id is shown as one
+}
+
+// mapACL rewrites the named users and groups of an ACL value in place; EINVAL if one has no counterpart.
+func (u *Union) mapACL(v []byte, to func(m []IDRange, id uint32) (uint32, bool)) error {
 	if len(u.opt.UIDMap) == 0 && len(u.opt.GIDMap) == 0 {
 		return nil
 	}
@@ -97,15 +106,9 @@ func (u *Union) mapACL(v []byte, disk bool) error {
 		default:
 			continue
 		}
-		id := binary.LittleEndian.Uint32(v[i+4:])
-		if disk {
-			d, ok := toDisk(m, id)
-			if !ok {
-				return unix.EINVAL
-			}
-			id = d
-		} else {
-			id = toMount(m, id)
+		id, ok := to(m, binary.LittleEndian.Uint32(v[i+4:]))
+		if !ok {
+			return unix.EINVAL
 		}
 		binary.LittleEndian.PutUint32(v[i+4:], id)
 	}

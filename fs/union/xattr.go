@@ -57,7 +57,7 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 	size, err := sys.Getxattrat(l.fd(), l.name, u.diskXattr(l.layer, name), dest)
 	if err == nil && len(dest) > 0 && isACL(name) {
 		size = len(cow.MappedACL(dest[:size]))
-		err = u.mapACL(dest[:size], false)
+		u.aclToMount(dest[:size])
 	}
 	if name == xattrCaps && errors.Is(err, unix.ENODATA) {
 		n.set(flagNoCaps) // the kernel asks before each first write and each chown
@@ -117,7 +117,7 @@ func (u *Union) Setxattr(n *Node, name string, value []byte, flags int) error {
 	return u.changeXattr(n, name, len(value), func(l loc, disk string) error {
 		if isACL(name) && (len(u.opt.UIDMap) > 0 || len(u.opt.GIDMap) > 0) {
 			value = slices.Clone(value)
-			if err := u.mapACL(value, true); err != nil {
+			if err := u.aclToDisk(value); err != nil {
 				return err
 			}
 		}
