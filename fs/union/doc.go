@@ -4,20 +4,30 @@
 //
 // # Locks
 //
-// In the order in which they are taken; a lock is never taken while one below it is held:
+// Whoever holds a lock takes only locks that are indented below it. Where two stand at the same depth, neither is taken with the
+// other held. RW locks are held for reading unless the line says who writes.
 //
-//	in-flight copy-up of a node         awaited with no lock held, and so is a recount that is under way
-//	quota.sweeping, quota.running (RW)  the account of an upper with a quota; running is written by a recount
-//	  Union.renameMu (RW)               topology of directories; written by a rename or removal of a directory
-//	    dirState.mu                     one directory's names and listing; of two, the ancestor first, else by number
-//	      Union.moving (RW)             the names of what is no directory, many nodes to a lock; of two, by place
-//	      Node.copyMu                   where a node's data and attributes are: lower, upper or nowhere any more
-//	        Union.treeMu                links, children, references, the table of hard-linked inodes
-//	          layer.Cache.mu            descriptors
-//	          ledger.mu, quota.mu       what the upper takes up; the second one innermost
+//	Union.sync.run                     one background sync at a time
+//	  quota.sweeping                   one goroutine at a time settles all ledgers
+//	    quota.running (RW)             held by each operation that changes what the upper takes up; written by a recount
+//	      Union.renameMu (RW)          which directory lies in which; written by a rename or removal of a directory
+//	        dirState.mu                one directory's names and listing; of two the ancestor's first, else by inode number
+//	          Union.moving (RW)        the names of nodes that are no directories, many nodes to a lock (see steady); written by
+//	                                   what changes these names; of two by index
+//	            Node.copyMu            where a node's data and attributes are: lower, upper, or in an upper object without a name
+//	              Union.treeMu         links, children, references, the table of hard-linked inodes
+//	              Union.sync.mu        the files that wait for the background sync
+//	                cow.Work.mu        what the work directory makes at the first need
+//	              ledger.mu            held while one upper object is looked at
+//	                quota.mu           the account
+//	              layer.Cache.mu       descriptors
 //
-// Data is copied, and files are synced, with none of them held: the copy is staged, marked in flight, and published
-// under the locks. A process waits for a copy-up only if it wants the same file.
+// Any of them may be left out on the way down. With none of them held a goroutine waits for the copy-up of a node that another
+// one has begun (Node.inflight), and for a recount (quota.finding): a process waits for a copy-up only if it wants the same
+// file. Data is copied, and files are synced, outside of them too, but for sync.run and, in a union with a quota, running: the
+// copy is staged, marked in flight, and published under the locks.
+//
+// The methods of StackIndex and Observer.Corrected are called with locks held, down to copyMu; Observer.CopiedUp with none.
 //
 // # Life of a node
 //

@@ -11,33 +11,34 @@ import (
 	"plyfs/metadata"
 )
 
-// Flags of a node. They are set under Node.copyMu and read without.
+// Flags of a node. Each is set, cleared and read atomically, without a lock. Once the node is in the tree, flagUpper and
+// flagMetacopy change only under Node.copyMu, together with what they say about Node.data.
 const (
-	// flagUpper: the node's attributes are those of an upper object.
+	// flagUpper: the upper has the node's object, and its attributes are those that count.
 	flagUpper = 1 << iota
-	// flagMetacopy: the data is still a lower's.
+	// flagMetacopy: the upper object is a metadata-only copy, whose data is still the lower's.
 	flagMetacopy
-	// flagUnsynced: the upper object carries the unsynced mark.
+	// flagUnsynced: the upper object carries the unsynced mark, see sync.go.
 	flagUnsynced
-	// flagUnlinked: no name is left; the upper object lives by its pinned descriptor.
+	// flagUnlinked: no name is left that is known; an upper object lives by its pinned descriptor.
 	flagUnlinked
-	// flagSpecial: an empty upper file that stands for a 0:0 device of an application.
+	// flagSpecial: an application made a 0:0 device, which would be a whiteout; an empty file with a mark stands for it.
 	flagSpecial
-	// flagSpecials and flagXWhiteouts: dirMarks of a directory's upper.
+	// flagSpecials and flagXWhiteouts: the upper of this directory has the dirMarks specials and xwhiteouts.
 	flagSpecials
 	flagXWhiteouts
-	// flagNoCaps: a file is known to carry no capabilities.
+	// flagNoCaps: the file is known to carry no capabilities.
 	flagNoCaps
-	// flagRecorded: the attributes that were given out are those of the stack index, and not yet compared.
+	// flagRecorded: the attributes that were given out are those of the stack index, and have not been compared with the layer yet.
 	flagRecorded
-	// flagImpure: a directory whose upper already carries the impure attribute.
+	// flagImpure: the upper of this directory carries the impure attribute already.
 	flagImpure
-	// flagOwnMount: a directory that was looked up where the own mount is, see isOwnMount.
+	// flagOwnMount: when the directory was looked up, a layer showed the union's own mount there; see isOwnMount.
 	flagOwnMount
-	// flagLeft: a file of which a rename left a whiteout that btrfs's fsync may miss, see Union.syncLeft. Set under the locks of
+	// flagLeft: a rename of the file left a whiteout that an fsync on btrfs may miss; see Union.syncLeft. Set under the locks of
 	// the rename.
 	flagLeft
-	// flagNameless: a file made by Tmpfile that never had a name.
+	// flagNameless: the file was made by Tmpfile and never had a name.
 	flagNameless
 )
 
@@ -82,15 +83,16 @@ type hardlink struct {
 	fresh []linkKey
 	// more are the links besides Node.link; the value is link.upper.
 	more map[linkKey]bool
-	// adjust is what the stored link count of a lower file adds to its inode's: the hard-link index of the upper that
-	// the layer once was is no name. Set once.
+	// adjust is added to the link count of a lower file. It is not 0 where the layer was once an upper, whose hard-link index held
+	// a link to the inode that is no name of the file. Set once.
 	adjust int
 	// entry is the name of the node's entry in the hard-link index, nil for none. Changed under Node.copyMu.
 	entry atomic.Pointer[string]
-	// delta is the union's link count minus the upper inode's, while index is set. Guarded by Node.copyMu.
+	// delta is the union's link count minus the upper inode's, while the node has an entry. Guarded by Node.copyMu.
 	delta int
-	// ofLower says that the stored count is relative to the lower's, and so not kept right by changes of the upper's.
-	// Guarded by Node.copyMu.
+	// ofLower says that the count stored on disk is relative to the lower's link count. That stays right while the upper gets names
+	// that the union has already; before the file gains or loses a name, storeDelta makes it relative to the upper's. Guarded by
+	// Node.copyMu.
 	ofLower bool
 }
 
@@ -107,7 +109,7 @@ func (h *hardlink) setIndex(name string) { h.entry.Store(&name) }
 type Node struct {
 	ino    atomic.Uint64
 	mode   uint16 // type bits, immutable
-	spread uint16 // what ino was at first, cut off; immutable
+	spread uint16 // the low bits of the first ino, see Spread; immutable
 	flags  atomic.Uint32
 	refs   int64 // guarded by Union.treeMu
 
@@ -118,7 +120,7 @@ type Node struct {
 
 	copyMu   sync.Mutex
 	inflight chan struct{} // guarded by copyMu; closed when the running copy-up ends
-	data     layer.Slot    // descriptor of the data, or of the unlinked object
+	data     layer.Slot    // descriptor of the data or, pinned, of an upper object without a name
 
 	dir *dirState // directories only
 
@@ -129,7 +131,7 @@ type Node struct {
 	lowerBlocks atomic.Uint32
 }
 
-// keepBlocks remembers how many blocks the lower of a metadata-only copy has: layers do not change.
+// keepBlocks remembers how many blocks the lower of a metadata-only copy has. Lowers do not change, so it stays right.
 func (n *Node) keepBlocks(blocks uint64) {
 	if blocks < math.MaxUint32 {
 		n.lowerBlocks.Store(uint32(blocks) + 1)
@@ -177,17 +179,18 @@ type dirState struct {
 	mu sync.Mutex
 
 	upper layer.Slot
-	// candidates are the lowers that the parent's layers offer, by layer index, before opacity and redirects are
-	// looked at; resolved once into lowers. Guarded by mu until resolved.
+	// candidates are the directories of this name in the lowers of the parent, topmost first. resolveLocked looks at their opacity and
+	// redirects, once, to find lowers, and sets resolved. Guarded by mu.
 	candidates []lowerDir
 	resolved   atomic.Bool
-	// below is how many lowers take part, as far as it is known.
+	// below is the number of lowers or, until resolved, of candidates.
 	below atomic.Int32
-	// view is the directory's path in the merged view of all lowers; meaningless without lowers. Settled by resolve.
+	// lowers are the lower directories that merge, topmost first, and view is their path in the merged view of all lowers, which is
+	// meaningless without any. Both are immutable once resolved, but for the slots, and hideLowersLocked.
 	view   string
-	lowers []lowerDir // immutable once resolved, but for the slots
+	lowers []lowerDir
 
-	// rec is what the stack index says of the merged lowers, nil for nothing; settled by resolve.
+	// rec is what the stack index says of lowers, nil for nothing; set with them.
 	rec *metadata.Dir
 	// names is the merged view of lowers, nil until needed; immutable once set. Guarded by mu.
 	names map[string]lowerName

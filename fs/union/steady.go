@@ -2,21 +2,23 @@ package union
 
 import "sync"
 
-// nameLocks is the number of locks that nodes share, by their spread, for steady.
+// nameLocks is the number of locks that nodes share for steady, each with those of the same spread.
 const nameLocks = 256
 
-// namesLock is the lock that is held for reading by who reaches n, which is no directory, by one of its names, and for writing while these
-// change: the layers and the tree don't do so at the same moment.
+// namesLock is the lock of the names of n, which is no directory. A name changes in the layers first and in the tree a moment
+// later: whoever changes one holds the lock for writing, and whoever reaches n by its name in a layer for reading, so that the two
+// agree.
 func (u *Union) namesLock(n *Node) *sync.RWMutex { return &u.moving[n.spread%nameLocks] }
 
-// steady keeps the names of n until unsteady; those of a directory, renameMu keeps. Whoever holds one does not wait for another.
+// steady keeps the names of n as they are until unsteady. For a directory it does nothing: renameMu keeps its names. Precondition:
+// renameMu is held, and no other node is held steady.
 func (u *Union) steady(n *Node) {
 	if n.dir == nil {
 		u.namesLock(n).RLock()
 	}
 }
 
-// trySteady is steady for who may hold such a lock: it reports false instead of waiting.
+// trySteady is steady for a caller that may hold another node steady: it returns false instead of waiting.
 func (u *Union) trySteady(n *Node) bool { return n.dir != nil || u.namesLock(n).TryRLock() }
 
 // unsteady ends steady.
@@ -26,8 +28,8 @@ func (u *Union) unsteady(n *Node) {
 	}
 }
 
-// holdNames keeps everybody from reaching what moves by its names, until what it returns is called. A topology change does so by
-// renameMu.
+// holdNames keeps others from reaching the nodes that move by their names, until release is called. A change of topology needs
+// nothing: it holds renameMu for writing.
 func (r *rename) holdNames() (release func()) {
 	if r.topology {
 		return func() {}

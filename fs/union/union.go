@@ -34,32 +34,36 @@ type Union struct {
 	index int
 	// names are the attributes that can be written to the upper, nil for none.
 	names *ovl.Names
-	// marks says that copied-up files carry a mark until they are synced.
+	// marks says that copied-up files carry a mark until they are synced; see sync.go.
 	marks bool
-	// userNS says that this process's user namespace is not the initial one.
+	// userNS says whether this process's user namespace is not the initial one.
 	userNS     func() bool
 	euid, egid int
 	// boot identifies the running kernel's boot.
-	boot  func() string
+	boot func() string
+	// devs are the devices of the layers; the place of one is the high part of its inode numbers, see mapIno.
 	devs  []uint64
 	avoid uint64 // see Avoid; 0 for none
 	root  *Node
-	dirs  *layer.Cache
-	files *layer.Cache
+	// dirs keeps the descriptors in dirState.upper and lowerDir.slot, files those in Node.data.
+	dirs, files *layer.Cache
 
+	// The locks are in the package documentation.
 	renameMu sync.RWMutex
-	moving   [nameLocks]sync.RWMutex // see steady
+	moving   [nameLocks]sync.RWMutex
 	treeMu   sync.Mutex
-	// inodes finds the node of an inode that has several names. Guarded by treeMu.
+	// inodes finds the node of an inode that has several names, inodesPeak is the most that it held. Guarded by treeMu.
 	inodes     map[inodeKey]*Node
 	inodesPeak int
 
+	// sync is the batch of files that carry the unsynced mark, see sync.go.
 	sync struct {
-		run      sync.Mutex // held by the one running sync
-		mu       sync.Mutex
-		pending  []*Node // guarded by mu
+		run sync.Mutex
+		mu  sync.Mutex
+		// All below are guarded by mu.
+		pending  []*Node
 		timer    *time.Timer
-		recorded bool
+		recorded bool // the work directory says that there may be marks
 		closed   bool
 	}
 
@@ -69,8 +73,8 @@ type Union struct {
 	// describer is the running Describe, nil for none: it merges each directory itself.
 	describer *describer
 
-	failed      atomic.Bool
-	refused     atomic.Bool // a write was refused since write-back had failed before
+	failed      atomic.Bool // data of a volatile mount was lost; see sticky
+	refused     atomic.Bool // a write was refused, since write-back had failed before; logged once
 	distrusted  atomic.Bool // the stack index is not believed any more
 	nodes       atomic.Int64
 	copyUps     atomic.Uint64
