@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"plyfs/fs/union"
+	"plyfs/internal/sys"
 )
 
 // DataMode says who reads and writes the data of files; see the package documentation.
@@ -205,8 +207,7 @@ func (f *FS) wantPassthrough() bool {
 
 // initialSysAdmin reports CAP_SYS_ADMIN in the initial user namespace.
 func initialSysAdmin() bool {
-	ids, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil || strings.Join(strings.Fields(string(ids)), " ") != "0 0 4294967295" {
+	if same, err := sys.IdentityMapped(); err != nil || !same {
 		return false
 	}
 	status, err := os.ReadFile("/proc/self/status")
@@ -216,22 +217,11 @@ func initialSysAdmin() bool {
 	const capSysAdmin = 21
 	for line := range strings.Lines(string(status)) {
 		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			return parseHex(strings.TrimSpace(hex))>>capSysAdmin&1 == 1
+			caps, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+			return err == nil && caps>>capSysAdmin&1 == 1
 		}
 	}
 	return false
-}
-
-func parseHex(s string) (v uint64) {
-	for _, c := range []byte(s) {
-		switch {
-		case c >= '0' && c <= '9':
-			v = v<<4 | uint64(c-'0')
-		case c >= 'a' && c <= 'f':
-			v = v<<4 | uint64(c-'a'+10)
-		}
-	}
-	return v
 }
 
 // readAhead is how far the kernel reads ahead, in KiB: as much as one request can carry.

@@ -3,6 +3,8 @@ package server
 import (
 	"os"
 	"testing"
+
+	"plyfs/internal/sys"
 )
 
 func TestIndexDir(t *testing.T) {
@@ -14,7 +16,7 @@ func TestIndexDir(t *testing.T) {
 	t.Setenv(IndexDirEnv, "")
 	dir, err := IndexDir()
 	want := "/x/plyfs/index"
-	if os.Geteuid() == 0 && initialNamespace() {
+	if same, err := sys.IdentityMapped(); os.Geteuid() == 0 && same && err == nil {
 		want = "/var/cache/plyfs/index"
 	}
 	if err != nil || dir != want {

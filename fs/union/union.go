@@ -359,12 +359,8 @@ func defaultOpenFiles() int {
 	return int(max(64, min(lim.Cur/4, 4096)))
 }
 
-// inUserNamespace says whether the identifiers of this process are mapped.
+// inUserNamespace says whether the identifiers of this process are known to be mapped.
 func inUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(b))
-	return len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295"
+	same, err := sys.IdentityMapped()
+	return err == nil && !same
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 const (
@@ -41,8 +43,8 @@ func DefaultConfig() string {
 
 // inUserNamespace reports whether numbers of users here are not those of the machine.
 func inUserNamespace() bool {
-	text, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && strings.Join(strings.Fields(string(text)), " ") != "0 0 4294967295"
+	same, err := sys.IdentityMapped()
+	return err == nil && !same
 }
 
 // applyConfig sets the flags of c's command that neither the command line nor the environment set from the configuration file.
