@@ -7,7 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// opcodes of linux/fuse.h.
+// Opcodes of linux/fuse.h, those that are answered.
 const (
 	opLookup      = 1
 	opForget      = 2
@@ -24,38 +24,48 @@ const (
 	opOpen        = 14
 	opRead        = 15
 	opWrite       = 16
+	opStatfs      = 17
 	opRelease     = 18
 	opFsync       = 20
 	opSetxattr    = 21
 	opGetxattr    = 22
+	opListxattr   = 23
 	opRemovexattr = 24
 	opFlush       = 25
 	opInit        = 26
 	opOpendir     = 27
 	opReaddir     = 28
+	opReleasedir  = 29
 	opFsyncdir    = 30
 	opAccess      = 34
 	opCreate      = 35
 	opInterrupt   = 36
+	opIoctl       = 39
 	opBatchForget = 42
 	opFallocate   = 43
 	opReaddirplus = 44
 	opRename2     = 45
+	opLseek       = 46
 	opCopyRange   = 47
 	opTmpfile     = 51
+	opStatx       = 52
 
 	opLimit = 64
 )
 
+// opNames has also those that are only counted.
 var opNames = [opLimit]string{
-	1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR",
-	10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ", 16: "WRITE", 17: "STATFS",
-	18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR", 24: "REMOVEXATTR", 25: "FLUSH",
-	26: "INIT", 27: "OPENDIR", 28: "READDIR", 29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK", 32: "SETLK",
-	33: "SETLKW", 34: "ACCESS", 35: "CREATE", 36: "INTERRUPT", 37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL",
-	41: "NOTIFY_REPLY", 42: "BATCH_FORGET", 43: "FALLOCATE", 44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK",
-	47: "COPY_FILE_RANGE", 48: "SETUPMAPPING", 49: "REMOVEMAPPING", 50: "SYNCFS", 51: "TMPFILE", 52: "STATX",
-	53: "COPY_FILE_RANGE_64",
+	opLookup: "LOOKUP", opForget: "FORGET", opGetattr: "GETATTR", opSetattr: "SETATTR", opReadlink: "READLINK",
+	opSymlink: "SYMLINK", opMknod: "MKNOD", opMkdir: "MKDIR", opUnlink: "UNLINK", opRmdir: "RMDIR",
+	opRename: "RENAME", opLink: "LINK", opOpen: "OPEN", opRead: "READ", opWrite: "WRITE", opStatfs: "STATFS",
+	opRelease: "RELEASE", opFsync: "FSYNC", opSetxattr: "SETXATTR", opGetxattr: "GETXATTR",
+	opListxattr: "LISTXATTR", opRemovexattr: "REMOVEXATTR", opFlush: "FLUSH", opInit: "INIT", opOpendir: "OPENDIR",
+	opReaddir: "READDIR", opReleasedir: "RELEASEDIR", opFsyncdir: "FSYNCDIR", opAccess: "ACCESS",
+	opCreate: "CREATE", opInterrupt: "INTERRUPT", opIoctl: "IOCTL", opBatchForget: "BATCH_FORGET",
+	opFallocate: "FALLOCATE", opReaddirplus: "READDIRPLUS", opRename2: "RENAME2", opLseek: "LSEEK",
+	opCopyRange: "COPY_FILE_RANGE", opTmpfile: "TMPFILE", opStatx: "STATX", 31: "GETLK", 32: "SETLK", 33: "SETLKW",
+	37: "BMAP", 38: "DESTROY", 40: "POLL", 41: "NOTIFY_REPLY", 48: "SETUPMAPPING", 49: "REMOVEMAPPING",
+	50: "SYNCFS", 53: "COPY_FILE_RANGE_64",
 }
 
 // counters are of events since the mount.

@@ -71,14 +71,11 @@ func (k *Kernel) readInit(fd int) (offered uint64, err error) {
 		return 0, fmt.Errorf("fusefs: read INIT: %w", err)
 	}
 	req := request(buf[:n])
-	if n < inHeaderSize+16 || req.opcode() != opInit {
+	if n < initSize || req.opcode() != opInit {
 		return 0, fmt.Errorf("fusefs: the first request, of %d bytes, is not INIT: %w", n, unix.EPROTO)
 	}
 	k.Major, k.Minor = req.u32(0), req.u32(4)
-	offered = uint64(req.u32(12))
-	if n >= inHeaderSize+20 {
-		offered |= uint64(req.u32(16)) << 32
-	}
+	offered = req.offered()
 	if _, err := unix.Write(fd, initReply(req, offered&(fuse.CAP_PASSTHROUGH|fuse.CAP_INIT_EXT))); err != nil {
 		return 0, fmt.Errorf("fusefs: answer to INIT: %w", err)
 	}

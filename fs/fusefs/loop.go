@@ -156,14 +156,10 @@ func (t *fastTransport) handshake(r *reader) (bool, error) {
 	if err != nil || req == nil {
 		return false, err
 	}
-	if req.opcode() != opInit || len(req) < inHeaderSize+16 {
+	if req.opcode() != opInit || len(req) < initSize {
 		return false, fmt.Errorf("fusefs: the first request is %s instead of INIT", opNames[req.opcode()%opLimit])
 	}
-	offered := uint64(req.u32(12))
-	if len(req) >= inHeaderSize+20 {
-		offered |= uint64(req.u32(16)) << 32
-	}
-	t.chooseMode(offered)
+	t.chooseMode(req.offered())
 	raw := newRawFS(t.FS)
 	raw.counted = true
 	t.library = fuse.NewProtocolServer(raw, t.options(t.modeNow() == modePassthrough))

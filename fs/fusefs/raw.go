@@ -42,7 +42,7 @@ func caller(h *fuse.InHeader, umask uint32) union.Caller {
 	return union.Caller{UID: h.Uid, GID: h.Gid, PID: h.Pid, Umask: umask & 0o777}
 }
 
-func (f *FS) fillAttr(out *fuse.Attr, a *union.Attr) {
+func fillAttr(out *fuse.Attr, a *union.Attr) {
 	*out = fuse.Attr{
 		Ino: a.Ino, Size: a.Size, Blocks: a.Blocks,
 		Atime: uint64(a.Atime.Sec), Mtime: uint64(a.Mtime.Sec), Ctime: uint64(a.Ctime.Sec),
@@ -57,7 +57,7 @@ func (f *FS) fillAttrOut(out *fuse.AttrOut, a *attrs) {
 	if !a.volatile {
 		out.AttrValid, out.AttrValidNsec = f.validSec, f.validNsec
 	}
-	f.fillAttr(&out.Attr, &a.Attr)
+	fillAttr(&out.Attr, &a.Attr)
 }
 
 func (f *FS) fillEntry(out *fuse.EntryOut, e *entry) {
@@ -71,7 +71,7 @@ func (f *FS) fillEntry(out *fuse.EntryOut, e *entry) {
 	if !e.volatile {
 		out.AttrValid, out.AttrValidNsec = f.validSec, f.validNsec
 	}
-	f.fillAttr(&out.Attr, &e.Attr)
+	fillAttr(&out.Attr, &e.Attr)
 }
 
 func (r *rawFS) fillEntryIf(code fuse.Status, out *fuse.EntryOut, e *entry) fuse.Status {
@@ -141,12 +141,12 @@ func (r *rawFS) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status {
 }
 
 func (r *rawFS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	r.count(17)
+	r.count(opStatfs)
 	return r.statfs(out)
 }
 
 func (r *rawFS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
-	r.count(52)
+	r.count(opStatx)
 	return r.statx(in.NodeId, out)
 }
 
@@ -274,7 +274,7 @@ func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 }
 
 func (r *rawFS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	r.count(46)
+	r.count(opLseek)
 	return r.lseek(in, out)
 }
 
@@ -285,7 +285,7 @@ func (r *rawFS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint
 }
 
 func (r *rawFS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, _ *fuse.IoctlOut, outbuf []byte) fuse.Status {
-	r.count(39)
+	r.count(opIoctl)
 	return r.ioctl(in.NodeId, in.Cmd, inbuf, outbuf)
 }
 
@@ -313,7 +313,7 @@ func (r *rawFS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEnt
 	return r.readdirplus(in.NodeId, in.Offset, in.Pid, int(in.Size), *scratch, out)
 }
 
-func (r *rawFS) ReleaseDir(*fuse.ReleaseIn) { r.count(29) }
+func (r *rawFS) ReleaseDir(*fuse.ReleaseIn) { r.count(opReleasedir) }
 
 func (r *rawFS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	r.count(opGetxattr)
@@ -322,18 +322,18 @@ func (r *rawFS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest 
 }
 
 func (r *rawFS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	r.count(23)
+	r.count(opListxattr)
 	n, code := r.listxattr(h.NodeId, h.Uid, dest)
 	return uint32(n), code
 }
 
 func (r *rawFS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
-	r.count(21)
+	r.count(opSetxattr)
 	return r.setxattr(in.NodeId, name, data, in.Flags, in.SetXAttrFlags)
 }
 
 func (r *rawFS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	r.count(24)
+	r.count(opRemovexattr)
 	return r.removexattr(h.NodeId, name)
 }
 

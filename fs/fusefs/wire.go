@@ -79,6 +79,18 @@ func cutString(b []byte) (s, rest []byte) {
 	return b[:i], b[i+1:]
 }
 
+// initSize is the size of the INIT of a kernel that is old enough to lack struct fuse_init_in's flags2.
+const initSize = inHeaderSize + 16
+
+// offered returns the capabilities that the kernel offers in r, an INIT of at least initSize bytes.
+func (r request) offered() uint64 {
+	flags := uint64(r.u32(12))
+	if len(r) >= initSize+4 {
+		flags |= uint64(r.u32(16)) << 32
+	}
+	return flags
+}
+
 func (r request) setattr(in *setattrIn) {
 	*in = setattrIn{
 		valid: r.u32(0), size: r.u64(16), mode: r.u32(68), uid: r.u32(76), gid: r.u32(80),
