@@ -50,7 +50,12 @@ func (f *FS) corrected(n *union.Node) {
 	if id == 0 || dev == nil {
 		return
 	}
-	if err := invalAttr(dev.Fd(), id); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+	f.dropAttrs(dev.Fd(), id)
+}
+
+// dropAttrs drops the cached attributes of id, which the kernel may have forgotten meanwhile.
+func (f *FS) dropAttrs(fd int, id uint64) {
+	if err := invalAttr(fd, id); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		f.log.Warn("notification refused", "node", id, "error", err)
 	}
 	f.counts.notices.Add(1)
@@ -68,10 +73,7 @@ func (n *notifier) run(f *FS, fd int) {
 		n.pending = make(map[uint64]struct{})
 		n.mu.Unlock()
 		for id := range ids {
-			if err := invalAttr(fd, id); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-				f.log.Warn("notification refused", "node", id, "error", err)
-			}
-			f.counts.notices.Add(1)
+			f.dropAttrs(fd, id)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func (f *FS) open(c *union.Caller, id uint64, flags, openFlags uint32, o *opened
 	}
 	write := flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
 	code := f.openBacking(n, s, write, c.PID, o)
-	if code.Ok() && f.noteMappable(s, flags, o) {
+	if code.Ok() && s.noteMappable(flags, o) {
 		f.attrChanged(id)
 	}
 	return code
@@ -86,7 +86,7 @@ func (f *FS) write(id uint64, p []byte, off int64, writeFlags uint32) (int, fuse
 // that and yet goes on using the mode it knows, in execve(2) too. The caller of the operation keeps the inode alive,
 // so the notification can be written before the answer.
 func (f *FS) privKilled(id uint64, s *slot) {
-	if !s.special.Swap(false) {
+	if !s.setIDSeen.Swap(false) {
 		return
 	}
 	f.attrChanged(id)
@@ -119,7 +119,7 @@ func (f *FS) setFlags(id uint64, s *slot, set func(*union.Node) error) fuse.Stat
 // dropPriv clears set-id bits after a change of content by an unprivileged process, for the two requests that carry
 // no flag for it: with FUSE_HANDLE_KILLPRIV_V2 the kernel leaves it to the server.
 func (f *FS) dropPriv(c *union.Caller, id uint64, s *slot) fuse.Status {
-	if c.UID == 0 || !s.special.Load() {
+	if c.UID == 0 || !s.setIDSeen.Load() {
 		return fuse.OK
 	}
 	n := s.node.Load()

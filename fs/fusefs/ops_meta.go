@@ -28,7 +28,7 @@ const setID = unix.S_ISUID | unix.S_ISGID
 // note keeps track of what the kernel learns about a slot with its attributes.
 func (s *slot) note(a *attrs) {
 	if a.Mode&setID != 0 && a.Mode&unix.S_IFMT == unix.S_IFREG {
-		s.special.Store(true)
+		s.setIDSeen.Store(true)
 	}
 	a.volatile = s.stale() || a.Provisional || s.mappable()
 }
@@ -48,7 +48,7 @@ func (f *FS) lookup(pid uint32, dir uint64, name string, e *entry) fuse.Status {
 		return fuse.Status(unix.ESTALE)
 	}
 	if f.probing.Load() && dir == rootID && name == probeName {
-		f.lookupProbe(e)
+		fillProbe(e)
 		return fuse.OK
 	}
 	d := s.node.Load()

@@ -72,7 +72,7 @@ func (f *FS) create(c *union.Caller, dir uint64, name string, in *fuse.CreateIn,
 		f.forget(e.id, 1)
 		return code
 	}
-	if f.noteMappable(s, in.Flags, o) {
+	if s.noteMappable(in.Flags, o) {
 		e.volatile = true
 	}
 	return fuse.OK

@@ -169,7 +169,7 @@ func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *op
 	switch o.kind {
 	case backingUpper:
 		*out = opened{fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, o.backing}
-		if write && s.special.Load() {
+		if write && s.setIDSeen.Load() {
 			// The kernel writes a backing file with this process's privileges, which keeps set-id bits
 			// (cf. fs/attr.c setattr_should_drop_suidgid). Writes have to come here to clear them.
 			out.flags |= fuse.FOPEN_DIRECT_IO
@@ -190,7 +190,7 @@ func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *op
 
 // noteMappable is called after a file of s was opened with flags, and reports whether the kernel has to drop the attributes
 // that it cached until now; see openState.mappable.
-func (f *FS) noteMappable(s *slot, flags uint32, o *opened) bool {
+func (s *slot) noteMappable(flags uint32, o *opened) bool {
 	return flags&unix.O_ACCMODE == unix.O_RDWR && o.flags&fuse.FOPEN_PASSTHROUGH != 0 && !s.openState().mappable.Swap(true)
 }
 

@@ -59,8 +59,8 @@ func (f *FS) probe(target string) {
 	unix.Close(fd)
 }
 
-// lookupProbe answers the LOOKUP of the probe file with an empty file that the kernel forgets at once.
-func (f *FS) lookupProbe(e *entry) {
+// fillProbe makes e the probe file: an empty one, whose name the kernel does not remember.
+func fillProbe(e *entry) {
 	*e = entry{id: probeID, fleeting: true, attrs: attrs{Attr: union.Attr{
 		Ino: probeID, Mode: unix.S_IFREG | 0o444, Nlink: 1, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Blksize: pageSize,
 	}}}

@@ -30,8 +30,8 @@ type slot struct {
 	refs    uint64
 
 	gen uint32
-	// special says that the kernel may have cached a mode with set-id bits.
-	special atomic.Bool
+	// setIDSeen says that the kernel was told of set-id bits in the mode, and may have cached them.
+	setIDSeen atomic.Bool
 }
 
 // chunk is a run of slots; a chunk without any used slot is given back.
@@ -256,7 +256,7 @@ func (t *table) release(id uint64, s *slot) {
 	ch := dir[ci].Load()
 	s.node.Store(nil)
 	s.open.Store(nil)
-	s.special.Store(false)
+	s.setIDSeen.Store(false)
 	s.gen++
 	t.gens[ci] = max(t.gens[ci], s.gen-t.first)
 	s.lookups, s.refs = ch.free, 0
