@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -104,10 +105,10 @@ func (s *Stack) checkWork(p Personality, roots map[place]string) (warnings []str
 	upperAt := place{dev: s.Upper.Dev, ino: s.Upper.Ino}
 	workAt := place{dev: s.Work.Dev, ino: s.Work.Ino}
 	aboveUpper, aboveWork := ancestors(s.Upper, nil), ancestors(s.Work, nil)
-	if contains(aboveWork, upperAt) {
+	if slices.Contains(aboveWork, upperAt) {
 		return nil, exit.Faultf(exit.Mount, "workdir=%s is inside upperdir=%s; put it next to upperdir", s.Work.Path, s.Upper.Path)
 	}
-	if contains(aboveUpper, workAt) {
+	if slices.Contains(aboveUpper, workAt) {
 		return nil, exit.Faultf(exit.Mount, "upperdir=%s is inside workdir=%s; put it next to workdir", s.Upper.Path, s.Work.Path)
 	}
 	for _, at := range aboveWork {
@@ -115,7 +116,7 @@ func (s *Stack) checkWork(p Personality, roots map[place]string) (warnings []str
 		if !ok {
 			continue
 		}
-		if p.name == NameFuseOverlayfs && contains(aboveUpper, at) {
+		if p.name == NameFuseOverlayfs && slices.Contains(aboveUpper, at) {
 			return []string{"workdir=" + s.Work.Path + " and upperdir are inside " + lower +
 				": their content shows in the mount and must not be used there"}, nil
 		}
@@ -160,18 +161,9 @@ func (s *Stack) checkLowers(roots map[place]string) error {
 	return nil
 }
 
-func contains(list []place, at place) bool {
-	for _, p := range list {
-		if p == at {
-			return true
-		}
-	}
-	return false
-}
-
-// ancestors returns the directories above l, nearest first, up to the root of its mount, as the kernel does with dentries, or to
-// one of which stop says that nothing above it matters. Above a directory that may not be searched, and beyond a thousand of
-// them, nothing is found out.
+// ancestors returns the directories above l, nearest first, up to the root of its mount, as the kernel does with dentries, or up
+// to one in stop, above which nothing matters any more. It ends early at a directory that may not be searched, and where the path
+// of dots gets too long for a system call, after a thousand directories.
 func ancestors(l *layer.Layer, stop map[place]bool) []place {
 	if l.Mount == 0 {
 		return nil
@@ -192,7 +184,8 @@ func ancestors(l *layer.Layer, stop map[place]bool) []place {
 	}
 }
 
-// contain says whether target lies in one of the layers, on whatever file system. What can't be found out is no.
+// contain says whether the directory target lies in one of the layers, whatever is mounted in between. It is false where that
+// can't be found out.
 func (s *Stack) contain(target string) bool {
 	if _, passed := descriptor(target); passed {
 		return false

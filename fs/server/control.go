@@ -125,7 +125,7 @@ func (c controlSource) Metrics() control.Metrics {
 	s := c.s
 	s.fs.MeasureDurations()
 	u, f := s.union.Stats(), s.fs.Metrics()
-	p := processUse()
+	p := processUsage()
 	m := control.Metrics{
 		Status:    c.Status(),
 		BytesRead: f.BytesRead, BytesWritten: f.BytesWritten,

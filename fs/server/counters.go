@@ -58,12 +58,15 @@ func snake(name string) string {
 	return b.String()
 }
 
-// processUse is what this process takes up.
-func processUse() (u struct {
-	heap, goroutines uint64
-	cpu              time.Duration
-},
-) {
+// usage is what this process takes up.
+type usage struct {
+	heap       uint64 // live and dead objects, in bytes
+	goroutines uint64
+	cpu        time.Duration
+}
+
+// processUsage measures this process.
+func processUsage() (u usage) {
 	// Unlike runtime.ReadMemStats it stops nothing.
 	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/sched/goroutines:goroutines"}}
 	metrics.Read(samples)

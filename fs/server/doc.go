@@ -13,5 +13,10 @@
 //
 // # Locks
 //
-// controls.mu, stackIndex.mu and indexBuild.mu are leaves; stackIndex.mu is let go of before a build is ended.
+//	server.ending    the device: held while it is made the mount, and through an unmount, which may take a second
+//	controls.mu      the control socket; held while it is made and closed
+//	stackIndex.mu    the timer of a build; let go of before a build is ended
+//	indexBuild.mu    the builder; let go of before its end is awaited
+//
+// None of them is taken while another one is held.
 package server

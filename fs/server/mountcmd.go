@@ -40,7 +40,7 @@ func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
 		r.printWarnings()
 	}
 	if isDaemon {
-		err := prepareProcess(true).serve(r, d, from)
+		err := prepareProcess().serve(r, d, from)
 		if err != nil {
 			d.failed(err)
 		}
@@ -59,7 +59,9 @@ func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
 	case r.fake:
 		return checkOnly(r)
 	case r.foreground:
-		return prepareProcess(false).serve(r, nil, from)
+		p := prepareProcess()
+		go widenTable()
+		return p.serve(r, nil, from)
 	}
 	// Before another process is started, and before it has other descriptors.
 	if err := checkTarget(r.target); err != nil {

@@ -23,13 +23,10 @@ type process struct {
 	release func() error
 }
 
-// prepareProcess makes this process one that serves mounts. roomy says that its table of descriptors is large. What takes its time
-// is done beside the opening of the layers.
-func prepareProcess(roomy bool) *process {
+// prepareProcess makes this process one that serves mounts. What takes its time is done in the background, while the layers are
+// opened. A process that was not started as a server has a small table of descriptors: there, widenTable comes next.
+func prepareProcess() *process {
 	RaiseFileLimit()
-	if !roomy {
-		go widenTable()
-	}
 	p := &process{listening: make(chan struct{})}
 	go p.handleSignals()
 	paceCollector()
@@ -56,7 +53,8 @@ func RaiseFileLimit() {
 	}
 }
 
-// widenTable makes room in the table of descriptors; see launch.TableFD.
+// widenTable makes room in the table of descriptors, as who starts a server does with launch.TableFD. The kernel may take some
+// milliseconds over it.
 func widenTable() {
 	if fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, launch.TableFD); err == nil {
 		_ = unix.Close(fd)

@@ -47,7 +47,7 @@ func parseRequest(p Personality, args []string) (request, error) {
 	if r.opts, err = mountopt.Parse(a.Options...); err != nil {
 		return request{}, exit.Faultf(exit.Usage, "%v", err)
 	}
-	r.lenientFor(a)
+	r.lenient = r.lenient || a.Sloppy // -s of a mount(8) helper; unknown flags stay fatal
 	for _, w := range r.opts.Unknown {
 		if err := r.unknown(w.String(), mountopt.Hint(w)); err != nil {
 			return request{}, err
@@ -56,11 +56,6 @@ func parseRequest(p Personality, args []string) (request, error) {
 	r.opts.Debug = r.opts.Debug || a.Debug
 	r.foreground = a.Foreground || r.opts.Debug
 	return r, r.checkWords(a)
-}
-
-// lenientFor takes -s of a mount(8) helper, sloppy, into account. Flags stay fatal.
-func (r *request) lenientFor(a mountopt.Args) {
-	r.lenient = r.lenient || a.Sloppy
 }
 
 // unknown reports or refuses a word that means nothing.

@@ -55,7 +55,8 @@ func StandBy(fd int, from Indexes) error {
 	if err := s.keep(); err != nil {
 		return exit.Faultf(exit.System, "stand by: %v", err)
 	}
-	s.process = prepareProcess(false)
+	s.process = prepareProcess()
+	go widenTable()
 	for first := true; ; first = false {
 		if !first {
 			if err := s.restore(); err != nil {
