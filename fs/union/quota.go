@@ -10,51 +10,52 @@ import (
 	"plyfs/internal/sys"
 )
 
-// quota is the account of an upper with limits. It holds what the inodes of the upper take up, the unlinked ones that are
-// still open included, and never less than that: an operation reserves the most that it may need before it begins, and what
-// it really took is found out later, by one statx for many operations (see ledger). What changes after that, at write-back, is
-// the subject of quota_late.go. Nothing is refused before all is found out.
+// quota is the account of an upper with limits: what its inodes take up, those included that have no name any more but are open.
 //
-// Its locks come around those of the union (see the package documentation): running before renameMu, mu after treeMu.
-// A nil quota is an upper without limits, and all methods do nothing then.
+// An operation reserves the most that it may need before it begins. What it really took is found out later, by one statx for
+// many operations (see ledger), and what write-back still changes after that is the subject of quota_late.go. So counted is never
+// less than what is there, but it may be more: before an operation is refused, all that is pending is settled, and where that is
+// not enough and could make room, the upper is counted anew (a recount).
+//
+// The locks are in the package documentation. A nil quota is an upper without limits; all methods that operations call do nothing
+// then.
 type quota struct {
 	u     *Union
 	limit Quota
-	// block is the allocation unit of the file system, dir what an empty directory takes up on it.
+	// block is the allocation unit of the file system, dir what an empty directory takes up on it, both in bytes.
 	block, dir int64
 	// trims says that the file system allocates beyond the end of files and takes that back by itself (xfs).
 	trims  bool
 	timing timing
 
-	// running is held for reading by what changes the account, for writing by a recount.
-	running sync.RWMutex
-	// sweeping is held by who settles all ledgers.
+	running  sync.RWMutex
 	sweeping sync.Mutex
 
 	mu sync.Mutex
 	// counted is what the upper has, reserved what running operations may add to it. Guarded by mu, like all below.
 	counted, reserved amount
-	// slack is how much of counted may not be there: only a recount can tell.
+	// slack is the part of counted of which only a recount can tell whether it is there.
 	slack      amount
-	recounting bool
-	// round is the number of recounts, which end all that was known of objects.
-	round   int
+	recounting bool // a recount is looking at the upper
+	// round is the number of recounts. Each ends all that was known of single objects.
+	round int
+	// ledgers are of the objects that change. sizes is what counted holds of the objects of other nodes, parted of objects whose nodes
+	// are gone, by inode number. Both lack objects that did not change, and parted is bounded (see part).
 	ledgers map[*Node]*ledger
-	// sizes is what counted holds of the objects of nodes without a ledger, parted of those without a node, by inode number: as
-	// far as they changed, and parted in part.
-	sizes  map[*Node]int64
-	parted map[uint64]int64
-	// doubted is how many bytes of counted came to be in doubt, cleared how many of them a recount after write-back explained:
-	// the rest may go without a further operation, but to find out costs more than with slack.
+	sizes   map[*Node]int64
+	parted  map[uint64]int64
+	// doubted is how many bytes that were counted may turn out not to be there once they are written back, since the mount; cleared
+	// is how many of these a recount after a write-back has settled. The difference is in doubt now. A write-back costs more than the
+	// recount that slack calls for.
 	doubted, cleared int64
-	// recounted is when the last recount after write-back ended, took how long it lasted; finding, while one runs, is closed at its
-	// end.
+	// recounted is when the last recount after a write-back ended, and took how long that took.
 	recounted time.Time
 	took      time.Duration
-	finding   chan struct{}
-	// held are nodes without a name whose upper object lives by its descriptor, with the time of their unlinking.
+	// finding is closed at the end of the recount that an operation waits for, nil while none runs.
+	finding chan struct{}
+	// held are nodes without a name whose upper object lives by its descriptor, with the time at which they lost it.
 	held map[*Node]time.Time
-	// awaited is when those who were held then were waited for in vain.
+	// awaited is when awaitForgets last began to wait and got nothing: whatever lost its name before that is open.
 	awaited time.Time
 }
 
@@ -121,19 +122,20 @@ func (q *quota) span(off, length int64) int64 {
 	return q.roundUp(off+length) - off/q.block*q.block
 }
 
-// charge is the part of one operation in the account; the zero value is that of an upper without limits.
+// charge is the share of one running operation in the account. The zero value is that of an upper without limits.
 type charge struct {
 	q    *quota
 	need amount // what is reserved
-	// on the ledger of an object that changes, nil for one that is made; fd and name are where the object is.
+	// l is the ledger of the object that changes, nil for an object that is made; fd and name are where that object is.
 	l     *ledger
 	fd    int
 	name  string
 	exact bool // the ledger is settled at once: something may have been given back
 }
 
-// reserve takes need out of what is left, and lets the operation begin: the caller closes the charge when it ended. EDQUOT if
-// not that much is left. exact, unless nil, is asked for the bytes that are really needed before that.
+// reserve reserves need and lets the operation begin; the caller closes the charge when the operation has ended. It returns EDQUOT
+// if not that much is left. Before that it asks exact, unless that is nil, how many bytes are really needed. It blocks while a recount
+// runs, and may begin one.
 //
 // Precondition: no lock of the union is held, and no other charge.
 func (u *Union) reserve(need amount, exact func() int64) (charge, error) {
@@ -149,7 +151,7 @@ func (u *Union) reserve(need amount, exact func() int64) (charge, error) {
 	return charge{q: q, need: got, exact: got != need}, nil
 }
 
-// done says that the object of n was made, and takes up this many blocks.
+// done says that the object of n was made, and takes up this many blocks of 512 bytes.
 func (c *charge) done(n *Node, blocks uint64) {
 	if c.q != nil {
 		c.q.made(n, c.need, amount{int64(blocks) * statBlock, c.need.inodes})
@@ -206,7 +208,7 @@ func (q *quota) inodes(delta int64) {
 	}
 }
 
-// take reserves need if that much is left. Who needs nothing but inodes is refused too while there are more bytes than may be.
+// take reserves need if that much is left; see fits.
 func (q *quota) take(need amount) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -217,7 +219,8 @@ func (q *quota) take(need amount) bool {
 	return true
 }
 
-// fits says whether there is room for need beside used. Precondition: mu is held.
+// fits says whether there is room for need beside used. While used has more bytes than the limit, there is none for inodes either.
+// To need nothing always fits. Precondition: mu is held.
 func (q *quota) fits(used, need amount) bool {
 	used.add(q.reserved)
 	used.add(need)
@@ -227,15 +230,17 @@ func (q *quota) fits(used, need amount) bool {
 	return need == amount{} || q.limit.Bytes == 0 || used.bytes <= q.limit.Bytes
 }
 
-// The kernel forgets an inode that was unlinked, or closed after that, a moment after it answered the application: waits of 1, 2,
-// 4 ... milliseconds, shorter than closeWait for every inode and than forgetWait for those unlinked within forgetFresh.
+// The kernel forgets an inode that lost its last name and its last descriptor only a moment after it has told the application.
+// awaitForgets waits 1, 2, 4 ... milliseconds for that.
 const (
-	closeWait   = 10 * time.Millisecond
+	// closeWait bounds the single waits for any inode without a name, of which the last descriptor may just have been closed.
+	closeWait = 10 * time.Millisecond
+	// forgetWait bounds them for inodes that were unlinked less than forgetFresh ago.
 	forgetWait  = 100 * time.Millisecond
 	forgetFresh = time.Second
 )
 
-// reserve takes need, or less if less is needed, and does all it can before it refuses.
+// reserve takes need, or less if less is needed. Before it refuses it tries all that could make room, what costs least first.
 func (q *quota) reserve(need amount, exact func() int64) (amount, error) {
 	q.sweepMany()
 	if q.take(need) {
@@ -357,8 +362,9 @@ func (u *Union) QuotaUse() Quota {
 	return Quota{Bytes: q.counted.bytes + q.reserved.bytes, Inodes: q.counted.inodes + q.reserved.inodes}
 }
 
-// RecountQuota counts anew what the upper takes up, and blocks changes of the upper meanwhile. The union does it by itself when
-// it has to refuse and is not sure. Where nothing is allocated before it is written back, that is waited for.
+// RecountQuota counts anew what the upper takes up, and blocks changes of the upper meanwhile. The union does so by itself before it
+// refuses something that might fit. On file systems that allocate only at write-back it has everything written back first, and waits
+// for that.
 func (u *Union) RecountQuota() error {
 	if u.quota == nil {
 		return nil

@@ -8,9 +8,9 @@ import (
 	"plyfs/internal/sys"
 )
 
-// What an object takes up may change after the last operation on it was settled: file systems allocate and map when they
-// write back. So the account remembers what it holds of each object that changed: the next look corrects that, and the
-// removal gives back exactly that much, not what is found then.
+// What an object takes up may change after its last operation was settled, because file systems allocate space, and the blocks that
+// map it, when they write data back. So the account remembers how much of each changed object it holds. The next look at the object
+// corrects that; its removal gives back exactly what is held, and not what the object takes up by then.
 
 // timing says when st_blocks is what it stays.
 type timing uint8
@@ -43,11 +43,11 @@ func timingOf(magic int64) timing {
 // sight is what one look at an object told.
 type sight struct {
 	bytes int64 // what it takes up now
-	later int64 // what its size may need when it is written back; 0 where bytes says so
+	later int64 // with dataLate, what a file of its size may take up once it is written back; else 0
 	spare int64 // how much of bytes may be gone by then
 }
 
-// expected is what an object that takes up no more than most will take up.
+// expected is what to count for the object, of which no operation can have made it take up more than most.
 func (s sight) expected(most int64) int64 { return max(s.bytes, min(most, s.later)) }
 
 // look looks at the object at fd and name.
@@ -73,7 +73,8 @@ func (q *quota) sightOf(fd int, name string, st *unix.Statx_t) sight {
 	return s
 }
 
-// doubt notes that this much of counted, which was just written, may turn out not to be there. Precondition: mu is held.
+// doubt notes that this much of counted, which was just written, may turn out not to be there after write-back. Precondition: mu is
+// held.
 func (q *quota) doubt(bytes int64) {
 	if q.timing >= shrinksLate {
 		q.doubted += bytes
@@ -101,7 +102,8 @@ func (q *quota) remember(n *Node, bytes int64) {
 	}
 }
 
-// baseline is what counted holds of n, if that is known. Who asks keeps it. Precondition: mu is held.
+// baseline is what counted holds of n, if that is known. What was remembered of a node that is gone is forgotten: the caller
+// remembers it from now on. Precondition: mu is held.
 func (q *quota) baseline(n *Node) (bytes int64, known bool) {
 	if bytes, known = q.sizes[n]; known || len(q.parted) == 0 {
 		return bytes, known
@@ -129,7 +131,8 @@ func (q *quota) part(n *Node, bytes int64) {
 	q.parted[n.Ino()] = bytes
 }
 
-// lose makes counted contain all that an object of which it held this much may give back one day. Precondition: mu is held.
+// lose is called when it is forgotten that counted holds had bytes of an object. Write-back may have added blocks since, which the
+// removal of the object will be seen to give back: they are counted now. Precondition: mu is held.
 func (q *quota) lose(had int64) {
 	may := int64(0)
 	// A map of up to four extents lies in the inode. A block of it has room for hundreds (ext4), at worst half used.
@@ -150,7 +153,7 @@ const (
 	recountPart = 8
 )
 
-// remedy is what could make room.
+// remedy is what an operation for which there is no room can do to find some.
 type remedy uint8
 
 const (
@@ -177,7 +180,8 @@ func (q *quota) remedyFor(need amount) remedy {
 	return writeBackAndCount
 }
 
-// findOut takes need if a recount makes room for it. One recount serves all who wait.
+// findOut takes need if a recount makes room for it, and reports whether it did. It blocks for the recount; one recount serves all
+// that wait. Precondition: no lock is held.
 func (q *quota) findOut(need amount) (bool, error) {
 	q.mu.Lock()
 	for q.finding != nil {

@@ -107,8 +107,8 @@ func (q *quota) grow(n *Node, fd int, name string) {
 	}
 }
 
-// mark notes that n's object at l may get an attribute of the union's own. These are counted and never refused. Precondition:
-// within an operation.
+// mark notes that n's object at l may get one of the union's own attributes, with a value of size bytes. These are counted and
+// never refused. Precondition: within an operation.
 func (q *quota) mark(n *Node, l loc, size int) {
 	if q != nil {
 		q.add(n, l.fd(), l.name, q.roundUp(int64(size)+1))
@@ -127,7 +127,8 @@ func (q *quota) add(n *Node, fd int, name string, bytes int64) {
 	c.off()
 }
 
-// settle looks what the object of l takes up now. Operations that are running meanwhile count twice until the next time.
+// settle looks at what the object of l takes up, and corrects counted. What operations allocate while it looks is seen, and counts
+// a second time when they add it to pending, until the next settle.
 func (q *quota) settle(l *ledger, fd int, name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -231,7 +232,7 @@ func (q *quota) sweepOne(n *Node) {
 	q.mu.Unlock()
 }
 
-// keep remembers what the directory n, at fd, takes up: it is about to be removed, and may shrink before.
+// keep remembers what the directory n, at fd, takes up now: it is about to be removed, and some file systems shrink it before.
 func (q *quota) keep(n *Node, fd int) {
 	if q == nil {
 		return
@@ -266,8 +267,9 @@ func (q *quota) linked(n *Node) {
 	}
 }
 
-// parting settles n and its ancestors, as far as they leave the tree with count references to n: by name, since some have no
-// descriptor. It is called with locks of the union held at times; then that waits for a recount.
+// parting settles n and those of its ancestors that will leave the tree when n loses count references. It finds them by name, which
+// they still have, since some have no descriptor. Some callers hold locks of the union: so it only tries
+// for renameMu and the names of a node, and leaves to a recount what it can't settle.
 func (q *quota) parting(n *Node, count int64) {
 	u := q.u
 	var leaving []*Node
@@ -296,8 +298,8 @@ func (q *quota) parting(n *Node, count int64) {
 	}
 }
 
-// forget settles what is known of a node that leaves the tree, whose descriptor is about to be closed. It is called with locks
-// held, and not always within an operation.
+// forget settles what is known of a node that leaves the tree and whose descriptor is about to be closed. It may be called with
+// locks of the union held, and outside of an operation: so a recount may run meanwhile.
 func (q *quota) forget(n *Node) {
 	if q == nil || !n.has(flagUpper) {
 		return
