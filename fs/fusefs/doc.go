@@ -34,9 +34,16 @@
 //
 // # Locks
 //
-//	openState.mu         one node id's backing file; never held across a call into the union
-//	  table shard        lookup counts, node to id
-//	    table.mu         free ids, chunks
+// A lock is only taken while no other is held, or one under which it is indented:
 //
-// Nothing is locked while a request is read, answered or inside the union.
+//	openState.mu         one node id's backing file; never held across a call into the union
+//	  shard.mu           lookup counts, and the id of each node (union.Node.Tag), many nodes to a shard
+//	    table.mu         free ids, chunks
+//	  notifier.mu        ids whose attributes the kernel has to drop
+//	fastTransport.mu     which readers there are
+//	watchers.mu          who watches; replaced, so that a request reads the list without it
+//	Watcher.mu           what one watcher has gathered
+//
+// None of them is held while a request is read, inside the union, or while its answer is written. The union calls
+// Observer.Corrected with locks of its own held, which takes a shard's; nothing here calls the union with a lock held.
 package fusefs

@@ -14,7 +14,8 @@ type worker struct {
 	*FS
 	library *fuse.ProtocolServer // for the requests that are not decoded here
 
-	// in and out are outside of the Go heap, and lie so that the data of WRITE and READ starts a page.
+	// in and out are the buffers of a request and its answer: inMap and outMap from where the data of WRITE and READ then begins a
+	// page. They are outside of the Go heap.
 	in, out       []byte
 	inMap, outMap []byte
 	inIov         [1][]byte

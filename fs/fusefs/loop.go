@@ -28,10 +28,10 @@ const (
 	// graceful is how long Serve waits, after the mount is gone, for handlers that are still at work.
 	graceful = 5 * time.Second
 
-	// settleAfter is when a mount gets what only one that is used for a while is better for.
+	// settleAfter is when a mount is tuned: only one that lives longer gains by it.
 	settleAfter = 5 * time.Millisecond
 
-	// shortReply is the size up to which answers are written without telling the scheduler.
+	// shortReply is the size, in bytes, up to which answers are written without telling the scheduler; see sys.WriteNoWait.
 	shortReply = 1024
 )
 

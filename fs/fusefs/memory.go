@@ -13,8 +13,8 @@ const (
 	reclaimDelay = 2 * time.Second
 )
 
-// reclaimer gives memory back to the system after the kernel forgot much: an idle server makes no garbage, so that the
-// runtime's own collector would come minutes later.
+// reclaimer gives memory back to the system after the kernel forgot many nodes. An idle server makes no garbage, so the runtime would
+// not collect for minutes.
 type reclaimer struct {
 	forgotten atomic.Int64
 	armed     atomic.Bool

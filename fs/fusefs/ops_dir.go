@@ -22,7 +22,8 @@ func (f *FS) opendir(id uint64, o *opened) fuse.Status {
 	return fuse.OK
 }
 
-// direntRoom is the least that an entry takes in a listing, to ask the union for not many more than fit.
+// direntRoom is about the least that an entry takes in a listing, in bytes. By it the union is asked for as many entries as fit, and
+// not for many more.
 const direntRoom = 32
 
 // readdir fills list with names and types.
@@ -101,11 +102,11 @@ func (f *FS) plus(dir *union.Node, d *union.Dirent, out *fuse.EntryOut) {
 	f.fillEntry(out, &e)
 }
 
-// walkers guesses for each thread that lists directories whether it wants more than the names. An entry saves the
-// request for a name that is then looked at, and costs a third of it, so that both programs like ls -l and programs
-// like find are common. Where a listing was answered without entries, lookups of its files show what would have been
-// better; so that those answered with entries are not for ever, now and then the beginning of a listing is answered
-// without. Mistakes cost time only, so nothing is locked.
+// walkers guesses for each thread that lists directories whether it wants more than the names. An entry costs a third of the
+// LOOKUP that it saves if the name is looked at afterwards, as by ls -l; for programs like find it is wasted. When a listing was
+// answered without entries, the lookups of its files that follow show which would have been better. When it was answered with
+// entries nothing shows that, so now and then the beginning of a listing is answered without them, to find out. Mistakes cost
+// time only, so nothing is locked.
 //
 // The kernel's own guess (FUSE_READDIRPLUS_AUTO) knows one directory at a time, and most programs read it to its end
 // before they look at anything.

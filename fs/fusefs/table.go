@@ -23,9 +23,9 @@ type slot struct {
 	node atomic.Pointer[union.Node] // nil: the id is free
 	open atomic.Pointer[openState]  // nil: never opened; always nil in no-open mode
 
-	// lookups is how often the kernel was told of the id, refs how many references of the union that brought: they
-	// differ by lookups of "." and by forgets. Both are guarded by the shard of node. In a free slot lookups is
-	// the next free slot of the chunk plus one.
+	// lookups is how many lookups of the id the kernel has not forgotten, refs how many references to node the table has taken over.
+	// They differ, since lookups of "." bring no reference, and all references go back with the last lookup. Both are guarded by the
+	// shard of node. In a free slot lookups is one more than the place of the chunk's next free slot, 0 in the last.
 	lookups uint64
 	refs    uint64
 
@@ -48,9 +48,9 @@ type table struct {
 	dir atomic.Pointer[[]atomic.Pointer[chunk]]
 
 	mu sync.Mutex
-	// gens holds, per chunk, a generation that none of its ids ever had; it outlives the chunk. They count from first,
-	// which differs from mount to mount: an old kernel hands out file handles all the same, and one of an earlier
-	// mount must not be taken for one of this.
+	// gens holds, per chunk, a generation that none of its ids has had yet; it outlives the chunk. Generations count from first, which
+	// differs from mount to mount: old kernels hand out file handles although they are told not to, and a handle of an earlier mount
+	// must not be taken for one of this mount.
 	gens  []uint32
 	first uint32
 	// avail has a bit for each chunk that has a free slot or is not allocated.

@@ -25,8 +25,8 @@ const (
 	maxWaiting = 16
 )
 
-// watchdog sees to it that somebody reads the device while handlers block, and that there are enough readers when
-// the one is not enough. It sleeps while there is nothing to watch.
+// watchdog sees to it that somebody reads the device while handlers block, and that there are more readers when one is not enough
+// for the load. It sleeps while there is nothing to watch.
 type watchdog struct {
 	t      *fastTransport
 	parked atomic.Bool
@@ -35,7 +35,7 @@ type watchdog struct {
 	want   atomic.Int32 // readers to keep
 
 	slice       int           // ticks since the readers were asked to yield
-	ticks, full int           // of the current window, and those with all readers at work
+	ticks, full int           // ticks of the current window, and how many of them found all readers at work
 	cpu         time.Duration // of the process, at the start of the window
 	began       time.Time
 }
