@@ -6,10 +6,10 @@ import (
 	"plyfs/internal/sys"
 )
 
-// Avoid tells the device number of the mount that shows the union. Its root, where a layer shows it, is an empty directory of
-// that layer with the attributes of the root: going into it would never end, and the server would wait for itself. It stays what
-// it is when the mount is gone. inside says that the mount point is known to lie in a layer: what is mounted into one later, on
-// a file system with a server of its own, may still be asked for its attributes.
+// Avoid tells the union the device number of the mount that shows it. Where a layer shows the root of that mount, the union shows
+// an empty directory with the attributes of its own root, and never goes into it: the server would wait for itself. That stays so
+// when the mount is gone. inside says that the mount point is known to lie in a layer; without it, a mount that gets into
+// one later, on a file system with a server of its own, may still be asked for its attributes.
 //
 // It is called at most once, before anything else is asked of the union.
 func (u *Union) Avoid(dev uint64, inside bool) {
@@ -25,8 +25,8 @@ func (u *Union) Avoid(dev uint64, inside bool) {
 // own says whether st, of an object in a layer, is of the mount that shows the union.
 func (u *Union) own(st *unix.Statx_t) bool { return u.avoid != 0 && sys.Dev(st) == u.avoid }
 
-// statOwn fills in what the own mount's root has for attributes where a layer shows it. Which inode it is stays: it is not the
-// root of this tree, which who goes through the tree would take for a loop.
+// statOwn fills in the attributes that the own mount's root has where a layer shows it. Device and inode number stay those in st:
+// with those of the root of this tree, whoever walks the tree would take it for a loop.
 func (u *Union) statOwn(st *unix.Statx_t) error {
 	l := u.upper
 	if l == nil {

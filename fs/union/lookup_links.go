@@ -21,9 +21,9 @@ func (u *Union) lowerStat(dir *Node, name string) (st unix.Statx_t, ok bool) {
 	return st, l.layer.Stat(l.fd(), l.name, &st) == nil
 }
 
-// lowerNumber gives a symlink, device, FIFO or socket, on which no attribute of the user namespace can say its origin, the
-// inode number of the lower object of the same type that it hides: nobody else shows that number, so it stays unique, and
-// the same over remounts.
+// lowerNumber gives a symlink, device, FIFO or socket of the upper the inode number of the lower object of the same type that it
+// hides. It may be a copy of that, which no attribute can say: these types take none of the user namespace. The hidden object shows
+// its number nowhere, so the number is unique, and the same after a remount.
 func (u *Union) lowerNumber(dir *Node, name string, e *entry) {
 	typ := uint32(e.st.Mode) & unix.S_IFMT
 	if typ == unix.S_IFREG || typ == unix.S_IFDIR {
@@ -126,9 +126,9 @@ func (u *Union) indexOfUpper(e *entry) string {
 	return e.originKey
 }
 
-// readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. The index entry
-// itself is no name, hence the default. Where there can be no attribute and the name is the lower's, none of the names is taken to be gone:
-// too many links make tar and rsync wait for a name that does not come, too few would make two files of one.
+// readDelta reads the nlink attribute of an indexed inode, as a difference to the upper's link count. Without one it is -1: the entry
+// of the index is a link, but no name. Where there can be no attribute and the lower is known, all its names are taken to be there
+// still: one link too many makes tar and rsync wait for a name that does not come, one too few would make two files of one.
 func (u *Union) readDelta(index string, e *entry) (delta int, ofLower bool) {
 	v, err := u.anyXattr(u.indexFD(), index, func(ns *ovl.Names) string { return ns.Nlink })
 	switch {

@@ -93,7 +93,7 @@ func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
 		n++
 	}
 	if n == 0 {
-		d.listing = nil // the scan is over; see listing for why nobody misses it
+		d.listing = nil // the scan is over; see listing for why it can be thrown away
 	}
 	return n, nil
 }
@@ -171,7 +171,7 @@ func (u *Union) listUpper(dir *Node, l *listing) (map[string]struct{}, error) {
 	if merged {
 		hide = make(map[string]struct{})
 	}
-	lookFor := merged || dir.has(flagImpure) || u.upper.Override() != ""
+	unsure := merged || dir.has(flagImpure) || u.upper.Override() != ""
 	upperMarks := dirMarks{xwhiteouts: dir.has(flagXWhiteouts)}
 	err = layer.List(f.FD(), func(e layer.RawDirent) error {
 		if ovl.IsAUFSName(e.Name) && u.aufsHidden(f.FD(), e.Name, e.Type) {
@@ -190,8 +190,8 @@ func (u *Union) listUpper(dir *Node, l *listing) (map[string]struct{}, error) {
 			return err
 		}
 		le := listEntry{name: e.Name, off: nameOffset(e.Name), ino: u.mapIno(u.upper.Dev, e.Ino), typ: typ}
-		if lookFor || dir.has(flagSpecials) && typ == unix.DT_REG {
-			le.ino = 0 // the number may be the origin's, the type that of a device
+		if unsure || dir.has(flagSpecials) && typ == unix.DT_REG {
+			le.ino = 0 // the number to show may be the origin's, the type that of a device: entryIno looks
 		}
 		l.entries = append(l.entries, le)
 		return nil

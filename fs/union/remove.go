@@ -82,13 +82,13 @@ func (u *Union) prepareUnlink(n, dir *Node, name string) error {
 
 // removal is what has to be done to the layers to make one name go away.
 type removal struct {
-	dir   *layer.File
+	dir   *layer.File // the upper directory
 	name  string
 	upper bool // the upper has an object of that name
 	below bool // the lowers show the name
 }
 
-// removalLocked finds out. Precondition: renameMu and dir.dir.mu are held; the caller closes r.dir.
+// removalLocked finds out what the removal of a name of n takes. Precondition: renameMu and dir.dir.mu are held; the caller closes r.dir.
 func (u *Union) removalLocked(dir *Node, name string, n *Node) (r removal, err error) {
 	if err := u.resolveLocked(dir); err != nil {
 		return r, err
@@ -158,8 +158,9 @@ func (u *Union) removeName(r removal) error {
 	return err
 }
 
-// unlinkUpper removes a name of a non-directory in the upper. A client of NFS keeps a file that is open by giving it another name in its
-// directory, which is seen there and can't be removed (cf. fs/nfs/dir.c nfs_sillyrename): in the staging directory nobody minds.
+// unlinkUpper removes a name of a non-directory in the upper. A client of NFS keeps a file that is open by renaming it in its
+// directory, where it would be seen and keep the directory from being removed (cf. fs/nfs/dir.c nfs_sillyrename). So the file is
+// moved to the staging directory first.
 func (u *Union) unlinkUpper(dirfd int, name string) error {
 	if u.upper.FSType != unix.NFS_SUPER_MAGIC {
 		return u.m.Unlink(dirfd, name)
@@ -206,8 +207,8 @@ func (u *Union) dropAUFSWhiteout(dirfd int, name string) error {
 	return ignoreNotExist(err)
 }
 
-// endBridge puts a whiteout of the kernel's form, if that is the form, in the place of the AUFS form's. Until it has, that one does, so that
-// an error is none of the operation.
+// endBridge replaces the whiteout of the AUFS form that was a bridge by one of the kernel's form, unless AUFS is the form. If that
+// fails, the deletion stands all the same, so the operation does not fail.
 func (u *Union) endBridge(form whiteoutForm, dirfd int, name string) {
 	if form.aufs {
 		return
@@ -221,8 +222,8 @@ func (u *Union) endBridge(form whiteoutForm, dirfd int, name string) {
 	}
 }
 
-// unblock prepares the whiteout at p for a directory, if the two can't change places: in the AUFS form it hides the lowers beside the name
-// that it leaves free.
+// unblock frees the name p of its whiteout for a directory, where the two can't change places: a whiteout of the AUFS form, beside
+// the name, hides the lowers meanwhile.
 func (u *Union) unblock(p *place) error {
 	if form, err := u.whiteouts(); err != nil || form.exchange {
 		return err
@@ -248,15 +249,15 @@ func (u *Union) replacedWhiteout(p *place) {
 	}
 }
 
-// isLastName says whether n has one name left that is known: others that nobody looked up lead nowhere yet.
+// isLastName says whether n has no more than one name left that is known. It may have names that nobody has looked up yet.
 func (u *Union) isLastName(n *Node) bool {
 	u.treeMu.Lock()
 	defer u.treeMu.Unlock()
 	return n.hard() == nil || len(n.hard().more) == 0
 }
 
-// holdUnlinked opens the upper object of n, whose last name is about to go, and pins the descriptor: from then on it is
-// the only way to it. A lower object needs none, its layer does not change.
+// holdUnlinked opens the upper object of n, whose last name is about to go, and pins the descriptor, which is the only way to the
+// object then. A lower object stays where it is, so it needs none.
 func (u *Union) holdUnlinked(n *Node) error {
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
@@ -541,7 +542,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 			}
 		}
 	}
-	// In the form of attributes whatever the form of whiteouts: for the moment that it is there.
+	// By an attribute, whatever the form of whiteouts is: it is there for a moment only.
 	if err := w.MakeOpaque(stage, name); err != nil {
 		return err
 	}

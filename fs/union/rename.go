@@ -63,19 +63,19 @@ type rename struct {
 	caller       *Caller
 	odir, ndir   *Node
 	oname, nname string
-	// exchange swaps; leaveWhiteout leaves an application's own whiteout behind.
+	// exchange is RENAME_EXCHANGE; leaveWhiteout is RENAME_WHITEOUT: an application's own whiteout gets the old name.
 	exchange, leaveWhiteout bool
 
-	src, dst *Node // dst is nil for a free name
-	topology bool  // a directory moves
-	of, nf   *layer.File
+	src, dst *Node       // dst is nil for a free name
+	topology bool        // a directory moves
+	of, nf   *layer.File // the upper directories odir and ndir
 	// oldBelow and newBelow say that the lowers show the old and the new name.
 	oldBelow, newBelow bool
 	newPlace           place
 	held               bool // dst is about to lose its last name
-	// form is what Union.whiteouts says, once a whiteout comes or goes.
+	// form is what Union.whiteouts says, if a whiteout comes or goes.
 	form whiteoutForm
-	// takeAway says that dst has to leave its name before src gets it.
+	// takeAway says that the directory dst can't be made empty, so it has to leave its name before src gets it.
 	takeAway bool
 }
 

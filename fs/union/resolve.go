@@ -12,9 +12,9 @@ import (
 	"plyfs/internal/sys"
 )
 
-// lowerName is what the merged lowers of a directory hold under one name.
+// lowerName is what the merged lowers of a directory hold under one name. first and dirs are indexes into dirState.lowers.
 type lowerName struct {
-	// first is the index of the topmost lower that has the object, into dirState.lowers; -1 when it is whited out.
+	// first is the topmost lower that has the object, -1 when the name is whited out.
 	first int16
 	// typ is a DT_ constant.
 	typ uint8
@@ -159,8 +159,8 @@ func (u *Union) walkLowers(at []lowerDir, path string) ([]lowerDir, error) {
 	return u.walkWithin(at, path, new(redirects))
 }
 
-// maxRedirects is how many redirects one look at the lowers may follow: those of a hostile image, each through directories that
-// carry further ones, would take a time that doubles with each layer.
+// maxRedirects bounds the redirects that one look at the lowers follows. In a hostile image each could lead through directories with
+// further ones, which would double the time with each layer.
 const maxRedirects = 4096
 
 // redirects counts those that one look at the lowers has followed.
@@ -304,7 +304,7 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 	m, err = u.readMark(fd, true)
 	m.whiteout = wh
 	if errors.Is(err, unix.EACCES) {
-		// One that can't be read, which who goes into it is told. What lies below it stays hidden: it may be opaque.
+		// It can't be read, as whoever enters it is told. It may be opaque, so what lies below it stays hidden.
 		m, err = dirMark{whiteout: wh, opaque: true}, nil
 	}
 	return probeDir, m, err

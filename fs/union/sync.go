@@ -14,10 +14,10 @@ import (
 	"plyfs/internal/sys"
 )
 
-// A copy-up is not synced when it is published: the lower still has the old content, so it is enough that an upper file
-// whose data may not be on disk says so. The mark is set before publication, and goes with the application's fsync or
-// with a background sync of the whole batch. The mount after a crash of the machine gives marked files their lower's
-// content back (recoverUnsynced).
+// A copy-up is not synced when it is published. After a power cut the upper file may lack its data, but the lower still has the old
+// content: it is enough that the upper file says so. That is the unsynced mark, an attribute. It is set before the copy is
+// published, and taken off after the next fsync by an application, or after a background sync of all marked files, the batch. The
+// mount that follows a crash of the machine gives files that carry a mark their lower's content back (recoverUnsynced).
 
 const (
 	// syncDelay is how long after the first mark the batch is synced: as long as the kernel keeps dirty pages young.
@@ -103,8 +103,8 @@ func (u *Union) syncPending() {
 	u.syncAgain(kept)
 }
 
-// unmarkUnlinked takes files without a name out of the next batch, whose reference keeps their space: what nobody can find after
-// a crash needs no mark. Precondition: no lock of the union is held.
+// unmarkUnlinked takes files without a name out of the next batch, whose reference keeps them from being freed. Nobody can find
+// them after a crash, so they need no mark. Precondition: no lock of the union is held.
 func (u *Union) unmarkUnlinked() {
 	s := &u.sync
 	s.mu.Lock()
@@ -120,8 +120,8 @@ func (u *Union) unmarkUnlinked() {
 	u.unmarkAll(gone)
 }
 
-// unmarkAll takes the marks off files that left the batch for good. An open file may get a name again, and is then no better than a
-// new one.
+// unmarkAll takes the marks off unlinked files that have left the batch, although their data may not be on disk. Link may give one
+// of them a name again: after a crash it is then what any new file is that was not synced.
 func (u *Union) unmarkAll(gone []*Node) {
 	var kept []*Node
 	for _, n := range gone {

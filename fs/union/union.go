@@ -198,14 +198,15 @@ func (u *Union) openWork() (err error) {
 
 // whiteoutForm is how deletions are written.
 type whiteoutForm struct {
-	// aufs says that they are in the AUFS form for good.
+	// aufs says that they are in the AUFS form, and stay so.
 	aufs bool
-	// byRename says that a rename leaves one of the kernel's form behind, in one step; exchange that such a one and a directory change
-	// places. Without, one of the AUFS form, which has a name of its own, bridges the time between two steps.
+	// byRename says that renameat2 can leave a whiteout of the kernel's form behind (RENAME_WHITEOUT), exchange that it can let a
+	// whiteout and a directory change places (RENAME_EXCHANGE). Where a step needs what is missing, a whiteout of the AUFS form hides
+	// the lowers between the two steps that it takes instead: it has a name of its own, so it can be there beforehand.
 	byRename, exchange bool
 }
 
-// bridged says that what a rename takes away needs a whiteout of the AUFS form first.
+// bridged says whether a rename away from a name of the lowers needs a whiteout of the AUFS form first, to stay or as that bridge.
 func (f whiteoutForm) bridged() bool { return f.aufs || !f.byRename && !f.exchange }
 
 // whiteouts says how deletions are written. Precondition: the union is writable.
