@@ -59,6 +59,11 @@ func (u *Union) Getxattr(n *Node, name string, dest []byte) (int, error) {
 		size = len(cow.MappedACL(dest[:size]))
 		u.aclToMount(dest[:size])
 	}
+	if isACL(name) && errors.Is(err, unix.EOPNOTSUPP) {
+		// The file system of this layer has none, as squashfs. The kernel asks before it lets anybody but the owner in, root
+		// too, and takes any other error for the answer to that.
+		err = unix.ENODATA
+	}
 	if name == xattrCaps && errors.Is(err, unix.ENODATA) {
 		n.set(flagNoCaps) // the kernel asks before each first write and each chown
 	}
