@@ -198,7 +198,13 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 		gid = int64(in.GID)
 	}
 	duid, dgid, err := u.diskOwner(uid, gid)
-	if err != nil {
+	switch {
+	case err == nil:
+	case n == u.root && in.Valid&^(SetUID|SetGID) == 0:
+		// containers/storage gives the directory that it mounts on to the root of its store, whenever somebody asks for a
+		// mount that is there already: a diff or commit of a running container with a map of its own.
+		return u.GetAttr(n)
+	default:
 		return Attr{}, err
 	}
 	want, limit := copyMeta, int64(wholeFile)

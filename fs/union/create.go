@@ -247,10 +247,7 @@ func (s *staged) plan(p place) error {
 	u, o := s.u, &s.o
 	typ := o.mode & unix.S_IFMT
 	perm := o.mode & 0o7777
-	uid, gid, err := u.diskOwner(int64(o.caller.UID), int64(o.caller.GID))
-	if err != nil {
-		return unix.EOVERFLOW
-	}
+	uid, gid := u.creator(o.caller)
 	if p.hint.mode&unix.S_ISGID != 0 {
 		gid = int(p.hint.gid)
 		if typ == unix.S_IFDIR {

@@ -66,6 +66,22 @@ func (u *Union) diskOwner(uid, gid int64) (duid, dgid int, err error) {
 	return duid, dgid, err
 }
 
+// creator maps the owner of a new object. Somebody without an identifier in the mount makes nobody's, as with fuse-overlayfs: an
+// engine outside of a container's map puts files into it, and then gives them to the container's root.
+func (u *Union) creator(c *Caller) (duid, dgid int) {
+	conv := func(m []IDRange, squash *uint32, id uint32) int {
+		if squash != nil {
+			return -1
+		}
+		d, ok := toDisk(m, id)
+		if !ok {
+			return overflowID
+		}
+		return int(d)
+	}
+	return conv(u.opt.UIDMap, u.opt.SquashUID, c.UID), conv(u.opt.GIDMap, u.opt.SquashGID, c.GID)
+}
+
 // POSIX ACL attribute layout (cf. include/uapi/linux/posix_acl_xattr.h): a version word, then entries of tag, perm, id.
 const (
 	aclHeader   = 4

@@ -1,0 +1,81 @@
+package union
+
+import (
+	"errors"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"plyfs/cow/layer"
+)
+
+// openAs assembles the union with options of its own.
+func (s *stack) openAs(o Options) (*Union, error) {
+	s.t.Helper()
+	var ls []*layer.Layer
+	for _, d := range []string{s.lower, s.upper, s.work} {
+		l, err := layer.Open(d)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		ls = append(ls, l)
+	}
+	o.Lowers, o.Upper, o.Work = ls[:1], ls[1], ls[2]
+	return New(o)
+}
+
+func checkOnDisk(t *testing.T, path string, uid, gid uint32, mode uint32) {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Lstat(path, &st))
+	if st.Uid != uid || st.Gid != gid || st.Mode&0o7777 != mode {
+		t.Errorf("%s has owner %d:%d and mode %o, want %d:%d and %o", path, st.Uid, st.Gid, st.Mode&0o7777, uid, gid, mode)
+	}
+}
+
+// Whoever has no identifier in the mount, as podman has none in a container with --userns=auto, can make objects in it, and give
+// them to somebody who has.
+func TestCreateUnmapped(t *testing.T) {
+	s := newStack(t)
+	m := []IDRange{{Disk: 0, Mount: 1, Len: 1000}}
+	u, err := s.openAs(Options{UIDMap: m, GIDMap: m})
+	must(t, err)
+	defer u.Close()
+	c := &Caller{Umask: 0o022}
+	file, a, err := u.Create(c, u.Root(), "file", 0o666, unix.O_RDWR)
+	must(t, err)
+	if a.UID != overflowID || a.GID != overflowID {
+		t.Errorf("the file shows %d:%d", a.UID, a.GID)
+	}
+	_, _, err = u.Mkdir(c, u.Root(), "dir", 0o777)
+	must(t, err)
+	_, _, err = u.Symlink(c, u.Root(), "link", "target")
+	must(t, err)
+	checkOnDisk(t, s.upper+"/file", overflowID, overflowID, 0o644)
+	checkOnDisk(t, s.upper+"/dir", overflowID, overflowID, 0o755)
+	checkOnDisk(t, s.upper+"/link", overflowID, overflowID, 0o777)
+	_, err = u.SetAttr(c, file, &SetAttrIn{Valid: SetUID | SetGID, UID: 1, GID: 2})
+	must(t, err)
+	checkOnDisk(t, s.upper+"/file", 0, 1, 0o644)
+	if _, err := u.SetAttr(c, file, &SetAttrIn{Valid: SetUID, UID: 0}); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("chown to an owner without a mapping: %v", err)
+	}
+}
+
+// containers/storage gives the directory that it mounts on to the store's root whenever it asks for a mount. When there is a
+// container with a map of its own, that is a chown of its root directory to an owner who has no mapping.
+func TestChownRootUnmapped(t *testing.T) {
+	s := newStack(t)
+	m := []IDRange{{Disk: 0, Mount: 1, Len: 1000}}
+	u, err := s.openAs(Options{UIDMap: m, GIDMap: m})
+	must(t, err)
+	defer u.Close()
+	a, err := u.SetAttr(&Caller{}, u.Root(), &SetAttrIn{Valid: SetUID | SetGID})
+	if err != nil || a.UID != 1 || a.GID != 1 {
+		t.Errorf("chown of the root: %d:%d, %v", a.UID, a.GID, err)
+	}
+	checkOnDisk(t, s.upper, 0, 0, 0o755)
+	if _, err := u.SetAttr(&Caller{}, u.Root(), &SetAttrIn{Valid: SetUID | SetMode}); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("chown of the root with more than that: %v", err)
+	}
+}
