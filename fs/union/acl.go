@@ -17,6 +17,8 @@ type createHint struct {
 	gid  uint32
 	// acl is its default ACL, nil for none.
 	acl []byte
+	// shun says that it has one that does not count: the file system would apply it to what is made in place.
+	shun bool
 }
 
 // hintLocked returns the creation hint of the upper directory dir. Precondition: renameMu and dir.dir.mu are held.
@@ -29,8 +31,8 @@ func (u *Union) hintLocked(dir *Node, dirfd int) (createHint, error) {
 		return createHint{}, err
 	}
 	h := createHint{valid: true, mode: uint32(st.Mode), gid: st.Gid}
-	if !u.opt.NoACL {
-		if v, err := cow.GetXattr(dirfd, ".", xattrACLDefault); err == nil {
+	if v, err := cow.GetXattr(dirfd, ".", xattrACLDefault); err == nil {
+		if h.shun = u.opt.NoACL; !h.shun {
 			h.acl = cow.MappedACL(v)
 		}
 	}

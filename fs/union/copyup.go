@@ -335,7 +335,8 @@ func (c *copyUp) stageAttrs() error {
 	}
 	if c.from.dir != nil {
 		// Behind the owner, whose change drops capabilities.
-		skip := func(attr string) bool { return u.opt.NoACL && isACL(attr) }
+		// Those of an upper that keeps modes in attributes would say otherwise than these.
+		skip := func(attr string) bool { return override != "" && isACL(attr) }
 		if err := cow.CopyXattrs(u.m, c.from.fd(), c.from.name, dirfd, name, skip); err != nil {
 			return err
 		}

@@ -306,7 +306,7 @@ func needsLiteral(mode uint32, name string) bool {
 
 func (s *staged) direct(p place) bool {
 	setID := s.mode&(unix.S_ISUID|unix.S_ISGID|unix.S_ISVTX) != 0 && s.o.mode&unix.S_IFMT != unix.S_IFDIR
-	return !p.whiteout && !p.aufs && !p.below && !s.needsOwner && !s.special && !s.literal(p) && !setID &&
+	return !p.whiteout && !p.aufs && !p.below && !p.hint.shun && !s.needsOwner && !s.special && !s.literal(p) && !setID &&
 		s.u.upper.Override() == "" && s.access == nil && s.dflt == nil
 }
 

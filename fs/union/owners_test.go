@@ -1,7 +1,9 @@
 package union
 
 import (
+	"bytes"
 	"errors"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -77,5 +79,40 @@ func TestChownRootUnmapped(t *testing.T) {
 	checkOnDisk(t, s.upper, 0, 0, 0o755)
 	if _, err := u.SetAttr(&Caller{}, u.Root(), &SetAttrIn{Valid: SetUID | SetMode}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("chown of the root with more than that: %v", err)
+	}
+}
+
+// With noacl ACLs are not looked at, and not lost either: the group bits of a mode are the mask of an ACL, so that without it the
+// group would have what only others were given.
+func TestNoACLKeepsACLs(t *testing.T) {
+	const tags = "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x07\x00\x07\x00\x00\x00" +
+		"\x04\x00\x04\x00\xff\xff\xff\xff\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
+	acl := []byte(tags)
+	s := newStack(t)
+	must(t, os.Mkdir(s.lower+"/d", 0o755), os.Mkdir(s.upper+"/up", 0o755),
+		unix.Setxattr(s.lower+"/f", xattrACLAccess, acl, 0), unix.Setxattr(s.lower+"/d", xattrACLDefault, acl, 0),
+		unix.Setxattr(s.upper+"/up", xattrACLDefault, acl, 0))
+	u, err := s.openAs(Options{NoACL: true})
+	must(t, err)
+	defer u.Close()
+	f, _, err := u.Lookup(u.Root(), "f")
+	must(t, err)
+	_, err = u.SetAttr(&Caller{}, f, &SetAttrIn{Valid: SetMtimeNow})
+	must(t, err)
+	for _, dir := range []string{"d", "up"} {
+		d, _, err := u.Lookup(u.Root(), dir)
+		must(t, err)
+		_, _, err = u.Mkdir(&Caller{Umask: 0o022}, d, "new", 0o777)
+		must(t, err)
+		_, _, err = u.Create(&Caller{Umask: 0o022}, d, "file", 0o666, unix.O_RDWR)
+		must(t, err)
+		checkOnDisk(t, s.upper+"/"+dir+"/new", 0, 0, 0o755)
+		checkOnDisk(t, s.upper+"/"+dir+"/file", 0, 0, 0o644)
+	}
+	buf := make([]byte, 256)
+	for path, attr := range map[string]string{"/f": xattrACLAccess, "/d": xattrACLDefault} {
+		if n, err := unix.Getxattr(s.upper+path, attr, buf); err != nil || !bytes.Equal(buf[:n], acl) {
+			t.Errorf("%s of the copy of %s: %q, %v", attr, path, buf[:max(n, 0)], err)
+		}
 	}
 }
