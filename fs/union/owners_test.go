@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
+	"plyfs/internal/sys"
 )
 
 // openAs assembles the union with options of its own.
@@ -114,5 +115,47 @@ func TestNoACLKeepsACLs(t *testing.T) {
 		if n, err := unix.Getxattr(s.upper+path, attr, buf); err != nil || !bytes.Equal(buf[:n], acl) {
 			t.Errorf("%s of the copy of %s: %q, %v", attr, path, buf[:max(n, 0)], err)
 		}
+	}
+}
+
+// What xattr_permissions keeps in attributes counts in later mounts without the option, too, and where the upper is a lower.
+func TestOverridesOutlastOption(t *testing.T) {
+	s := newStack(t)
+	u, err := s.openAs(Options{XattrPermissions: XattrPermissionsUser})
+	must(t, err)
+	_, _, err = u.Create(&Caller{UID: 7, GID: 8}, u.Root(), "secret", 0o600, unix.O_RDWR)
+	must(t, err)
+	u.Close()
+	checkSecret := func(u *Union, err error) {
+		t.Helper()
+		must(t, err)
+		defer u.Close()
+		_, a, err := u.Lookup(u.Root(), "secret")
+		must(t, err)
+		if a.UID != 7 || a.GID != 8 || a.Mode&0o7777 != 0o600 {
+			t.Errorf("the file has owner %d:%d and mode %o", a.UID, a.GID, a.Mode)
+		}
+	}
+	checkSecret(s.openAs(Options{}))
+	above := newStack(t)
+	above.lower = s.upper
+	checkSecret(above.openAs(Options{}))
+}
+
+// An upper that does not take the attributes is refused at once, not with each change.
+func TestOverridesRefused(t *testing.T) {
+	s := newStack(t)
+	m := &sys.Mutator{Hook: func(op string) error {
+		if op == "setxattr" {
+			return unix.EPERM
+		}
+		return nil
+	}}
+	u, err := s.openAs(Options{XattrPermissions: XattrPermissionsPrivileged, Mutator: m})
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("mounted: %v", err)
+	}
+	if err == nil {
+		u.Close()
 	}
 }

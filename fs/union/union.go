@@ -191,8 +191,25 @@ func (u *Union) openWork() (err error) {
 	}
 	u.marks = u.work.Durable && !o.Volatile && !o.NoFsync && u.names != nil
 	if o.XattrPermissions != XattrPermissionsOff && u.upper.Override() == "" {
-		u.upper.SetOverride(ovl.OverrideNames()[o.XattrPermissions-1])
+		return u.beginOverrides(ovl.OverrideNames()[o.XattrPermissions-1])
 	}
+	return nil
+}
+
+// beginOverrides has owner, mode and type of the upper's objects kept in an attribute from now on. Its root gets one, too: by that
+// everybody sees who mounts it later, without the option or as a lower, that those of the objects count.
+func (u *Union) beginOverrides(attr string) error {
+	fd := u.upper.FD()
+	var st unix.Statx_t
+	if err := u.upper.Stat(fd, ".", &st); err != nil {
+		return err
+	}
+	o := ovl.OverrideStat{UID: st.Uid, GID: st.Gid, Mode: uint32(st.Mode)}
+	if err := u.m.Setxattr(fd, ".", attr, o.Encode(), 0); err != nil {
+		return fmt.Errorf("xattr_permissions=%d, but %s takes no attribute %s from this user: %w", u.opt.XattrPermissions,
+			u.upper.Path, attr, err)
+	}
+	u.upper.SetOverride(attr)
 	return nil
 }
 
