@@ -125,13 +125,13 @@ func ParseOverride(b []byte) (OverrideStat, error) {
 	if len(parts) < 3 {
 		return bad()
 	}
-	uid, err1 := strconv.ParseUint(parts[0], 10, 32)
-	gid, err2 := strconv.ParseUint(parts[1], 10, 32)
+	uid, err1 := parseOwner(parts[0])
+	gid, err2 := parseOwner(parts[1])
 	mode, err3 := strconv.ParseUint(parts[2], 8, 32)
 	if err1 != nil || err2 != nil || err3 != nil {
 		return bad()
 	}
-	o := OverrideStat{UID: uint32(uid), GID: uint32(gid), Mode: uint32(mode) & 0o7777}
+	o := OverrideStat{UID: uid, GID: gid, Mode: uint32(mode) & 0o7777}
 	if len(parts) == 3 {
 		return o, nil
 	}
@@ -159,6 +159,15 @@ func ParseOverride(b []byte) (OverrideStat, error) {
 	}
 	o.Mode |= t
 	return o, nil
+}
+
+// parseOwner decodes an owner. fuse-overlayfs writes -1 for the one that a chown was to leave alone, and shows it as nobody.
+func parseOwner(text string) (uint32, error) {
+	if text == "-1" {
+		return 65534, nil
+	}
+	id, err := strconv.ParseUint(text, 10, 32)
+	return uint32(id), err
 }
 
 // MetacopyValue is what is written for a metadata-only copy without a verity digest: the kernel's empty value.

@@ -67,7 +67,9 @@ func TestOverride(t *testing.T) {
 		},
 		{"4294967295:4294967295:0", ovl.OverrideStat{UID: math.MaxUint32, GID: math.MaxUint32}, ""},
 		{"5:6:640", ovl.OverrideStat{UID: 5, GID: 6, Mode: 0o640}, ""},
-		// What others write: a leading zero, type bits in the mode, parts that came later.
+		// What others write: a leading zero, type bits in the mode, parts that came later, an owner that chown left alone.
+		{"9:-1:40755", ovl.OverrideStat{UID: 9, GID: 65534, Mode: 0o755}, "9:65534:755"},
+		{"-1:7:100640", ovl.OverrideStat{UID: 65534, GID: 7, Mode: 0o640}, "65534:7:640"},
 		{"5:6:0640:file", ovl.OverrideStat{UID: 5, GID: 6, Mode: unix.S_IFREG | 0o640, HasType: true}, "5:6:640:file"},
 		{"5:6:100640", ovl.OverrideStat{UID: 5, GID: 6, Mode: 0o640}, "5:6:640"},
 		{"5:6:640:file-x-y", ovl.OverrideStat{UID: 5, GID: 6, Mode: unix.S_IFREG | 0o640, HasType: true}, "5:6:640:file"},
@@ -92,7 +94,7 @@ func TestOverride(t *testing.T) {
 
 func TestOverrideRefuses(t *testing.T) {
 	for _, text := range []string{
-		"", ":", "::", "0:0", "0:0:", "a:0:644", "0:b:644", "0:0:rw", "0:0:648", "0:0:0o644", "-1:0:644", "0:-1:644", "+1:0:644",
+		"", ":", "::", "0:0", "0:0:", "a:0:644", "0:b:644", "0:0:rw", "0:0:648", "0:0:0o644", "-2:0:644", "0:-2:644", "+1:0:644",
 		" 0:0:644", "0:0:644 ", "4294967296:0:644", "0:0:777777777777", "0:0:644:", "0:0:644:directory", "0:0:644:File",
 		"0:0:644:file:x", "0:0:644:block", "0:0:644:block-8", "0:0:644:char-x-1", "0:0:644:char-1-", "0:0:644:char-1-4294967296",
 		"0:0:644\x00",
