@@ -187,9 +187,13 @@ func (w *Work) findNames(userXattr bool) error {
 		if n == ovl.Trusted() && userXattr {
 			continue
 		}
-		if try(dir, n.Opaque) {
+		err := try(dir, n.Opaque)
+		if err == nil {
 			w.Names = n
 			return nil
+		}
+		if hindered(err) { // without attributes, all that this mount writes would have another form
+			return fmt.Errorf("try attributes: %w", err)
 		}
 	}
 	return nil
@@ -206,19 +210,29 @@ func tellsXattrs(magic int64) bool {
 
 // removesNothing says whether an attribute that is not there could be removed: that asks for the same privileges as writing
 // one does (cf. fs/xattr.c xattr_permission), and changes nothing.
-func removesNothing(fd int, attr string) bool {
-	err := sys.Retry(func() error { return unix.Fremovexattr(fd, attr) })
-	return err == nil || errors.Is(err, unix.ENODATA)
+func removesNothing(fd int, attr string) error {
+	return asRemoved(sys.Retry(func() error { return unix.Fremovexattr(fd, attr) }))
+}
+
+// asRemoved is what an attempt to remove an attribute that is not there says: a full file system, which may want space for that
+// (btrfs), was asked after the privileges.
+func asRemoved(err error) error {
+	for _, e := range [...]unix.Errno{unix.ENODATA, unix.ENOSPC, unix.EDQUOT} {
+		if errors.Is(err, e) {
+			return nil
+		}
+	}
+	return err
 }
 
 // setsXattr says whether an attribute can be written on the directory fd, by doing it.
-func setsXattr(fd int, attr string) bool {
+func setsXattr(fd int, attr string) error {
 	direct := &sys.Mutator{}
-	if direct.Setxattr(fd, "", attr, ovl.OpaqueValue(), 0) != nil {
-		return false
+	if err := direct.Setxattr(fd, "", attr, ovl.OpaqueValue(), 0); err != nil {
+		return err
 	}
 	_ = direct.Removexattr(fd, "", attr) // scratch
-	return true
+	return nil
 }
 
 // volatileFS says whether a file system loses everything in a power cut anyway.
