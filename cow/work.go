@@ -105,7 +105,7 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 	}
 	locked := lockUse(w.dir) == nil
 	if !fresh {
-		err = w.takeOver()
+		err = w.takeOver(locked)
 	} else if !locked { // others know of this mount by its staging directory alone
 		_, err = w.Stage()
 	}
@@ -120,7 +120,7 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 	}
 	if !fresh {
 		// What is lost already may be what an earlier mount wrote to the upper: later were too late to refuse.
-		if err := w.BeginData(); err != nil {
+		if err := w.BeginData(); err != nil && (o.Volatile || !stageLater(locked, err)) {
 			return w, err
 		}
 	}
@@ -130,15 +130,25 @@ func OpenWork(base *layer.Layer, o WorkOptions) (w *Work, err error) {
 	return w, w.markVolatile()
 }
 
-// takeOver makes a work directory that was in use before this mount's.
-func (w *Work) takeOver() error {
+// takeOver makes a work directory that was in use before this mount's. What is left in it goes first: on a full disk the
+// staging directory gets the place of the last one.
+func (w *Work) takeOver(locked bool) error {
 	if err := checkIncompat(w.dir); err != nil {
 		return err
 	}
-	if _, err := w.Stage(); err != nil {
+	if err := w.sweep(); err != nil {
 		return err
 	}
-	return w.sweep()
+	if _, err := w.Stage(); err != nil && !stageLater(locked, err) {
+		return err
+	}
+	return nil
+}
+
+// stageLater says whether a mount may begin although its staging directory could not be made: a full disk must be mounted to
+// be cleaned up, and removing what only the upper has stages nothing. Others know of the mount by its lock.
+func stageLater(locked bool, err error) bool {
+	return locked && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT))
 }
 
 func ensureDir(dirfd int, name string) (int, error) {

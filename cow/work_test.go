@@ -114,20 +114,12 @@ func TestWorkFullDisk(t *testing.T) {
 	must(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "nr_inodes=8"))
 	t.Cleanup(func() { testenv.Unmount(t, disk) })
 	w := openWork(t, disk, cow.WorkOptions{})
-	fill := func() string {
-		for i := 0; ; i++ {
-			p := filepath.Join(disk, fmt.Sprint(i))
-			if err := unix.Mknod(p, unix.S_IFREG, 0); errors.Is(err, unix.ENOSPC) {
-				return filepath.Join(disk, fmt.Sprint(i-1))
-			}
-		}
-	}
-	last := fill()
+	last := fill(t, disk)
 	if err := w.BeginData(); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("staging on a full disk: %v", err)
 	}
 	must(t, os.Remove(last), w.BeginData())
-	fill()
+	fill(t, disk)
 	for range 2 {
 		if _, err := w.Files(); !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("unnamed files on a full disk: %v", err)
@@ -141,6 +133,46 @@ func TestWorkFullDisk(t *testing.T) {
 		t.Errorf("later: %+v", got)
 	}
 	w.Close()
+}
+
+// TestWorkOpenFullDisk: a work directory that was in use can be opened on a full disk, which could not be cleaned up otherwise; what
+// a killed server left in it makes the room for the staging directory.
+func TestWorkOpenFullDisk(t *testing.T) {
+	testenv.CheckLeaks(t)
+	disk := testenv.Scratch(t)
+	must(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "nr_inodes=8"))
+	t.Cleanup(func() { testenv.Unmount(t, disk) })
+	left := filepath.Join(disk, "work", cow.StagePrefix+"left")
+	must(t, os.MkdirAll(left, 0o700))
+	fill(t, disk)
+	w := openWork(t, disk, cow.WorkOptions{})
+	if got := stages(t, disk); len(got) != 1 || got[0] == filepath.Base(left) {
+		t.Errorf("staging directories %q", got)
+	}
+	w.Close()
+	fill(t, disk)
+	w = openWork(t, disk, cow.WorkOptions{})
+	if _, err := w.Stage(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("staging on a full disk: %v", err)
+	}
+	must(t, os.Remove(filepath.Join(disk, "0")), w.BeginData())
+	w.Close()
+}
+
+// fill makes files below disk until no inode is left, and returns the path of the last one.
+func fill(t *testing.T, disk string) (last string) {
+	t.Helper()
+	for i := 0; ; i++ {
+		p := filepath.Join(disk, fmt.Sprint(i))
+		err := unix.Mknod(p, unix.S_IFREG, 0)
+		if errors.Is(err, unix.ENOSPC) {
+			return last
+		}
+		if !errors.Is(err, unix.EEXIST) {
+			must(t, err)
+			last = p
+		}
+	}
 }
 
 // TestWorkInUse: a mount that stages nothing is seen too.
