@@ -35,7 +35,7 @@ type File struct {
 }
 
 // NewCache returns a cache of at most limit descriptors, not counting pinned ones and those in use.
-func NewCache(limit int) *Cache { return &Cache{max: max(limit, 16)} }
+func NewCache(limit int) *Cache { return &Cache{max: max(limit, 4)} }
 
 // Borrow wraps a descriptor that belongs to someone else: Close does nothing.
 func Borrow(fd int) *File { return &File{fd: fd, borrowed: true, pos: -1} }

@@ -15,7 +15,7 @@ import (
 )
 
 // minimal is the smallest bound that a cache takes.
-const minimal = 16
+const minimal = 4
 
 // shelf is a directory of numbered files, each of which may be open in a slot of its own.
 type shelf struct {

@@ -334,7 +334,7 @@ func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 	}
 	d.lowers = r.out
 	for i, f := range r.files {
-		if f != nil && len(r.out) <= maxKeptLowers {
+		if f != nil && len(r.out) <= u.keptLowers {
 			u.dirs.Put(&d.lowers[i].slot, f.FD(), false).Close()
 			r.files[i] = nil
 		}
@@ -394,7 +394,7 @@ func (u *Union) mergeLowers(d *dirState) (map[string]lowerName, error) {
 	return sealNames(names), nil
 }
 
-// maxKeptLowers is how many lowers of one directory are left open after it was resolved.
+// maxKeptLowers is how many lowers of one directory are left open after it was resolved, where there are descriptors enough.
 const maxKeptLowers = 128
 
 // resolution collects the lowers of one directory, topmost first.
@@ -432,7 +432,7 @@ func (r *resolution) add(c lowerDir, more bool) (dirMark, error) {
 		r.u.describer.stamps = append(r.u.describer.stamps, stampOf(&st))
 		r.u.describer.redirected = r.u.describer.redirected || m.redirect != nil
 	}
-	if c.path == "" || len(r.out) > maxKeptLowers {
+	if c.path == "" || len(r.out) > r.u.keptLowers {
 		r.files = append(r.files, nil)
 		return m, nil
 	}

@@ -47,6 +47,8 @@ type Union struct {
 	root  *Node
 	// dirs keeps the descriptors in dirState.upper and lowerDir.slot, files those in Node.data.
 	dirs, files *layer.Cache
+	// keptLowers is how many lowers of one directory are left open after it was resolved.
+	keptLowers int
 
 	// The locks are in the package documentation.
 	renameMu sync.RWMutex
@@ -134,6 +136,7 @@ func New(o Options) (u *Union, err error) {
 		limit = defaultOpenFiles()
 	}
 	u.dirs, u.files = layer.NewCache(limit/2), layer.NewCache(limit/2)
+	u.keptLowers = min(limit/2, maxKeptLowers)
 	if err := u.openWork(); err != nil {
 		return u, err
 	}
@@ -368,13 +371,18 @@ func (u *Union) pathOf(n *Node) string {
 	return b.String()
 }
 
-// defaultOpenFiles leaves most of the process's descriptors unused: what is in use and pinned comes on top.
+// defaultOpenFiles leaves most of the process's descriptors unused: what is in use and pinned comes on top. Under a low limit,
+// the layers may have taken more than half of them already.
 func defaultOpenFiles() int {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return 512
 	}
-	return int(max(64, min(lim.Cur/4, 4096)))
+	limit := min(lim.Cur/4, 4096)
+	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
+		limit = min(limit, (lim.Cur-min(lim.Cur, uint64(len(open))))/2)
+	}
+	return int(limit)
 }
 
 // inUserNamespace says whether the identifiers of this process are known to be mapped.
