@@ -19,7 +19,7 @@ import (
 func (u *Union) toAttr(n *Node, st *unix.Statx_t) Attr {
 	a := Attr{
 		Ino: n.ino.Load(), Size: st.Size, Blocks: st.Blocks,
-		Atime: sys.TimeOf(st.Atime), Mtime: sys.TimeOf(st.Mtime), Ctime: sys.TimeOf(st.Ctime),
+		Atime: sys.TimeOf(st.Atime), Mtime: sys.TimeOf(st.Mtime), Ctime: n.shownCtime(st),
 		Mode: n.Mode() | uint32(st.Mode)&0o7777, Nlink: st.Nlink, Blksize: st.Blksize, Rdev: sys.Rdev(st),
 	}
 	a.UID, a.GID = u.showOwner(st.Uid, st.Gid)
@@ -251,6 +251,7 @@ func (u *Union) change(c *Caller, n *Node, in *SetAttrIn, uid, gid int) error {
 	if err := u.setOwnerMode(c, n, l, in, uid, gid); err != nil {
 		return err
 	}
+	defer n.showCtime()
 	return u.setTimes(l, in)
 }
 

@@ -53,26 +53,27 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 			return err
 		}
 	}
+	own := n.rework()
 	for {
 		n.copyMu.Lock()
 		if n.copied(want) {
 			n.copyMu.Unlock()
 			return nil
 		}
-		if running := n.inflight; running != nil {
+		if running := own.inflight; running != nil {
 			n.copyMu.Unlock()
 			<-running
 			continue
 		}
 		done := make(chan struct{})
-		n.inflight = done
+		own.inflight = done
 		n.copyMu.Unlock()
 
 		began := time.Now()
 		err := u.copyUpOne(n, want, limit)
 
 		n.copyMu.Lock()
-		n.inflight = nil
+		own.inflight = nil
 		n.copyMu.Unlock()
 		close(done)
 		if errors.Is(err, errMoved) {
@@ -477,6 +478,7 @@ func (c *copyUp) publish() error {
 	}
 	// Best effort: a copy-up is no change of the directory that anybody should see.
 	_ = u.m.Utimes(pf.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
+	c.hideCtimes(l, pf.FD(), &pst)
 	c.settle(func() {
 		u.treeMu.Lock()
 		n.setLinkUpperLocked(l.parent, l.name)

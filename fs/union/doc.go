@@ -23,7 +23,7 @@
 //	              layer.Cache.mu       descriptors
 //
 // Any of them may be left out on the way down. With none of them held a goroutine waits for the copy-up of a node that another
-// one has begun (Node.inflight), and for a recount (quota.finding): a process waits for a copy-up only if it wants the same
+// one has begun (reworked.inflight), and for a recount (quota.finding): a process waits for a copy-up only if it wants the same
 // file. Data is copied, and files are synced, outside of them too, but for sync.run and, in a union with a quota, running: the
 // copy is staged, marked in flight, and published under the locks.
 //

@@ -48,6 +48,7 @@ func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
 	if err != nil {
 		return Attr{}, err
 	}
+	n.showCtime()
 	a, err := u.attr(n)
 	if err != nil {
 		u.Forget(n, 1)

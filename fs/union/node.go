@@ -119,8 +119,8 @@ type Node struct {
 	lower lowerRef // the topmost lower object, or the one that holds the data; immutable
 
 	copyMu   sync.Mutex
-	inflight chan struct{} // guarded by copyMu; closed when the running copy-up ends
-	data     layer.Slot    // descriptor of the data or, pinned, of an upper object without a name
+	reworked atomic.Pointer[reworked]
+	data     layer.Slot // descriptor of the data or, pinned, of an upper object without a name
 
 	dir *dirState // directories only
 

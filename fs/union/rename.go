@@ -435,6 +435,10 @@ func (r *rename) moveExchange() error {
 func (r *rename) settle() {
 	u := r.u
 	r.noteLeft()
+	r.src.showCtime()
+	if r.exchange {
+		r.dst.showCtime()
+	}
 	if r.dst != nil && !r.exchange {
 		if r.dst.IsDir() {
 			r.dst.dir.mu.Lock()

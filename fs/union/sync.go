@@ -182,8 +182,10 @@ func (u *Union) unmark(n *Node) error {
 	if !marked {
 		return nil
 	}
-	u.steady(n)
-	defer u.unsteady(n)
+	// Nobody else looks at n or changes its attributes meanwhile: what the ctime was, and is, is known.
+	names := u.namesLock(n)
+	names.Lock()
+	defer names.Unlock()
 	l, err := u.upperLoc(n)
 	if err != nil {
 		if n.has(flagUnlinked) {
@@ -196,9 +198,14 @@ func (u *Union) unmark(n *Node) error {
 		return err
 	}
 	defer c.off()
+	var before, after unix.Statx_t
+	known := sys.Statx(l.fd(), l.name, &before) == nil
 	err = u.m.Removexattr(l.fd(), l.name, u.names.Unsynced)
 	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EBADF) {
 		return err
+	}
+	if known && err == nil && sys.Statx(l.fd(), l.name, &after) == nil {
+		n.hideOwnChange(&before, &after)
 	}
 	n.clear(flagUnsynced)
 	return nil

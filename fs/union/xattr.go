@@ -199,6 +199,7 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 	if err := change(l, u.diskXattr(l.layer, name)); err != nil {
 		return err
 	}
+	n.showCtime()
 	if n.IsDir() && isACL(name) {
 		n.dir.mu.Lock()
 		n.dir.hint = createHint{}
