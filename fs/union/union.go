@@ -371,6 +371,9 @@ func (u *Union) pathOf(n *Node) string {
 	return b.String()
 }
 
+// fewFiles is a limit of descriptors of which as many layers as there may be, and all else, take less than half.
+const fewFiles = 2048
+
 // defaultOpenFiles leaves most of the process's descriptors unused: what is in use and pinned comes on top. Under a low limit,
 // the layers may have taken more than half of them already.
 func defaultOpenFiles() int {
@@ -379,8 +382,10 @@ func defaultOpenFiles() int {
 		return 512
 	}
 	limit := min(lim.Cur/4, 4096)
-	if open, err := os.ReadDir("/proc/self/fd"); err == nil {
-		limit = min(limit, (lim.Cur-min(lim.Cur, uint64(len(open))))/2)
+	if lim.Cur < fewFiles {
+		if open, err := os.ReadDir("/proc/self/fd"); err == nil {
+			limit = min(limit, (lim.Cur-min(lim.Cur, uint64(len(open))))/2)
+		}
 	}
 	return int(limit)
 }
