@@ -88,6 +88,33 @@ func (w *Work) Whiteouts() (WhiteoutFeatures, error) {
 	return f, nil
 }
 
+// Deletes says whether the upper takes whiteouts: true also where that could not be found out. aufs is that those of the kernel's
+// form do not count. Only file systems of FUSE are asked: one of them may be a union that keeps both forms to itself, as
+// fuse-overlayfs does, and all others take names of any kind.
+func (w *Work) Deletes(aufs bool) (bool, error) {
+	if w.base.FSType != unix.FUSE_SUPER_MAGIC {
+		return true, nil
+	}
+	stage, err := w.Stage()
+	if err != nil {
+		return true, err
+	}
+	direct, name := &sys.Mutator{}, ovl.AUFSWhiteout(w.TempName())
+	fd, err := direct.Create(stage, name, unix.O_WRONLY, 0)
+	if err == nil {
+		_ = unix.Close(fd)
+		_ = unix.Unlinkat(stage, name, 0) // scratch
+	}
+	if err == nil || hindered(err) {
+		return true, nil
+	}
+	if aufs {
+		return false, nil
+	}
+	f, err := w.Whiteouts()
+	return f.Mknod || err != nil, nil //nolint:nilerr // whoever deletes first asks again
+}
+
 // hindered says that a trial failed for a reason that may pass.
 func hindered(err error) bool {
 	for _, e := range [...]unix.Errno{

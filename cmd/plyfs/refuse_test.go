@@ -105,6 +105,29 @@ func TestRefusesDifferentFileSystems(t *testing.T) {
 	}
 }
 
+// TestRefusesUnionUpper: another union may keep both forms of whiteouts to itself, as fuse-overlayfs does.
+func TestRefusesUnionUpper(t *testing.T) {
+	dir := unionTree(t)
+	mkdirs(t, dir, "outer", "outer/lower", "outer/upper", "outer/work", "outer/merged")
+	outer := command(t, dir, "/usr/bin/fuse-overlayfs", "-o", "lowerdir=outer/lower,upperdir=outer/upper,workdir=outer/work", "outer/merged")
+	if got := finish(t, outer); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	t.Cleanup(func() { testenv.Unmount(t, dir+"/outer/merged") })
+	mkdirs(t, dir, "outer/merged/upper", "outer/merged/work")
+	opts := "lowerdir=lower,upperdir=outer/merged/upper,workdir=outer/merged/work"
+	for _, more := range []string{"", ",whiteout=aufs", ",whiteout=kernel"} {
+		got := runIn(t, dir, "plyfs", "mount", "-o", opts+more, "merged")
+		want := result{code: exitMount, stderr: "plyfs: upperdir=" + dir + "/outer/merged/upper is on a file system that takes no whiteouts, " +
+			"as fuse-overlayfs: nothing of the lower layers could be removed or renamed; put upperdir and workdir on another file system, or add ro\n"}
+		if got != want {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", more, got, want)
+		}
+	}
+	mustMount(t, dir, "plyfs", "mount", "-o", opts+",ro", "merged")
+	mustMount(t, dir, "plyfs", "umount", "merged")
+}
+
 // inNamespace wraps a command so that a shell script runs before it in a mount namespace of its own.
 func inNamespace(script string, args ...string) []string {
 	return append([]string{"-m", "--propagation", "private", "sh", "-c", script + ` && exec "$@"`, "sh"}, args...)

@@ -182,6 +182,12 @@ func (u *Union) openWork() (err error) {
 	if o.NoXattrs && !o.UserXattr && u.names == nil {
 		u.opt.RedirectDir = RedirectFollow
 	}
+	if ok, err := u.work.Deletes(o.Whiteout == WhiteoutAUFS); err != nil {
+		return err
+	} else if !ok {
+		return fmt.Errorf("upperdir=%s is on a file system that takes no whiteouts, as fuse-overlayfs: nothing of the lower layers could be "+
+			"removed or renamed; put upperdir and workdir on another file system, or add ro", u.upper.Path)
+	}
 	if o.Whiteout == WhiteoutKernel {
 		f, err := u.work.Whiteouts()
 		if err != nil {
