@@ -11,7 +11,8 @@ import (
 
 // idMap reads disk:mount:len triples joined by colons. Empty fields mean nothing: podman begins the list with a colon
 // (cf. fuse-overlayfs main.c read_mappings, whose strtok skips them). Which number is which follows find_mapping there: an
-// owner on disk within [first, first+len) is shown counted from the second. A length of zero maps nothing and is dropped.
+// owner on disk within [first, first+len) is shown counted from the second. A length of zero maps nothing and is dropped, unless
+// there is nothing else: a map that maps nothing is not the same as none.
 func idMap(t token) ([]IDRange, error) {
 	const remedy = "give disk:mount:length triples, such as 0:100000:65536"
 	s, err := needValue(t, remedy)
@@ -32,15 +33,19 @@ func idMap(t token) ([]IDRange, error) {
 	if len(nums)%3 != 0 {
 		return nil, t.bad(fmt.Sprintf("%d numbers are not a multiple of three", len(nums)), remedy)
 	}
-	var ranges []IDRange
+	var ranges, empty []IDRange
 	for r := range slices.Chunk(nums, 3) {
 		if r[2] == 0 {
+			empty = []IDRange{{Disk: r[0], Mount: r[1]}}
 			continue
 		}
 		if uint64(r[0])+uint64(r[2]) > 1<<32 || uint64(r[1])+uint64(r[2]) > 1<<32 {
 			return nil, t.bad(fmt.Sprintf("range %d:%d:%d goes beyond %d", r[0], r[1], r[2], uint32(math.MaxUint32)), remedy)
 		}
 		ranges = append(ranges, IDRange{Disk: r[0], Mount: r[1], Len: r[2]})
+	}
+	if len(ranges) == 0 {
+		return empty, nil
 	}
 	const once = "give each identifier once"
 	if a, b, ok := overlap(ranges, func(r IDRange) uint32 { return r.Disk }); ok {

@@ -46,6 +46,7 @@ func TestParse(t *testing.T) {
 		},
 		{"empty fields in a map", []string{"uidmapping=0::5:::7:"}, Options{UIDMap: []IDRange{{0, 5, 7}}}},
 		{"ranges of no length", []string{"uidmapping=0:5:7:9:9:0"}, Options{UIDMap: []IDRange{{0, 5, 7}}}},
+		{"a map that maps nothing", []string{"uidmapping=0:1:0:7:8:0,gidmapping=:0:5:0"}, Options{UIDMap: []IDRange{{7, 8, 0}}, GIDMap: []IDRange{{0, 5, 0}}}},
 		{"whole range", []string{"uidmapping=0:0:4294967295"}, Options{UIDMap: []IDRange{{0, 0, 4294967295}}}},
 		{
 			"quoted context",
@@ -84,6 +85,7 @@ func TestParse(t *testing.T) {
 		{"redirect_dir=off", []string{"redirect_dir=off"}, Options{RedirectDir: RedirectOff}},
 		{"redirect_dir=on", []string{"redirect_dir=on"}, Options{RedirectDir: RedirectOn}},
 		{"fsync=0", []string{"fsync=0"}, Options{Fsync: Off}},
+		{"numbers other than 0", []string{"fsync=0,fsync=2,noxattrs=-1"}, Options{Fsync: On, NoXattrs: true}},
 		{"fsync without a value", []string{"fsync"}, Options{Fsync: On}},
 		{"sync=0", []string{"sync=0"}, Options{Fsync: Off}},
 		{"sync of mount", []string{"sync"}, Options{Sync: On}},
