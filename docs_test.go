@@ -122,6 +122,37 @@ func TestSemanticsNamesRealTests(t *testing.T) {
 	}
 }
 
+// A test that a row of docs/semantics.md names must be in the package that it names with it.
+func TestSemanticsNamesPackages(t *testing.T) {
+	named := regexp.MustCompile("((?:`Test[A-Za-z0-9]+`(?:, )?)+) in `([a-z/]+)`")
+	test := regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
+	for line := range strings.Lines(documents(t)["docs/semantics.md"]) {
+		found := 0
+		for _, m := range named.FindAllStringSubmatch(line, -1) {
+			paths, err := filepath.Glob(filepath.Join(m[2], "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var code strings.Builder
+			for _, p := range paths {
+				text, err := os.ReadFile(p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				code.Write(text)
+			}
+			for _, n := range test.FindAllStringSubmatch(m[1], -1) {
+				if found++; !strings.Contains(code.String(), "func "+n[1]+"(t *testing.T)") {
+					t.Errorf("docs/semantics.md names the test %s, which is not in %s", n[1], m[2])
+				}
+			}
+		}
+		if all := len(test.FindAllString(line, -1)); all != found {
+			t.Errorf("docs/semantics.md names %d tests without their packages: %s", all-found, line)
+		}
+	}
+}
+
 // Every option in the first column of the tables of docs/cli.md must be one that plyfs knows. That every option of plyfs is
 // there is a test of fs/mountopt.
 func TestCLIOptionsExist(t *testing.T) {

@@ -65,6 +65,58 @@ func TestCreateUnmapped(t *testing.T) {
 	}
 }
 
+// A map whose ranges are all empty is not the same as none: everybody is nobody.
+func TestEmptyMap(t *testing.T) {
+	s := newStack(t)
+	m := []IDRange{{Disk: 0, Mount: 1}}
+	u, err := s.openAs(Options{UIDMap: m, GIDMap: m})
+	must(t, err)
+	defer u.Close()
+	_, a, err := u.Create(&Caller{}, u.Root(), "file", 0o666, unix.O_RDWR)
+	must(t, err)
+	if a.UID != overflowID || a.GID != overflowID {
+		t.Errorf("the file shows %d:%d", a.UID, a.GID)
+	}
+	checkOnDisk(t, s.upper+"/file", overflowID, overflowID, 0o666)
+}
+
+// A squashed owner is shown and never written: what anybody makes is the server's on disk, and chown is forgotten. One that is not
+// squashed is kept.
+func TestSquash(t *testing.T) {
+	for _, c := range []struct {
+		name                           string
+		uid, gid                       *uint32
+		showUID, showGID, uidOn, gidOn uint32 // after chown 7:8
+	}{
+		{"both", new(uint32), new(uint32), 0, 0, 0, 0},
+		{"user", &[]uint32{5}[0], nil, 5, 8, 0, 8},
+		{"group", nil, &[]uint32{6}[0], 7, 6, 7, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStack(t)
+			u, err := s.openAs(Options{SquashUID: c.uid, SquashGID: c.gid})
+			must(t, err)
+			defer u.Close()
+			n, _, err := u.Create(&Caller{UID: 1000, GID: 1001}, u.Root(), "file", 0o644, unix.O_RDWR)
+			must(t, err)
+			var onDisk [2]uint32
+			if c.uid == nil {
+				onDisk[0] = 1000
+			}
+			if c.gid == nil {
+				onDisk[1] = 1001
+			}
+			checkOnDisk(t, s.upper+"/file", onDisk[0], onDisk[1], 0o644)
+			a, err := u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetUID | SetGID, UID: 7, GID: 8})
+			must(t, err)
+			if a.UID != c.showUID || a.GID != c.showGID {
+				t.Errorf("the file shows %d:%d, want %d:%d", a.UID, a.GID, c.showUID, c.showGID)
+			}
+			checkOnDisk(t, s.upper+"/file", c.uidOn, c.gidOn, 0o644)
+		})
+	}
+}
+
 // containers/storage gives the directory that it mounts on to the store's root whenever it asks for a mount. When there is a
 // container with a map of its own, that is a chown of its root directory to an owner who has no mapping.
 func TestChownRootUnmapped(t *testing.T) {
