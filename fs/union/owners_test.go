@@ -117,6 +117,34 @@ func TestSquash(t *testing.T) {
 	}
 }
 
+// A set-id bit of an owner that a user namespace does not map does nothing in a lower, and must not come alive in a copy that the
+// server owns (CVE-2023-0386).
+func TestCopyUpSetIDUnmapped(t *testing.T) {
+	for _, c := range []struct {
+		uid, gid  int
+		namespace bool
+		want      uint32
+	}{
+		{overflowID, 0, true, 0o755},
+		{0, overflowID, true, 0o755},
+		{1, 2, true, 0o6755},
+		{overflowID, overflowID, false, 0o6755},
+	} {
+		s := newStack(t)
+		must(t, os.Chown(s.lower+"/f", c.uid, c.gid))
+		must(t, unix.Chmod(s.lower+"/f", 0o6755))
+		u, err := s.openAs(Options{})
+		must(t, err)
+		defer u.Close()
+		u.userNS = func() bool { return c.namespace }
+		n, _, err := u.Lookup(u.Root(), "f")
+		must(t, err)
+		_, err = u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetMtimeNow})
+		must(t, err)
+		checkOnDisk(t, s.upper+"/f", uint32(c.uid), uint32(c.gid), c.want)
+	}
+}
+
 // containers/storage gives the directory that it mounts on to the store's root whenever it asks for a mount. When there is a
 // container with a map of its own, that is a chown of its root directory to an owner who has no mapping.
 func TestChownRootUnmapped(t *testing.T) {

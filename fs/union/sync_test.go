@@ -164,6 +164,20 @@ func TestFsyncBeforeUnmark(t *testing.T) {
 	}
 }
 
+// TestNoFsync: with fsync=0 an application's fsync is answered, and nothing is synced.
+func TestNoFsync(t *testing.T) {
+	s := newStack(t)
+	u, err := s.openAs(Options{NoFsync: true, Mutator: &sys.Mutator{Hook: func(op string) error {
+		if op == "fsync" {
+			t.Error("an fsync")
+		}
+		return nil
+	}}})
+	must(t, err)
+	defer u.Close()
+	must(t, u.Fsync(write(t, u, "new"), false))
+}
+
 func TestCleanEndLeavesNoMark(t *testing.T) {
 	s := newStack(t)
 	u := s.open(nil)
