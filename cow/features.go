@@ -97,6 +97,9 @@ func (w *Work) Deletes(aufs bool) (bool, error) {
 	}
 	stage, err := w.Stage()
 	if err != nil {
+		if hindered(err) {
+			err = nil
+		}
 		return true, err
 	}
 	direct, name := &sys.Mutator{}, ovl.AUFSWhiteout(w.TempName())
