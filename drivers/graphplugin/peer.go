@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // peerKey is the key of a connection's context for the process at its other end.
@@ -18,20 +18,9 @@ type peerKey struct{}
 
 // withPeer returns a context that knows who is at the other end of a connection, as far as that can be told.
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
-		return ctx
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return ctx
-	}
-	var cred *unix.Ucred
-	ctlErr := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
+	cred, err := sys.PeerCred(conn)
 	// A process of which this PID namespace knows nothing has the number 0.
-	if err != nil || ctlErr != nil || cred.Pid <= 0 {
+	if err != nil || cred.Pid <= 0 {
 		return ctx
 	}
 	return context.WithValue(ctx, peerKey{}, int(cred.Pid))

@@ -6,12 +6,13 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/peer"
+
+	"plyfs/internal/sys"
 )
 
 // Credentials are those of a server that Register adds to. They ask nothing of a caller, and find out of each connection whether what
@@ -38,8 +39,9 @@ func (peerInfo) AuthType() string { return "unix" }
 // ServerHandshake implements credentials.TransportCredentials.
 func (p peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	i := peerInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}
-	pid, err := peerOf(c)
-	if err == nil {
+	pid := 0
+	if cred, err := sys.PeerCred(c); err == nil {
+		pid = int(cred.Pid)
 		i.sees = seesMounts(pid)
 	}
 	p.log.Info("a connection", "process", pid, "has these mounts", i.sees)
@@ -49,27 +51,6 @@ func (p peerCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.Auth
 // Clone implements credentials.TransportCredentials.
 func (p peerCredentials) Clone() credentials.TransportCredentials {
 	return peerCredentials{p.TransportCredentials.Clone(), p.log}
-}
-
-// peerOf returns the process at the other end of a Unix socket, 0 for one of which this process sees no number.
-func peerOf(c net.Conn) (pid int, err error) {
-	s, ok := c.(syscall.Conn)
-	if !ok {
-		return 0, unix.ENOTSOCK
-	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if cerr != nil {
-		return 0, cerr
-	}
-	if err != nil {
-		return 0, os.NewSyscallError("getsockopt", err)
-	}
-	return int(cred.Pid), nil
 }
 
 // seesMounts says whether a process has the root of this one, and so its mounts: a mount belongs to one namespace.

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // maxAnswer bounds one line of an answer, and maxSockets those of one directory: a reader must not be held up by what another
@@ -156,7 +158,7 @@ func (s Socket) dial(ctx context.Context) (net.Conn, int, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("connect to %s: %w", s.Path, err)
 	}
-	peer, err := peerOf(c)
+	peer, err := sys.PeerCred(c)
 	if err == nil && peer.Uid != st.Uid {
 		err = fmt.Errorf("%s is served by user %d, not %d: %w", s.Path, peer.Uid, st.Uid, ErrRefused)
 	}

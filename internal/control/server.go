@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 const (
@@ -364,7 +366,7 @@ func ownCredentials() credentials {
 
 // accept returns an error for a client that may not ask.
 func (own credentials) accept(c net.Conn) error {
-	peer, err := peerOf(c)
+	peer, err := sys.PeerCred(c)
 	switch {
 	case err != nil:
 		return err
@@ -374,24 +376,4 @@ func (own credentials) accept(c net.Conn) error {
 		return nil // root of the outside; see the package documentation
 	}
 	return fmt.Errorf("user %d (process %d): %w", peer.Uid, peer.Pid, unix.EACCES)
-}
-
-// peerOf returns who is at the other end.
-func peerOf(c net.Conn) (*unix.Ucred, error) {
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("connection of type %T: %w", c, unix.ENOTSOCK)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var peer *unix.Ucred
-	var perr error
-	if err := raw.Control(func(fd uintptr) {
-		peer, perr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return nil, err
-	}
-	return peer, perr
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 var (
@@ -160,7 +162,7 @@ func peerName(conn net.Conn) string {
 	if !ok {
 		return "another process"
 	}
-	cred, err := peerOf(u)
+	cred, err := sys.PeerCred(u)
 	if err != nil || cred.Pid == 0 {
 		return "another process"
 	}
@@ -204,7 +206,7 @@ func (g *guarded) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		cred, err := peerOf(conn)
+		cred, err := sys.PeerCred(conn)
 		if err == nil && (cred.Uid == 0 || int(cred.Uid) == g.euid) {
 			return conn, nil
 		}
@@ -230,15 +232,4 @@ func (g *guarded) Close() (err error) {
 		}
 	}
 	return errors.Join(err, g.UnixListener.Close())
-}
-
-// peerOf returns who connected, or listens, at the other end.
-func peerOf(conn *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred, errors.Join(err, inner)
 }
