@@ -3,7 +3,6 @@ package cow
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -286,13 +285,13 @@ func (w *Work) Close() {
 	w.dir = -1
 }
 
-// BootID identifies the running kernel's boot.
+// BootID is the id of the running kernel's boot, "unknown" where procfs does not tell.
 func BootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := sys.BootID()
 	if err != nil {
 		return "unknown"
 	}
-	return strings.TrimSpace(string(b))
+	return id
 }
 
 // UnsyncedBoot returns the boot under which a mount last left unsynced marks behind, "" when no upper file carries one.

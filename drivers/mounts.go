@@ -7,11 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // Mounts counts who uses the mounted layers of a driver. The counts are kept in a directory, one file a layer, written
@@ -46,11 +47,11 @@ func OpenMounts(dir string) (*Mounts, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := sys.BootID()
 	if err != nil {
-		return nil, fmt.Errorf("identify this boot: %w", err)
+		return nil, err
 	}
-	m := &Mounts{dir: dir, boot: strings.TrimSpace(string(boot)), table: make(map[string]mountRecord), making: make(map[string]bool)}
+	m := &Mounts{dir: dir, boot: boot, table: make(map[string]mountRecord), making: make(map[string]bool)}
 	return m, m.Refresh()
 }
 

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 	"plyfs/metadata/kv"
 )
 
@@ -85,9 +86,9 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("store %q: its path is not UTF-8; choose another: %w", root, drivers.ErrInvalid)
 	}
 	o.Root = root
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := sys.BootID()
 	if err != nil {
-		return nil, fmt.Errorf("identify this boot: %w", err)
+		return nil, err
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -95,7 +96,7 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 	if o.Wait == 0 {
 		o.Wait = defaultWait
 	}
-	s := &Store{root: root, opt: o, log: o.Log, boot: strings.TrimSpace(string(boot)), pins: make(map[ChainID]*pin)}
+	s := &Store{root: root, opt: o, log: o.Log, boot: boot, pins: make(map[ChainID]*pin)}
 	if _, err := os.Lstat(s.path(dbDir)); o.MustExist && errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("there is none in %s: %w; --root or PLYFS_ROOT names another directory", root, drivers.ErrNotFound)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 // The names in the home that dockerd gives; see the package doc.
@@ -86,11 +87,11 @@ func (s *store) path(elem ...string) string {
 // prepare makes the directories of the store and returns that of this boot. Those of others are removed: the numbers of
 // processes in them are of no one, or of someone else.
 func (s *store) prepare() (run string, err error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := sys.BootID()
 	if err != nil {
-		return "", fmt.Errorf("identify this boot: %w", err)
+		return "", err
 	}
-	run = s.path(runDir, strings.TrimSpace(string(boot)))
+	run = s.path(runDir, boot)
 	for _, dir := range []string{s.path(draftsDir), run} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", err
