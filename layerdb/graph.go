@@ -217,7 +217,7 @@ func (s *Store) discardAll(ctx context.Context, drv drivers.Driver, dead []work)
 // discard removes a layer of the driver that the database does not name any more, or does not name yet.
 func (s *Store) discard(ctx context.Context, drv drivers.Driver, w work) error {
 	if err := drv.Remove(ctx, w.ID); err != nil {
-		return fmt.Errorf("remove layer %s of driver %s: %w", w.ID, w.Driver, err)
+		return fmt.Errorf("driver %s: %w", w.Driver, err)
 	}
 	if drv.Name() == s.drv.Name() && !w.Restore {
 		return s.removeFiles(w.ID)

@@ -201,7 +201,7 @@ func (s *Store) discardSnapshot(ctx context.Context, id string) error {
 		return err
 	}
 	if err := s.drv.Remove(ctx, id); err != nil {
-		return fmt.Errorf("remove layer %s of driver %s: %w", id, s.drv.Name(), err)
+		return fmt.Errorf("driver %s: %w", s.drv.Name(), err)
 	}
 	return errors.Join(removeFile(s.path(recordsDir, snapshotCopyName(id))), removeFile(s.notePath(id)))
 }

@@ -223,7 +223,10 @@ func (d *driver) removeFilling(ctx context.Context, id string) error {
 		return nil
 	}
 	d.log.Info("removing a layer that was not completed", "layer", id)
-	return d.home.RemoveReleasing(ctx, id, d.releaseQuota)
+	if err := d.home.Remove(ctx, id, d.releaseQuota); err != nil {
+		return fmt.Errorf("remove layer %s, which was not completed: %w", id, err)
+	}
+	return nil
 }
 
 // releaseQuota forgets the quota of a layer's directory that is about to be deleted.
@@ -276,7 +279,11 @@ func (d *driver) create(ctx context.Context, id string, rec record, o *drivers.C
 		}
 	}
 	defer d.locks.Lock(id)()
-	return d.home.Create(ctx, id, func(dir string) error { return d.fillNew(ctx, dir, rec) })
+	err := d.home.Create(ctx, id, func(dir string) error { return d.fillNew(ctx, dir, rec) })
+	if err != nil {
+		return fmt.Errorf("create layer %s: %w", id, err)
+	}
+	return nil
 }
 
 // refuseLabel refuses a mount label: there is no mount to give it to.
@@ -359,5 +366,8 @@ func (d *driver) Remove(ctx context.Context, id string) error {
 	if n := d.mounts.Count(id); n > 0 {
 		return fmt.Errorf("remove layer %s: it is in use by %d: %w", id, n, drivers.ErrInUse)
 	}
-	return d.home.RemoveReleasing(ctx, id, d.releaseQuota)
+	if err := d.home.Remove(ctx, id, d.releaseQuota); err != nil {
+		return fmt.Errorf("remove layer %s: %w", id, err)
+	}
+	return nil
 }

@@ -149,19 +149,19 @@ func (h *Home) IDs() (ids []string, err error) {
 	return ids, nil
 }
 
-// Create makes a layer of what fill puts into a new directory of mode 0700, the path of which it is given. Nothing is
-// left if fill fails, nor if there is such a layer, of which the error (drivers.ErrExists) tells.
+// Create makes a layer of what fill puts into a new directory of mode 0700, whose path it is given. After an error, such as one of
+// fill, nothing is left. The error wraps drivers.ErrExists if there is such a layer; it does not name the layer.
 func (h *Home) Create(ctx context.Context, id string, fill func(dir string) error) (err error) {
 	switch ok, err := h.Has(id); {
 	case err != nil:
 		return err
 	case ok:
-		return fmt.Errorf("layer %s: %w", id, drivers.ErrExists)
+		return drivers.ErrExists
 	}
 	stage := stagePrefix + rand.Text()
 	defer h.hold(stage)()
 	if err := unix.Mkdirat(h.fd, stage, 0o700); err != nil {
-		return fmt.Errorf("layer %s: make a directory in %s: %w", id, h.path, err)
+		return fmt.Errorf("make a directory in %s: %w", h.path, err)
 	}
 	defer func() {
 		if err != nil {
@@ -169,32 +169,31 @@ func (h *Home) Create(ctx context.Context, id string, fill func(dir string) erro
 		}
 	}()
 	if err := fill(filepath.Join(h.path, stage)); err != nil {
-		return fmt.Errorf("make layer %s: %w", id, err)
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("make layer %s: %w", id, err)
+		return err
 	}
 	switch err := (*sys.Mutator)(nil).Rename(h.fd, stage, h.fd, id, unix.RENAME_NOREPLACE); {
 	case errors.Is(err, unix.EEXIST):
-		return fmt.Errorf("layer %s: %w", id, drivers.ErrExists)
+		return drivers.ErrExists
 	case err != nil:
-		return fmt.Errorf("publish layer %s: %w", id, err)
+		return fmt.Errorf("publish it in %s: %w", h.path, err)
 	}
 	return nil
 }
 
-// Remove deletes a layer; one that is not there is no error. Once ctx is done the layer is gone, and what is left to
-// delete is for Sweep.
-func (h *Home) Remove(ctx context.Context, id string) error { return h.RemoveReleasing(ctx, id, nil) }
-
-// RemoveReleasing is Remove that calls release, when not nil, with the path of what is about to be deleted, once the layer
-// is gone, durably: a crash leaves a layer with all that belongs to it, or none. Its error leaves the deletion to Sweep.
-func (h *Home) RemoveReleasing(ctx context.Context, id string, release func(dir string) error) error {
+// Remove deletes a layer; one that is not there is no error. First the layer is renamed away, durably. Then release, when not nil,
+// is called with the new path, to give back what belongs to the layer outside of its directory: so a crash leaves a layer with all
+// that belongs to it, or none. If release fails, or ctx ends while files are deleted, Sweep deletes the rest.
+//
+// The error wraps drivers.ErrInUse if something is mounted on the layer's directory; it does not name the layer.
+func (h *Home) Remove(ctx context.Context, id string, release func(dir string) error) error {
 	if err := drivers.ValidID(id); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("remove layer %s: %w", id, err)
+		return err
 	}
 	trash := removingPrefix + rand.Text()
 	defer h.hold(trash)()
@@ -202,22 +201,19 @@ func (h *Home) RemoveReleasing(ctx context.Context, id string, release func(dir 
 	case errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("remove layer %s: something is mounted on it: %w", id, drivers.ErrInUse)
+		return fmt.Errorf("something is mounted on it: %w", drivers.ErrInUse)
 	case err != nil:
-		return fmt.Errorf("remove layer %s: %w", id, err)
+		return fmt.Errorf("rename it away in %s: %w", h.path, err)
 	}
 	if err := sys.Retry(func() error { return unix.Fsync(h.fd) }); err != nil {
-		return fmt.Errorf("remove layer %s: sync %s: %w", id, h.path, err)
+		return fmt.Errorf("sync %s: %w", h.path, err)
 	}
 	if release != nil {
 		if err := release(filepath.Join(h.path, trash)); err != nil {
-			return fmt.Errorf("remove layer %s: %w", id, err)
+			return err
 		}
 	}
-	if err := RemoveTree(ctx, h.fd, trash); err != nil {
-		return fmt.Errorf("remove layer %s: %w", id, err)
-	}
-	return nil
+	return RemoveTree(ctx, h.fd, trash)
 }
 
 // Sweep deletes what interrupted operations left behind. What this process is making or deleting stays. release, when

@@ -118,10 +118,10 @@ func TestRemove(t *testing.T) {
 	must(t, h.Create(t.Context(), "l", func(dir string) error { return os.MkdirAll(filepath.Join(dir, "d/e"), 0o700) }))
 	done, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.Remove(done, "l"); !errors.Is(err, context.Canceled) || h.Need("l") != nil {
+	if err := h.Remove(done, "l", nil); !errors.Is(err, context.Canceled) || h.Need("l") != nil {
 		t.Error(err, h.Need("l"))
 	}
-	must(t, h.Remove(t.Context(), "l"), h.Remove(t.Context(), "l"))
+	must(t, h.Remove(t.Context(), "l", nil), h.Remove(t.Context(), "l", nil))
 	if err := h.Need("l"); !errors.Is(err, drivers.ErrNotFound) {
 		t.Error(err)
 	}
@@ -130,7 +130,7 @@ func TestRemove(t *testing.T) {
 	}
 	must(t, h.Create(t.Context(), "m", func(string) error { return nil }))
 	failure, told := errors.New("failure"), ""
-	err := h.RemoveReleasing(t.Context(), "m", func(dir string) error {
+	err := h.Remove(t.Context(), "m", func(dir string) error {
 		told = dir
 		return failure
 	})
@@ -146,7 +146,7 @@ func TestRemove(t *testing.T) {
 	if got := names(t, h.Path()); got != nil {
 		t.Errorf("home has %v", got)
 	}
-	if err := h.Remove(t.Context(), "../x"); !errors.Is(err, drivers.ErrInvalid) {
+	if err := h.Remove(t.Context(), "../x", nil); !errors.Is(err, drivers.ErrInvalid) {
 		t.Error(err)
 	}
 }

@@ -45,7 +45,9 @@ func (s *Store) cleanLayer(ctx context.Context, id string) error {
 	if !there {
 		if s.isRestoring(id) {
 			// Those above it are as they were: without it.
-			return s.dirs.RemoveReleasing(ctx, dirName(id), s.release)
+			if err := s.dirs.Remove(ctx, dirName(id), s.release); err != nil {
+				return fmt.Errorf("remove layer %s, which was made anew and not unpacked: %w", id, err)
+			}
 		}
 		return nil
 	}

@@ -33,7 +33,7 @@ func (s *Store) Remove(ctx context.Context, id string) (err error) {
 	}
 	links := s.linksTo(id)
 	// The limits go with the directory, behind the rename: a layer that is there is bounded.
-	err = s.dirs.RemoveReleasing(ctx, dirName(id), s.release)
+	err = s.dirs.Remove(ctx, dirName(id), s.release)
 	if there, _ := s.dirs.Has(dirName(id)); there {
 		s.settle(id, true)
 		return err
