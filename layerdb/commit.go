@@ -11,8 +11,8 @@ import (
 	"plyfs/drivers"
 )
 
-// Changes lists what was changed in a container, parents before children. The container may be in use: what is changed meanwhile
-// may or may not be in the list.
+// Changes lists what was changed in a container since it was made, parents before children. The container may be in use: the list
+// may or may not contain what changes while it is made.
 func (s *Store) Changes(ctx context.Context, name string) (list []tarlayer.Change, err error) {
 	err = s.withContainer(name, func(c Container, below Record) error {
 		list, err = s.differ.Changes(ctx, c.ID, below.cacheID())
@@ -24,33 +24,40 @@ func (s *Store) Changes(ctx context.Context, name string) (list []tarlayer.Chang
 	return list, nil
 }
 
-// DiffSize is the number of bytes of content in Diff's stream.
+// DiffSize returns the sum of the sizes, in bytes, of the regular files in Diff's stream.
 func (s *Store) DiffSize(ctx context.Context, name string) (n int64, err error) {
 	err = s.withContainer(name, func(c Container, below Record) error {
 		n, err = s.differ.DiffSize(ctx, c.ID, below.cacheID())
 		return err
 	})
-	return n, err
+	if err != nil {
+		return 0, fmt.Errorf("size of the changes of container %s: %w", name, err)
+	}
+	return n, nil
 }
 
-// Usage is what the container takes up in the driver beyond its parent.
+// Usage returns what the container takes up in the driver beyond its parent.
 func (s *Store) Usage(ctx context.Context, name string) (u drivers.Usage, err error) {
 	err = s.withContainer(name, func(c Container, _ Record) error {
 		u, err = s.drv.Usage(ctx, c.ID)
 		return err
 	})
-	return u, err
+	if err != nil {
+		return drivers.Usage{}, fmt.Errorf("usage of container %s: %w", name, err)
+	}
+	return u, nil
 }
 
-// Diff returns what was changed in a container as a tar stream of an OCI layer, of which Register makes one. The same changes
-// give the same bytes. What no such stream can hold, names that begin with .wh. and sockets, is logged, and the root's own owner,
-// mode and attributes are not in it. The container cannot be removed, nor the store be migrated, until the stream is closed.
+// Diff returns what was changed in a container as the uncompressed tar stream of an OCI layer, which Register takes. The same
+// changes give the same bytes. Not in the stream, but logged, is what none can hold: sockets, and names that begin with .wh.;
+// neither are owner, mode and attributes of the container's root. The caller closes the stream: until then the container cannot be
+// removed, and the store not be migrated.
 func (s *Store) Diff(ctx context.Context, name string) (io.ReadCloser, error) {
 	c, below, done, err := s.useContainer(name)
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.differ.Diff(ctx, c.ID, below.cacheID(), s.noting(name))
+	r, err := s.differ.Diff(ctx, c.ID, below.cacheID(), s.diffOptions(name))
 	if err != nil {
 		done()
 		return nil, fmt.Errorf("diff of container %s: %w", name, err)
@@ -61,8 +68,8 @@ func (s *Store) Diff(ctx context.Context, name string) (io.ReadCloser, error) {
 	})}, nil
 }
 
-// noting has what a difference leaves out logged.
-func (s *Store) noting(container string) *drivers.DiffOptions {
+// diffOptions are the options of a container's Diff, which log what it leaves out.
+func (s *Store) diffOptions(container string) *drivers.DiffOptions {
 	return &drivers.DiffOptions{Note: func(path, reason string) {
 		s.log.Warn("left out of the difference", "container", container, "path", "/"+path, "reason", reason)
 	}}
@@ -82,12 +89,12 @@ func (d diffOf) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Commit makes an image layer over the container's parent of what was changed in the container, which goes on, mounted or
-// not. It costs what the changes are worth, not the image, where the driver has a Differ of its own. Options and errors are
-// those of Register.
+// Commit registers what was changed in a container as an image layer over the container's parent. The container stays as it is, and
+// may be mounted. Where the driver has a Differ of its own, the time it takes grows with the changes, not with the image. Options
+// and errors are those of Register.
 func (s *Store) Commit(ctx context.Context, name string, o RegisterOptions) (l Layer, err error) {
 	err = s.withContainer(name, func(c Container, below Record) error {
-		r, err := s.differ.Diff(ctx, c.ID, below.cacheID(), s.noting(name))
+		r, err := s.differ.Diff(ctx, c.ID, below.cacheID(), s.diffOptions(name))
 		if err != nil {
 			return err
 		}
@@ -100,7 +107,7 @@ func (s *Store) Commit(ctx context.Context, name string, o RegisterOptions) (l L
 	return l, nil
 }
 
-// withContainer calls fn with a container and its parent (an empty record for none).
+// withContainer calls fn with a container and its parent (an empty record for none). Until fn returns, neither is removed.
 func (s *Store) withContainer(name string, fn func(c Container, below Record) error) error {
 	c, below, done, err := s.useContainer(name)
 	if err != nil {
@@ -110,7 +117,7 @@ func (s *Store) withContainer(name string, fn func(c Container, below Record) er
 	return fn(c, below)
 }
 
-// useContainer keeps a container until done.
+// useContainer returns a container and its parent (an empty record for none), which are not removed until done is called.
 func (s *Store) useContainer(name string) (c Container, below Record, done func(), err error) {
 	leave, err := s.gate.enter()
 	if err != nil {

@@ -95,22 +95,28 @@ func (s *Store) Users(ctx context.Context, id ChainID) (users []string, err erro
 	return users, err
 }
 
-// LayerChanges lists what the layer changes in what is below it, parents before children.
+// LayerChanges lists how the layer differs from its parent, parent directories before what is in them.
 func (s *Store) LayerChanges(ctx context.Context, id ChainID) (list []tarlayer.Change, err error) {
 	err = s.withLayer(id, func(r, below Record) error {
 		list, err = s.differ.Changes(ctx, r.cacheID(), below.cacheID())
 		return err
 	})
-	return list, err
+	if err != nil {
+		return nil, fmt.Errorf("changes of layer %s: %w", id, err)
+	}
+	return list, nil
 }
 
-// LayerUsage is what the layer takes up in the driver beyond what is below it.
+// LayerUsage returns what the layer takes up in the driver beyond its parent.
 func (s *Store) LayerUsage(ctx context.Context, id ChainID) (u drivers.Usage, err error) {
 	err = s.withLayer(id, func(r, _ Record) error {
 		u, err = s.drv.Usage(ctx, r.cacheID())
 		return err
 	})
-	return u, err
+	if err != nil {
+		return drivers.Usage{}, fmt.Errorf("usage of layer %s: %w", id, err)
+	}
+	return u, nil
 }
 
 // withLayer calls fn with the layer and the one below it (empty for none), both pinned.

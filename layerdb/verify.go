@@ -27,12 +27,17 @@ func (s *Store) Verify(ctx context.Context, id ChainID) error {
 }
 
 // verify compares the tree that drv has of a pinned layer, over another one ("" for none).
-func (s *Store) verify(ctx context.Context, drv drivers.Driver, l Layer, below string) error {
+func (s *Store) verify(ctx context.Context, drv drivers.Driver, l Layer, below string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("verify layer %s: %w", l.ID, err)
+		}
+	}()
 	members, err := s.members(l)
 	if err != nil {
-		return fmt.Errorf("verify layer %s: %w", l.ID, err)
+		return err
 	}
-	err = withTree(ctx, drv, l.CacheID, func(t *tree) (err error) {
+	return withTree(ctx, drv, l.CacheID, func(t *tree) (err error) {
 		mounted := tarlayer.NewDirSource(t.root, tarlayer.DirOptions{})
 		defer func() { err = errors.Join(err, mounted.Close()) }()
 		src := shown{Source: mounted}
@@ -58,10 +63,6 @@ func (s *Store) verify(ctx context.Context, drv drivers.Driver, l Layer, below s
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("verify layer %s: %w", l.ID, err)
-	}
-	return nil
 }
 
 // members lists the paths of the layer's stream, each once, by what the store keeps of it. Whiteouts beneath a directory that

@@ -32,7 +32,7 @@ type CommitOptions struct {
 func (s *Store) Commit(ctx context.Context, container string, o CommitOptions) (img Image, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("commit container %s: %w", container, err)
+			err = fmt.Errorf("make an image of container %s: %w", container, err)
 		}
 	}()
 	for _, n := range o.Names {
