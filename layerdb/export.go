@@ -70,6 +70,25 @@ func (s *Store) withStream(l Layer, fn func(r io.Reader) error) (err error) {
 	return fn(&damageReader{r, f.Name()})
 }
 
+// verifyStream compares what is kept of a layer's stream with its digest.
+func (s *Store) verifyStream(l Layer) error {
+	f, err := os.Open(s.streamPath(l))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // reported as missing
+	} else if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return err
+	}
+	if has := digest.NewDigest(digest.SHA256, sum); has != l.StreamSum {
+		return fmt.Errorf("%s has digest %s, not %s: %w", f.Name(), has, l.StreamSum, drivers.ErrDamaged)
+	}
+	return nil
+}
+
 // damageReader makes errors of reading the store's own files wrap drivers.ErrDamaged.
 type damageReader struct {
 	r    io.Reader
