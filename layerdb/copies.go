@@ -90,7 +90,7 @@ func (c *check) copies(context.Context) error {
 // snapshots with their notes. What no crash explains is left to Check: a copy that cannot be read, and that of a layer which the
 // database does not name.
 func (s *Store) settleCopies() error {
-	if s.agree.Load() {
+	if s.copiesMatch.Load() {
 		return nil
 	}
 	named := make(map[string]bool)
@@ -124,7 +124,7 @@ func (s *Store) settleCopies() error {
 	if err := s.dropHolderCopies(named); err != nil {
 		return err
 	}
-	s.agree.Store(true)
+	s.copiesMatch.Store(true)
 	return nil
 }
 

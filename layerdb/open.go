@@ -103,7 +103,7 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 	if s.lock, err = s.makeAndLock(ctx); err != nil {
 		return nil, err
 	}
-	s.agree.Store(s.lock.before == settled(s.boot))
+	s.copiesMatch.Store(s.lock.before == settled(s.boot))
 	return s, nil
 }
 
@@ -181,7 +181,7 @@ func (s *Store) begin(ctx context.Context) error {
 	if err := s.putMeta(meta{Driver: name}); err != nil {
 		return err
 	}
-	s.agree.Store(true)
+	s.copiesMatch.Store(true)
 	return s.writeFile([]byte(name+"\n"), driverFile)
 }
 

@@ -86,7 +86,7 @@ func (s *Store) writeCopy(r Record) error {
 		err = s.writeFile(b, recordsDir, copyName(r))
 	}
 	if err != nil {
-		s.agree.Store(false)
+		s.copiesMatch.Store(false)
 	}
 	return err
 }
@@ -106,7 +106,7 @@ func copyOf(r Record) ([]byte, error) {
 func (s *Store) removeCopy(r Record) error {
 	err := removeFile(s.path(recordsDir, copyName(r)))
 	if err != nil {
-		s.agree.Store(false)
+		s.copiesMatch.Store(false)
 	}
 	return err
 }

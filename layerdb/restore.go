@@ -123,7 +123,7 @@ func (s *Store) replaceRecord(r Record, l Layer, more func(t *tx) error) error {
 		return nil, t.put(r)
 	})
 	if err != nil {
-		s.agree.Store(false)
+		s.copiesMatch.Store(false)
 		return err
 	}
 	if was := s.streamPath(old); was != s.streamPath(l) {

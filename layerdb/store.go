@@ -50,21 +50,22 @@ type Store struct {
 
 	gate       gate
 	flights    flights
-	holders    keyLocks // by holder
-	mounting   keyLocks // by name of a container: its mounts
-	containers keyLocks // by name of a container: its content; for writing while it is removed
-	snapshots  keyLocks // by name of a snapshot; for reading by who uses it or makes something over it
+	holders    keyLocks // by key
+	mounting   keyLocks // by a container's name
+	containers keyLocks // by a container's name
+	snapshots  keyLocks // by a snapshot's name
 	removals   removals
-	// roots has, by the driver's id of a snapshot's layer, what MountSnapshot returned, "" where that was in an earlier process. Each
-	// entry is a reference of the driver. Guarded by snapshots.
+	// roots holds the root that MountSnapshot returned, by the driver's id of the snapshot's layer; "" if an earlier process mounted it.
+	// Each entry stands for one reference of the driver. An entry changes under the lock of its snapshot.
 	roots sync.Map
 
-	// agree says that the copies of records say what the records do, but for operations that are under way.
-	agree atomic.Bool
+	// copiesMatch says that all copies equal their records, but for operations that are under way. Once false it stays so until the
+	// next Open compares them.
+	copiesMatch atomic.Bool
 
 	graph sync.Mutex
 	pins  map[ChainID]*pin // guarded by graph
-	// snapshotsKnown is nil until it is wanted; guarded by graph.
+	// snapshotsKnown is nil until it is needed; guarded by graph.
 	snapshotsKnown *snapshotTable
 }
 
@@ -111,8 +112,8 @@ func (s *Store) release() error {
 		errs = append(errs, s.db.Close())
 	}
 	if s.lock != nil {
-		if s.agree.Load() && errors.Join(errs...) == nil {
-			// Without, the next process compares once more than needed.
+		if s.copiesMatch.Load() && errors.Join(errs...) == nil {
+			// If it fails, the next Open compares the copies once more than needed.
 			_ = writeLock(s.lock.f, settled(s.boot))
 		}
 		errs = append(errs, s.lock.release())

@@ -71,7 +71,7 @@ func (s *Store) updateLocked(fn func(t *tx) ([]work, error)) (dead []work, err e
 	})
 	switch {
 	case err != nil && decided == nil:
-		s.agree.Store(false)
+		s.copiesMatch.Store(false)
 		return nil, commitError{err}
 	case err != nil:
 		return nil, err
