@@ -38,12 +38,12 @@ type RegisterAllOptions struct {
 
 const defaultParallel = 3
 
-// RegisterAll makes layers on top of each other, the lowest first in sources, and returns them in that order. It is Register
-// for all layers of an image, and faster: where the driver stacks directories (drivers.ParallelApplier), several are unpacked at
-// once, and a layer waits for those below only where it needs what is in them. They are published in their order.
+// RegisterAll makes layers on top of each other, the lowest first in sources, and returns them in that order. It is Register for all
+// layers of an image, and faster: where the driver stacks directories (drivers.ParallelApplier), it unpacks several at once, and a
+// layer waits for those below it only when it needs their content. They are published from the lowest to the topmost.
 //
-// After an error, layers below the first that failed may be in the store, whole but not held, so that another attempt goes on
-// from there; GC removes them otherwise.
+// After an error, layers below the first that failed may be in the store, whole but not held: another attempt finds them there, else GC
+// removes them. The errors are those of Register.
 func (s *Store) RegisterAll(ctx context.Context, sources []Source, o RegisterAllOptions) ([]Layer, error) {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -53,138 +53,138 @@ func (s *Store) RegisterAll(ctx context.Context, sources []Source, o RegisterAll
 	if len(sources) == 0 {
 		return nil, fmt.Errorf("no layers to register: %w", drivers.ErrInvalid)
 	}
-	m := &many{store: s, sources: sources, opt: o}
-	defer m.undo()
-	if err := m.prepare(ctx); err != nil {
+	b := &batch{store: s, sources: sources, opt: o}
+	defer b.release()
+	if err := b.begin(ctx); err != nil {
 		return nil, err
 	}
-	if err := m.find(ctx); err != nil {
+	if err := b.find(ctx); err != nil {
 		return nil, err
 	}
-	if len(m.layers) == len(sources) {
+	if len(b.layers) == len(sources) {
 		if o.Hold != nil {
-			_, err = s.existing(ctx, m.layers[len(m.layers)-1].ID, o.Hold)
+			_, err = s.existing(ctx, b.layers[len(b.layers)-1].ID, o.Hold)
 		}
-		return m.layers, err
+		return b.layers, err
 	}
 	p, ok := s.drv.(drivers.ParallelApplier)
-	if ok && p.ParallelApply() && o.Parallel != 1 && !m.lost {
-		err = m.parallel(ctx)
+	if ok && p.ParallelApply() && o.Parallel != 1 && !b.lost {
+		err = b.parallel(ctx)
 	} else {
-		err = m.sequence(ctx)
+		err = b.sequence(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return m.layers, nil
+	return b.layers, nil
 }
 
-// many is a RegisterAll on its way.
-type many struct {
+// batch is the state of one RegisterAll.
+type batch struct {
 	store   *Store
 	sources []Source
 	opt     RegisterAllOptions
 	ids     []ChainID
-	// layers are those that are in the store, the lowest first; below is the topmost of them, or the parent of all.
+	// layers are those that are done: in the store, and pinned, the lowest first. below is the topmost of them, or the parent of all.
 	layers []Layer
 	below  Record
-	// lost says that the layer above those is in the database, but lost.
-	lost   bool
-	undone []func()
+	// lost says that the database knows the layer above those, but that it was lost.
+	lost  bool
+	undos []func()
 }
 
-func (m *many) undo() {
-	for _, fn := range slices.Backward(m.undone) {
+func (b *batch) release() {
+	for _, fn := range slices.Backward(b.undos) {
 		fn()
 	}
 }
 
-// prepare begins the flights of all layers, the lowest first, as everybody does.
-func (m *many) prepare(ctx context.Context) error {
-	if m.opt.Hold != nil {
-		if err := (RegisterOptions{Hold: m.opt.Hold}).validate(); err != nil {
+// begin checks the options, pins the parent, and begins the flights of all layers: the lowest first, as everybody does.
+func (b *batch) begin(ctx context.Context) error {
+	if b.opt.Hold != nil {
+		if err := (RegisterOptions{Hold: b.opt.Hold}).validate(); err != nil {
 			return err
 		}
 	}
-	id := m.opt.Parent
-	for i, src := range m.sources {
+	id := b.opt.Parent
+	for i, src := range b.sources {
 		if err := validDigest(src.DiffID); err != nil {
 			return fmt.Errorf("DiffID of layer %d: %w", i, err)
 		}
 		id = id.above(src.DiffID)
-		m.ids = append(m.ids, id)
+		b.ids = append(b.ids, id)
 	}
-	if err := m.pin(m.opt.Parent); err != nil {
+	if err := b.pin(b.opt.Parent); err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}
-	for _, id := range m.ids {
-		land, err := m.store.flights.begin(ctx, id)
+	for _, id := range b.ids {
+		land, err := b.store.flights.begin(ctx, id)
 		if err != nil {
 			return err
 		}
-		m.undone = append(m.undone, land)
+		b.undos = append(b.undos, land)
 	}
 	return nil
 }
 
-// pin makes a layer of the store the one below the next, and keeps it.
-func (m *many) pin(id ChainID) error {
-	r, unpin, err := m.store.pinLayer(id)
+// pin pins a layer of the store and makes it the one below the next.
+func (b *batch) pin(id ChainID) error {
+	r, unpin, err := b.store.pinLayer(id)
 	if err != nil {
 		return err
 	}
-	m.below = r
-	m.undone = append(m.undone, unpin)
+	b.below = r
+	b.undos = append(b.undos, unpin)
 	return nil
 }
 
-// find pins what the store has, up to the first layer that it has not, or has lost.
-func (m *many) find(ctx context.Context) error {
-	for _, id := range m.ids {
-		known, lost, err := m.store.knows(ctx, id)
+// find adopts the layers that the store has, from the lowest up to the first that it does not have, or has lost.
+func (b *batch) find(ctx context.Context) error {
+	for _, id := range b.ids {
+		known, lost, err := b.store.knows(ctx, id)
 		if err != nil {
 			return err
 		}
-		if m.lost = lost; !known || lost {
+		if b.lost = lost; !known || lost {
 			return nil
 		}
-		if err := m.has(id); err != nil {
+		if err := b.adopt(id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// has pins a layer of the store and adds it to those that are there.
-func (m *many) has(id ChainID) error {
-	if err := m.pin(id); err != nil {
+// adopt pins a layer of the store and adds it to those that are done.
+func (b *batch) adopt(id ChainID) error {
+	if err := b.pin(id); err != nil {
 		return err
 	}
-	m.layers = append(m.layers, *m.below.Layer)
+	b.layers = append(b.layers, *b.below.Layer)
 	return nil
 }
 
-func (m *many) options(i int) RegisterOptions {
-	o := RegisterOptions{ExpectDiffID: m.sources[i].DiffID, Limits: m.opt.Limits, Progress: m.sources[i].Progress}
-	if i == len(m.sources)-1 {
-		o.Hold = m.opt.Hold
+func (b *batch) options(i int) RegisterOptions {
+	o := RegisterOptions{ExpectDiffID: b.sources[i].DiffID, Limits: b.opt.Limits, Progress: b.sources[i].Progress}
+	if i == len(b.sources)-1 {
+		o.Hold = b.opt.Hold
 	}
 	return o
 }
 
-// with opens the i-th source, and calls fn with it.
-func (m *many) with(ctx context.Context, i int, fn func(in *input) error) (err error) {
+// withSource opens the i-th source, calls fn with it, and closes it.
+func (b *batch) withSource(ctx context.Context, i int, fn func(in *input) error) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("layer %d (%s): %w", i, m.sources[i].DiffID, err)
+			err = fmt.Errorf("layer %d (%s): %w", i, b.sources[i].DiffID, err)
 		}
 	}()
-	r, err := m.sources[i].Open(ctx)
+	r, err := b.sources[i].Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	in, err := m.store.newInput(r)
+	in, err := b.store.newInput(r)
 	if err != nil {
 		return err
 	}
@@ -192,71 +192,72 @@ func (m *many) with(ctx context.Context, i int, fn func(in *input) error) (err e
 	return fn(in)
 }
 
-// sequence makes one layer after the other.
-func (m *many) sequence(ctx context.Context) error {
-	for i := len(m.layers); i < len(m.sources); i++ {
-		if err := m.make(ctx, i); err != nil {
+// sequence makes the missing layers one after the other.
+func (b *batch) sequence(ctx context.Context) error {
+	for i := len(b.layers); i < len(b.sources); i++ {
+		if err := b.makeOrRestore(ctx, i); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// make makes the i-th layer, all below it being there, or restores it. Behind one that was lost there may be some that were not.
-func (m *many) make(ctx context.Context, i int) error {
-	id := m.ids[i]
-	known, lost, err := m.store.knows(ctx, id)
+// makeOrRestore adds the i-th layer, over those that are done: it makes it if the store does not know it, restores it if it was lost, and
+// else only adopts it, since above a lost layer there may be others that are whole.
+func (b *batch) makeOrRestore(ctx context.Context, i int) error {
+	id := b.ids[i]
+	known, lost, err := b.store.knows(ctx, id)
 	if err != nil {
 		return err
 	}
 	if !known || lost {
-		err = m.with(ctx, i, func(in *input) error {
+		err = b.withSource(ctx, i, func(in *input) error {
 			if lost {
-				return m.store.restore(ctx, in, id, m.below, m.options(i))
+				return b.store.restore(ctx, in, id, b.below, b.options(i))
 			}
-			_, err := m.store.makeLayer(ctx, in, m.below, m.options(i))
+			_, err := b.store.makeLayer(ctx, in, b.below, b.options(i))
 			return err
 		})
 	}
-	if hold := m.options(i).Hold; err == nil && known && hold != nil {
-		_, err = m.store.existing(ctx, id, hold)
+	if hold := b.options(i).Hold; err == nil && known && hold != nil {
+		_, err = b.store.existing(ctx, id, hold)
 	}
 	if err != nil {
 		return err
 	}
-	return m.has(id)
+	return b.adopt(id)
 }
 
-// parallel makes all empty layers, unpacks several at a time, and publishes each when those below it are.
-func (m *many) parallel(ctx context.Context) (err error) {
+// parallel creates all missing layers empty, unpacks several at a time, and publishes each once those below it are published.
+func (b *batch) parallel(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	from := len(m.layers)
+	from := len(b.layers)
 	var works []work
 	defer func() {
 		if !uncertain(err) {
-			err = errors.Join(err, m.abandon(ctx, works))
+			err = errors.Join(err, b.abandon(ctx, works))
 		}
 	}()
-	for parent := m.below.cacheID(); from+len(works) < len(m.sources); parent = works[len(works)-1].ID {
-		w := work{Driver: m.store.drv.Name(), ID: newID(), Parent: parent}
-		if err := m.store.beginWork(w); err != nil {
+	for parent := b.below.cacheID(); from+len(works) < len(b.sources); parent = works[len(works)-1].ID {
+		w := work{Driver: b.store.drv.Name(), ID: newID(), Parent: parent}
+		if err := b.store.beginWork(w); err != nil {
 			return err
 		}
 		works = append(works, w)
-		if err := m.store.drv.Create(ctx, w.ID, w.Parent, nil); err != nil {
+		if err := b.store.drv.Create(ctx, w.ID, w.Parent, nil); err != nil {
 			return err
 		}
 	}
-	layers := m.start(ctx, works)
+	layers := b.start(ctx, works)
 	var errs []error
 	for i := range works {
 		r := <-layers[i].result
 		if r.err == nil && len(errs) == 0 {
-			r.layer.chain(m.below)
-			r.layer, r.err = m.store.publish(ctx, works[i], r.layer, m.options(from+i).Hold)
+			r.layer.chain(b.below)
+			r.layer, r.err = b.store.publish(ctx, works[i], r.layer, b.options(from+i).Hold)
 			if r.err == nil {
-				r.err = m.has(r.layer.ID)
+				r.err = b.adopt(r.layer.ID)
 			}
 		}
 		if r.err != nil {
@@ -267,7 +268,7 @@ func (m *many) parallel(ctx context.Context) (err error) {
 	return firstCause(errs)
 }
 
-// firstCause is the error for which the others were cancelled.
+// firstCause returns the error because of which the others were cancelled.
 func firstCause(errs []error) error {
 	for _, err := range errs {
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, errBelow) {
@@ -285,20 +286,20 @@ type unpacked struct {
 	err   error
 }
 
-// errBelow is why a layer is given up whose work is not at fault.
+// errBelow is the error of a layer that is given up although nothing is wrong with it.
 var errBelow = errors.New("a layer below failed")
 
-// stacking is one layer of several that are unpacked at once.
+// stacking is one of several layers that are unpacked at once.
 type stacking struct {
-	// ctx ends when a layer below fails, and fail ends those of the layers above.
+	// ctx ends when a layer below fails; fail ends the contexts of the layers above.
 	ctx  context.Context
 	fail context.CancelCauseFunc
-	// complete is closed when the driver has the layer's content.
+	// complete is closed when the driver has all of the layer's content.
 	complete chan struct{}
 	result   chan unpacked
 }
 
-// stack prepares n layers, the lowest first. All contexts end with ctx.
+// stack returns the state of n layers, the lowest first. All their contexts end with ctx.
 func stack(ctx context.Context, n int) []stacking {
 	layers := make([]stacking, n)
 	for i := range layers {
@@ -321,10 +322,10 @@ func waitFor(ctx context.Context, layers []stacking) error {
 	return nil
 }
 
-// start unpacks the layers of works in goroutines, the lowest first, so that none waits for one that was not begun; each
-// sends one result and ends.
-func (m *many) start(ctx context.Context, works []work) []stacking {
-	n := m.opt.Parallel
+// start unpacks the layers of works in goroutines, the lowest first, so that none waits for a layer that was not begun. Each layer
+// gets exactly one result, for which nobody has to wait.
+func (b *batch) start(ctx context.Context, works []work) []stacking {
+	n := b.opt.Parallel
 	if n <= 0 {
 		n = defaultParallel
 	}
@@ -337,15 +338,15 @@ func (m *many) start(ctx context.Context, works []work) []stacking {
 				if i >= len(works) {
 					return
 				}
-				layers[i].result <- m.unpack(layers, i, works[i])
+				layers[i].result <- b.unpack(layers, i, works[i])
 			}
 		}()
 	}
 	return layers
 }
 
-// unpack unpacks the i-th of the layers that are made at once.
-func (m *many) unpack(layers []stacking, i int, w work) (u unpacked) {
+// unpack unpacks layers[i].
+func (b *batch) unpack(layers []stacking, i int, w work) (u unpacked) {
 	l := layers[i]
 	defer func() {
 		if u.err != nil {
@@ -358,9 +359,9 @@ func (m *many) unpack(layers []stacking, i int, w work) (u unpacked) {
 		u.err = context.Cause(l.ctx)
 		return u
 	}
-	at := len(m.sources) - len(layers) + i
-	u.err = m.with(l.ctx, at, func(in *input) (err error) {
-		u.layer, err = m.store.unpack(l.ctx, w, in, m.options(at), func(ctx context.Context) error {
+	at := len(b.sources) - len(layers) + i
+	u.err = b.withSource(l.ctx, at, func(in *input) (err error) {
+		u.layer, err = b.store.unpack(l.ctx, w, in, b.options(at), func(ctx context.Context) error {
 			return waitFor(ctx, layers[:i])
 		})
 		return err
@@ -368,16 +369,16 @@ func (m *many) unpack(layers []stacking, i int, w work) (u unpacked) {
 	return u
 }
 
-// abandon removes what was made and not published, the topmost first.
-func (m *many) abandon(ctx context.Context, works []work) error {
+// abandon removes the layers that were made and not published, the topmost first.
+func (b *batch) abandon(ctx context.Context, works []work) error {
 	published := make(map[string]bool)
-	for _, l := range m.layers {
+	for _, l := range b.layers {
 		published[l.CacheID] = true
 	}
 	var errs []error
 	for _, w := range slices.Backward(works) {
 		if !published[w.ID] {
-			errs = append(errs, m.store.abandon(ctx, m.store.drv, w))
+			errs = append(errs, b.store.abandon(ctx, b.store.drv, w))
 		}
 	}
 	return errors.Join(errs...)
