@@ -129,7 +129,7 @@ func (s *Store) checkNames(ctx context.Context, o CheckOptions) ([]Layer, Report
 	return c.layers(), c.rep, nil
 }
 
-// check is a Check on its way.
+// check is the state of one Check.
 type check struct {
 	store *Store
 	opt   CheckOptions
@@ -138,13 +138,13 @@ type check struct {
 	// all are the records, by key; users are the references, by key.
 	all   map[string]Record
 	users map[string]bool
-	// ids are the driver's ids of layers and containers, with what they belong to.
+	// ids are the records that have a layer in the driver, by its id there.
 	ids map[string]Record
-	// damaged are the keys of those of which the driver says that they are.
+	// damaged are the keys of the records whose layer the driver calls damaged.
 	damaged map[string]bool
 }
 
-// found reports a problem, which fix (nil for none) repairs if that was asked for.
+// found reports a problem. If repairing was asked for it calls fix, which is nil for what cannot be repaired.
 func (c *check) found(p Problem, fix func() error) error {
 	switch {
 	case fix == nil:
@@ -160,7 +160,7 @@ func (c *check) found(p Problem, fix func() error) error {
 	return nil
 }
 
-// layers returns the layers of the records that can be read, but for those that were reported as damaged.
+// layers returns the layers whose content has yet to be checked: those with a readable record that the driver does not call damaged.
 func (c *check) layers() (list []Layer) {
 	for key, r := range c.all {
 		if r.Layer != nil && !c.damaged[key] {
@@ -170,7 +170,7 @@ func (c *check) layers() (list []Layer) {
 	return parentsFirst(list)
 }
 
-// records reads the whole database, and replaces records that cannot be read by their copies.
+// records reads the whole database, and reports records that cannot be read: their copies repair them.
 func (c *check) records(ctx context.Context) error {
 	c.all, c.users, c.ids = make(map[string]Record), make(map[string]bool), make(map[string]Record)
 	bad := make(map[string]error)
@@ -183,11 +183,7 @@ func (c *check) records(ctx context.Context) error {
 			case strings.HasPrefix(k, userPrefix):
 				c.users[k] = true
 			case k != metaKey && !strings.HasPrefix(k, workPrefix):
-				r, err := DecodeRecord(value)
-				if err == nil && r.key() != k {
-					err = fmt.Errorf("it is the record of %s: %w", r.key(), drivers.ErrDamaged)
-				}
-				if err != nil {
+				if r, err := decodeAt(k, value); err != nil {
 					bad[k] = err
 				} else {
 					c.all[k] = r
@@ -253,7 +249,7 @@ func (s *Store) putRecord(r Record) error {
 	return err
 }
 
-// wants returns the references that follow from the record, with the layer of each.
+// wants returns the keys of the references (u/) that follow from the record, each with the layer that it keeps.
 func (r Record) wants() map[string]ChainID {
 	w := make(map[string]ChainID)
 	switch {
@@ -269,7 +265,7 @@ func (r Record) wants() map[string]ChainID {
 	return w
 }
 
-// references compares who uses what with what follows from the records.
+// references compares the references in the database with those that follow from the records.
 func (c *check) references(ctx context.Context) error {
 	wanted := make(map[string]bool)
 	for key, r := range c.all {
@@ -309,7 +305,7 @@ func (c *check) references(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// parents looks for snapshots whose parent is not there.
+// parents reports snapshots over a parent that is not there, or is not committed.
 func (c *check) parents(ctx context.Context) error {
 	for key, r := range c.all {
 		if r.Snapshot == nil || r.Snapshot.Parent == "" {
@@ -340,7 +336,7 @@ func (s *Store) setUser(key string, value []byte) error {
 	return err
 }
 
-// driver compares the driver's layers with the records, and ends what was interrupted.
+// driver compares the driver's layers with the records, and reports interrupted operations: a sweep repairs those.
 func (c *check) driver(ctx context.Context) error {
 	s := c.store
 	var works []work
@@ -419,7 +415,7 @@ func damagedRemedy(r Record) string {
 	return remedyReplace
 }
 
-// files compares the streams that are kept with the layers.
+// files compares the files of streams with the layers.
 func (c *check) files(context.Context) error {
 	s := c.store
 	named := make(map[string]bool)

@@ -189,7 +189,7 @@ func parentsFirstOld(all []oldLayer) (ordered []oldLayer) {
 	return ordered
 }
 
-// legacyImport is an ImportLegacy on its way.
+// legacyImport is the state of one ImportLegacy.
 type legacyImport struct {
 	store *Store
 	opt   LegacyOptions

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"plyfs/drivers"
 )
 
@@ -47,9 +45,10 @@ type MigrateProgress struct {
 // the end one transaction gives the store to the new driver; until then it belongs to the old one, and a migration that
 // is interrupted goes on with the next call, where layers that are across stay there.
 //
-// Nothing else can be done with the store meanwhile. The error wraps drivers.ErrInUse while a container is mounted or there are snapshots, ErrNoSpace if the
-// new driver's file system has too little room, drivers.ErrExists if the store is that driver's already, drivers.ErrNotSupported
-// if the new driver cannot keep a container's quota or something in a container, which the message names, and drivers.ErrDamaged for a layer that is not what it was.
+// Migrate is alone in the store. The error wraps drivers.ErrInUse while a container is mounted or there are snapshots; ErrNoSpace if
+// the new driver's file system has too little room; drivers.ErrExists if the store is that driver's already; drivers.ErrNotSupported
+// if the new driver cannot keep a container's quota, or something in a container, which the message names; and drivers.ErrDamaged for
+// a layer that is not what it was.
 func (s *Store) Migrate(ctx context.Context, to string, o MigrateOptions) error {
 	leave, err := s.gate.enterAlone(ctx, "a migration to "+to)
 	if err != nil {
@@ -108,7 +107,7 @@ func (s *Store) migrate(ctx context.Context, to string, o MigrateOptions) (err e
 	return nil
 }
 
-// migration is a Migrate on its way.
+// migration is the state of one Migrate.
 type migration struct {
 	store    *Store
 	from, to string
@@ -270,11 +269,11 @@ func (m *migration) checkSpace() error {
 		}
 	}
 	home := m.store.path(layersDir, m.to)
-	var st unix.Statfs_t
-	if err := unix.Statfs(home, &st); err != nil {
-		return fmt.Errorf("statfs %s: %w", home, err)
+	free, err := freeBytes(home)
+	if err != nil {
+		return err
 	}
-	if free := int64(st.Bavail) * st.Bsize; free < need {
+	if free < need {
 		return fmt.Errorf("%w: the layers need %d MiB more in %s, where %d MiB are free", ErrNoSpace, need>>20, home, free>>20)
 	}
 	return nil

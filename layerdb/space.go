@@ -8,34 +8,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The database writes through mappings: where the disk has no block for a page of them the process ends, and so would all that
-// could make room. So nothing is added when a disk is nearly full, and some space is kept aside to be given back then, for
-// removals. Sizes in bytes.
+// The database writes to memory-mapped files: if the disk has no block for a page of one, the process gets SIGBUS, also when it is
+// about to remove something to make room. So nothing is added to a nearly full disk, and the ballast, a file of reserved space, is
+// then removed so that removals have room. Sizes are in bytes.
 const (
 	// ballastSize is what is kept aside: enough for the database to write out what it has in memory, and begin new logs.
 	ballastSize = 16 << 20
-	// tightSpace is how much must be free for the ballast to stay; twice the ballast more, and it is made again.
+	// tightSpace is how much must be free for the ballast to stay. It is made again when it would leave two times its size above that.
 	tightSpace = 16 << 20
 	// addSpace is how much must be free for something to be added to the database.
 	addSpace = 32 << 20
 	// unpackSpace is how much unpacking leaves free, for what others add meanwhile.
 	unpackSpace = 48 << 20
-	// spaceInterval is after how many bytes of a stream that is looked at.
+	// spaceInterval is how often unpacking looks at the free space, in bytes of the stream.
 	spaceInterval = 4 << 20
 )
 
-// free is the space in bytes that this user has left in the store's file system.
-func (s *Store) free() (int64, error) {
+// freeBytes returns the space that this user has left in the file system of dir.
+func freeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.root, &st); err != nil {
-		return 0, fmt.Errorf("statfs %s: %w", s.root, err)
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", dir, err)
 	}
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// needSpace returns an error that wraps ErrNoSpace if less than so many bytes are free.
+// needSpace returns an error that wraps ErrNoSpace if fewer than want bytes are free in the store's file system.
 func (s *Store) needSpace(want int64) error {
-	free, err := s.free()
+	free, err := freeBytes(s.root)
 	if err == nil && free < want {
 		err = fmt.Errorf("store %s: %w: %d MiB are free, %d MiB must stay so", s.root, ErrNoSpace, free>>20, want>>20)
 	}
@@ -45,7 +45,7 @@ func (s *Store) needSpace(want int64) error {
 // trimBallast gives the ballast back when the disk is nearly full, and makes it again when there is room. It does its best: a
 // file system that cannot reserve space has none.
 func (s *Store) trimBallast() {
-	free, err := s.free()
+	free, err := freeBytes(s.root)
 	if err != nil {
 		return
 	}

@@ -40,22 +40,23 @@ func (s *Store) view(fn func(t *tx) error) error {
 	return s.db.View(func(k *kv.Txn) error { return fn(&tx{k}) })
 }
 
-// update decides something and commits it. All decisions are made one after another, under graph: what a decision rests on
-// (nobody uses this layer) is not undone by another at the same moment, which the database alone would not notice. fn may
-// be run again, and has no effect outside the transaction. It returns the works to be ended when it is committed, by
-// discardAll.
+// update runs fn in a transaction and commits it, under graph. Decisions are made one after another, because the database would not
+// notice if two contradict each other: one finds that nobody uses a layer, another begins to use it. fn may be run again, and must
+// have no effect outside the transaction. It returns the works, noted in the transaction, that the caller has to end with discardAll
+// after the commit.
 func (s *Store) update(fn func(t *tx) ([]work, error)) ([]work, error) {
 	s.graph.Lock()
 	defer s.graph.Unlock()
 	return s.updateLocked(fn)
 }
 
-// commitError says that a decision was made, and that it is not known whether it is on disk: the next Open finds out. Until
-// then what it is about stays as it is.
+// commitError is the error of a commit of which nobody knows whether it is on disk. Only the next Open finds out; until then nothing
+// that the transaction is about may be changed or removed.
 type commitError struct{ error }
 
 func (e commitError) Unwrap() error { return e.error }
 
+// uncertain says whether err is, or wraps, a commitError.
 func uncertain(err error) bool {
 	var c commitError
 	return errors.As(err, &c)
@@ -80,7 +81,7 @@ func (s *Store) updateLocked(fn func(t *tx) ([]work, error)) (dead []work, err e
 	return dead, nil
 }
 
-// get returns the value of key; the error wraps drivers.ErrNotFound and says what is not there.
+// get returns the value of key. If there is none, the error wraps drivers.ErrNotFound and calls it what.
 func (t *tx) get(key, what string) ([]byte, error) {
 	b, err := t.Get([]byte(key))
 	if errors.Is(err, kv.ErrNotFound) {
@@ -102,17 +103,23 @@ func (t *tx) record(key, what string) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	r, err := DecodeRecord(b)
-	if err == nil && key != r.key() {
-		err = fmt.Errorf("the record of %s is in its place: %w", r.key(), drivers.ErrDamaged)
-	}
+	r, err := decodeAt(key, b)
 	if err != nil {
 		return Record{}, fmt.Errorf("%s: %w", what, err)
 	}
 	return r, nil
 }
 
-// key is where the record belongs.
+// decodeAt is DecodeRecord for the value of a key, which must be that of the record.
+func decodeAt(key string, value []byte) (Record, error) {
+	r, err := DecodeRecord(value)
+	if err == nil && r.key() != key {
+		return Record{}, fmt.Errorf("the record of %s is in its place: %w", r.key(), drivers.ErrDamaged)
+	}
+	return r, err
+}
+
+// key is the record's key in the database.
 func (r Record) key() string {
 	switch {
 	case r.Layer != nil:
@@ -159,10 +166,7 @@ func (t *tx) holder(r Ref) (Record, error) { return t.record(holderKey(r), r.Str
 // records calls fn for every record whose key begins with prefix, in order.
 func (t *tx) records(prefix string, fn func(Record) error) error {
 	return t.Scan([]byte(prefix), func(key, value []byte) error {
-		r, err := DecodeRecord(value)
-		if err == nil && r.key() != string(key) {
-			err = fmt.Errorf("the record of %s is in its place: %w", r.key(), drivers.ErrDamaged)
-		}
+		r, err := decodeAt(string(key), value)
 		if err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
@@ -233,7 +237,7 @@ func (t *tx) users(id ChainID) (names []string, err error) {
 	return names, err
 }
 
-// works returns the unfinished operations on the layers of a driver, what is above others before them.
+// works returns the unfinished operations on the layers of a driver, in the order of topDown.
 func (t *tx) works(driver string) (all []work, err error) {
 	err = t.Scan([]byte(workPrefix+driver+"/"), func(key, value []byte) error {
 		w, err := decodeJSON[work](string(key), value)
@@ -256,7 +260,7 @@ func topDown(all []work) []work {
 	}
 	ordered := make([]work, 0, len(all))
 	for _, w := range all {
-		// Upward from each that nothing is above, as far as all that is above is in the list.
+		// From each work that none is above, go up the parents for as long as all works above the parent are in the list already.
 		for ok := children[w.ID] == 0; ok; ok = ok && children[w.ID] == 0 {
 			ordered = append(ordered, w)
 			children[w.Parent]--
