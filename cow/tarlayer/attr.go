@@ -27,29 +27,29 @@ const (
 	overrideMode = 0o755
 )
 
-// xattr is an extended attribute, its name being that on disk.
+// xattr is an extended attribute of a member. On disk its name may be escaped, and ids in its value are mapped.
 type xattr struct {
-	name, disk  string // on disk
-	seen, value string // as a container sees them
-	// kept says that the file has it.
+	name, value         string // as a container sees them
+	diskName, diskValue string
+	// kept says that the file got it, and so that it counts in the sum.
 	kept bool
 }
 
-// special is the value of the attribute that makes an empty file a 0:0 device.
-func special() []byte { return ovl.OverrideStat{Mode: unix.S_IFCHR}.Encode() }
+// specialValue is the value of the attribute that makes an empty file stand for a 0:0 device (ovl.Names.Special).
+func specialValue() []byte { return ovl.OverrideStat{Mode: unix.S_IFCHR}.Encode() }
 
-// entry is a file that exists and is to get attributes: name in the directory at, or the open file at if name is empty.
+// entry is a file that exists and is to get attributes: name in the directory at, or, if name is empty, the open file at itself.
 type entry struct {
 	at   int
 	name string
 	path string // for messages, and for what is done at the end
 	// uid, gid and mode are what the file has now.
 	uid, gid, mode uint32
-	// inherits says that it may have got ACLs from its directory, and with them another mode.
+	// inherits says that it may have inherited ACLs from its directory, which also changes its mode.
 	inherits bool
 }
 
-// fresh is an entry just made in d with the given mode, which the umask was taken off.
+// fresh describes an entry that was just made in d with the given mode, of which the kernel took the umask off.
 func (a *applier) fresh(d *dir, at int, name, path string, mode uint32) entry {
 	e := entry{at: at, name: name, path: path, uid: a.uid, gid: a.gid, mode: mode &^ a.umask, inherits: d.inherits}
 	if d.setgid {
@@ -66,8 +66,8 @@ func (a *applier) inodeMode(ob *object) uint32 {
 	return ob.mode
 }
 
-// dress gives an entry its owner, mode, attributes and times, in the order in which none undoes another, and with no
-// call for what is right already.
+// dress gives an entry its owner, mode, attributes and times, in an order in which none undoes another, and without a call for what
+// is right already. Times and default ACL of a directory are left to the end of the stream.
 func (a *applier) dress(e entry, ob *object) error {
 	link := ob.typ == unix.S_IFLNK
 	mode := a.inodeMode(ob)
@@ -101,7 +101,7 @@ func (a *applier) dress(e entry, ob *object) error {
 	}
 	for i := range ob.xattrs {
 		x := &ob.xattrs[i]
-		if ob.typ == unix.S_IFDIR && x.name == xattrACLDefault {
+		if ob.typ == unix.S_IFDIR && x.diskName == xattrACLDefault {
 			continue
 		}
 		if err := a.setXattr(e, x); err != nil {
@@ -117,7 +117,7 @@ func (a *applier) dress(e entry, ob *object) error {
 	return nil
 }
 
-// chown sets the owner if it is another one. owned says whether the object belongs to whom it should.
+// chown sets the owner, if it is not that already. owned is false if the kernel refused and OwnerIgnore puts up with it.
 func (a *applier) chown(e entry, ob *object) (owned bool, err error) {
 	if ob.uid == e.uid && ob.gid == e.gid {
 		return true, nil
@@ -159,16 +159,16 @@ func (a *applier) selectXattrs(hdr *tar.Header, ob *object) error {
 		}
 		ob.xattrs = append(ob.xattrs, x)
 	}
-	slices.SortFunc(ob.xattrs, func(x, y xattr) int { return strings.Compare(x.seen, y.seen) })
+	slices.SortFunc(ob.xattrs, func(x, y xattr) int { return strings.Compare(x.name, y.name) })
 	return nil
 }
 
 // newXattr is the attribute that a container sees under name, as it is on disk.
 func (a *applier) newXattr(name, value string) (xattr, error) {
-	x := xattr{name: a.diskXattr(name), seen: name, value: value, disk: value}
+	x := xattr{name: name, value: value, diskName: a.diskXattr(name), diskValue: value}
 	var err error
 	if name == xattrACLAccess || name == xattrACLDefault {
-		x.disk, err = mapACL(value, a.o.IDs, toHost)
+		x.diskValue, err = mapACL(value, a.o.IDs, toHost)
 	}
 	return x, err
 }
@@ -188,7 +188,8 @@ func layerXattr(name string) bool {
 	return strings.HasPrefix(name, nsUser) && len(name) > len(nsUser) || strings.HasPrefix(name, nsTrusted+nsOverlay)
 }
 
-// diskXattr is the name under which an attribute is kept: in a stacked directory the names are escaped that its mounts take for their own.
+// diskXattr returns the name under which an attribute is kept on disk. In a stacked directory, names that its mounts take for their own
+// are escaped.
 func (a *applier) diskXattr(name string) string {
 	if a.override != "" && !strings.HasPrefix(a.override, "security.") && ovl.ProtectedXattr(name) &&
 		name != xattrACLAccess && name != xattrACLDefault {
@@ -203,16 +204,16 @@ func (a *applier) diskXattr(name string) string {
 // setXattr sets an attribute. What the file system, the file's type or the user namespace has no place for is left out
 // with a note, as all unpackers of layers do.
 func (a *applier) setXattr(e entry, x *xattr) error {
-	err := a.m.Setxattr(e.at, e.name, x.name, []byte(x.disk), 0)
+	err := a.m.Setxattr(e.at, e.name, x.diskName, []byte(x.diskValue), 0)
 	switch {
 	case err == nil:
 		x.kept = true
 		return nil
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM):
-		a.note(e.path, "attribute "+x.name+": "+err.Error())
+		a.note(e.path, "attribute "+x.diskName+": "+err.Error())
 		return nil
 	}
-	return fmt.Errorf("attribute %s: %w", x.name, err)
+	return fmt.Errorf("attribute %s: %w", x.diskName, err)
 }
 
 // dropXattrs removes the attributes that an application sees on e and ob has not.
@@ -227,7 +228,7 @@ func (a *applier) dropXattrs(e entry, ob *object) error {
 			seen, visible = a.o.Forms.UnescapeXattr(disk)
 		}
 		// A default ACL comes back at the end: until then entries would inherit it.
-		kept := disk != xattrACLDefault && slices.ContainsFunc(ob.xattrs, func(x xattr) bool { return x.name == disk })
+		kept := disk != xattrACLDefault && slices.ContainsFunc(ob.xattrs, func(x xattr) bool { return x.diskName == disk })
 		if !visible || !a.appliesXattr(seen) || kept {
 			continue
 		}

@@ -60,10 +60,10 @@ func Compare(ctx context.Context, older, newer *layer.Layer, o CompareOptions) (
 	return withParents(c.changes), nil
 }
 
-// compareHelpers is how many directories are compared at a time, besides that of the caller's goroutine.
+// compareHelpers is how many goroutines compare directories beside the caller's.
 const compareHelpers = 1
 
-// comparison is one Compare. mu guards changes.
+// comparison is the state of one Compare.
 type comparison struct {
 	// ctx is as long as one Compare; the first error cancels it, so that the other goroutine ends too.
 	ctx          context.Context
@@ -74,7 +74,7 @@ type comparison struct {
 	running      sync.WaitGroup
 
 	mu      sync.Mutex
-	changes []Change
+	changes []Change // guarded by mu
 }
 
 func (c *comparison) add(path string, k Kind, typ uint32) {
@@ -83,11 +83,11 @@ func (c *comparison) add(path string, k Kind, typ uint32) {
 	c.changes = append(c.changes, Change{Path: path, Kind: k, Type: typ})
 }
 
-// pair is a directory of both trees; a descriptor is -1 where there is none. names are those in the newer one, sorted.
+// pair is a directory of newer, and the one of older at the same path.
 type pair struct {
 	path       string
-	older, now int
-	names      []string
+	older, now int      // descriptors; older is -1 if there is no such directory
+	names      []string // those in now, sorted
 }
 
 func (p pair) close() {
@@ -97,7 +97,7 @@ func (p pair) close() {
 	unix.Close(p.now)
 }
 
-// dirs compares the directories of p, which stay the caller's, and what is beneath them.
+// dirs compares what is in the directories of p and beneath them. The caller closes p.
 func (c *comparison) dirs(p pair) error {
 	if err := context.Cause(c.ctx); err != nil {
 		return err
@@ -108,21 +108,20 @@ func (c *comparison) dirs(p pair) error {
 	}
 	now := p.names
 	for len(old) > 0 || len(now) > 0 {
-		switch {
-		case len(now) == 0 || len(old) > 0 && old[0] < now[0]:
+		if len(now) == 0 || len(old) > 0 && old[0] < now[0] {
 			c.add(join(p.path, old[0]), Delete, 0)
 			old = old[1:]
 			continue
-		case len(old) == 0 || now[0] < old[0]:
-			err = c.entry(p, now[0], false)
-		default:
-			err = c.entry(p, now[0], true)
+		}
+		name := now[0]
+		now = now[1:]
+		inOlder := len(old) > 0 && old[0] == name
+		if inOlder {
 			old = old[1:]
 		}
-		if err != nil {
-			return pathError("compare", join(p.path, now[0]), err)
+		if err := c.entry(p, name, inOlder); err != nil {
+			return pathError("compare", join(p.path, name), err)
 		}
-		now = now[1:]
 	}
 	return nil
 }
@@ -140,14 +139,14 @@ func sortedNames(fd int) ([]string, error) {
 	return names, err
 }
 
-// entry compares one name that newer had when it was listed, and that older has too if both is set.
-func (c *comparison) entry(p pair, name string, both bool) error {
+// entry compares one name that newer had when it was listed. inOlder says whether older has it, too.
+func (c *comparison) entry(p pair, name string, inOlder bool) error {
 	path := join(p.path, name)
 	for try := 1; ; try++ {
 		var now, again unix.Statx_t
 		err := c.newer.Stat(p.now, name, &now)
 		if sys.Gone(err) {
-			if both {
+			if inOlder {
 				c.add(path, Delete, 0)
 			}
 			return nil
@@ -155,7 +154,7 @@ func (c *comparison) entry(p pair, name string, both bool) error {
 		if err != nil || isMountPoint(&now) {
 			return err
 		}
-		k, sub, err := c.look(p, name, both, &now)
+		k, sub, err := c.look(p, name, inOlder, &now)
 		if err == nil {
 			return c.found(sub, k, uint32(now.Mode)&unix.S_IFMT)
 		}
@@ -182,18 +181,20 @@ func sameObject(x, y *unix.Statx_t) bool {
 	return x.Ino == y.Ino && x.Dev_major == y.Dev_major && x.Dev_minor == y.Dev_minor && (x.Mode^y.Mode)&unix.S_IFMT == 0
 }
 
-// look says how what newer has at name differs, 0 for not at all, and opens and lists it if it is a directory: after that
-// nothing fails because it goes.
-func (c *comparison) look(p pair, name string, both bool, now *unix.Statx_t) (k Kind, sub pair, err error) {
+// look says how what newer has at name differs; k is 0 if it does not. A directory it also opens and lists, as sub, so that nothing
+// that follows fails because the directory goes. In sub, older is -1 unless older has a directory there as well.
+func (c *comparison) look(p pair, name string, inOlder bool, now *unix.Statx_t) (k Kind, sub pair, err error) {
 	sub = pair{path: join(p.path, name), older: -1, now: -1}
 	k = Add
-	if both {
+	bothDirs := false
+	if inOlder {
 		var old unix.Statx_t
 		if err := c.older.Stat(p.older, name, &old); err != nil {
 			return 0, sub, err
 		}
 		k = Modify
-		if both = old.Mode&unix.S_IFMT == now.Mode&unix.S_IFMT; both {
+		if old.Mode&unix.S_IFMT == now.Mode&unix.S_IFMT {
+			bothDirs = now.Mode&unix.S_IFMT == unix.S_IFDIR
 			same, err := c.same(p, name, &old, now)
 			if err != nil {
 				return 0, sub, err
@@ -209,7 +210,7 @@ func (c *comparison) look(p pair, name string, both bool, now *unix.Statx_t) (k 
 	if sub.now, err = openForList(p.now, name); err != nil {
 		return 0, sub, err
 	}
-	if sub.names, err = sortedNames(sub.now); err == nil && both {
+	if sub.names, err = sortedNames(sub.now); err == nil && bothDirs {
 		sub.older, err = openForList(p.older, name)
 	}
 	if err != nil {
@@ -218,7 +219,8 @@ func (c *comparison) look(p pair, name string, both bool, now *unix.Statx_t) (k 
 	return k, sub, err
 }
 
-// descend compares a directory, in another goroutine if one is free. It closes it.
+// descend compares what is in a directory, in a helper's goroutine if one is free, and closes sub. The errors of helpers are the cause
+// of ctx's end.
 func (c *comparison) descend(sub pair) error {
 	select {
 	case c.helpers <- struct{}{}:
@@ -272,9 +274,9 @@ func (c *comparison) same(p pair, name string, old, now *unix.Statx_t) (bool, er
 	return true, nil
 }
 
-// doubtful says of files of equal size and time whether their content may differ all the same. What was written in the second that the
-// layer below has for the file, which has no fraction, has another fraction. In a snapshot, which keeps inode numbers, the time of the
-// inode's change tells of a write after which the time was set back.
+// doubtful says whether the content of files of equal size and time may differ all the same. First, times are equal here if one has no
+// fraction, as those from a layer's stream: a write within the same second goes unnoticed. Second, in a snapshot of a file system,
+// where inode numbers are equal, another ctime may come from a write after which mtime was set back.
 func doubtful(old, now *unix.Statx_t) bool {
 	return old.Mtime.Nsec != now.Mtime.Nsec || old.Ino == now.Ino && old.Ctime != now.Ctime
 }

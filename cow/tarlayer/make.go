@@ -201,8 +201,8 @@ func (a *applier) dressDir(e entry, ob *object) error {
 	late := &lateDir{atime: ob.atime, mtime: ob.mtime}
 	now := *ob // shares the attributes, of which dress notes those that were set
 	for i := range ob.xattrs {
-		if x := &ob.xattrs[i]; x.name == xattrACLDefault {
-			late.acl = &xattr{name: x.name, disk: x.disk}
+		if x := &ob.xattrs[i]; x.diskName == xattrACLDefault {
+			late.acl = &xattr{diskName: x.diskName, diskValue: x.diskValue}
 			x.kept = true
 		}
 	}
@@ -216,7 +216,7 @@ func (a *applier) dressDir(e entry, ob *object) error {
 
 // markSpecial makes the empty file fd stand for a 0:0 device, and lets its directory say that it holds such a file.
 func (a *applier) markSpecial(d *dir, fd int) error {
-	v := special()
+	v := specialValue()
 	if err := a.m.Setxattr(fd, "", a.names.Special, v, 0); err != nil {
 		return fmt.Errorf("attribute %s: %w", a.names.Special, err)
 	}

@@ -111,7 +111,7 @@ func attrsHash(src Source, path string, at Attr, buf []byte) (uint64, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(seen)) {
 		if layerXattr(name) || strings.HasPrefix(name, nsTrusted) {
-			ob.xattrs = append(ob.xattrs, xattr{seen: name, value: seen[name], kept: true})
+			ob.xattrs = append(ob.xattrs, xattr{name: name, value: seen[name], kept: true})
 		}
 	}
 	return ob.hash(), nil
@@ -148,7 +148,7 @@ func (o *object) hash() uint64 {
 	}
 	for _, x := range o.xattrs {
 		if x.kept {
-			b = appendString(appendString(b, x.seen), x.value)
+			b = appendString(appendString(b, x.name), x.value)
 		}
 	}
 	return xxhash.Sum64(b)
