@@ -2,10 +2,8 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -29,17 +27,20 @@ const (
 	driverPlyfs = "plyfs"
 )
 
-// mounter says how layers of a driver are mounted.
+// mounter makes the mounts by which containerd mounts the layers of a driver.
 type mounter struct {
-	drv     drivers.Driver
-	planner drivers.Planner // nil where layers are directories or datasets of their own
-	// unpacks says that whoever unpacks may write the layer itself, as the mount type overlay has containerd do.
+	drv drivers.Driver
+	// planner is the driver if it stacks directories; nil if each layer shows all of its tree by itself.
+	planner drivers.Planner
+	// unpacks says that containerd may unpack a layer by writing the layer's directory, as it does for the mount type overlay. It needs
+	// a planner.
 	unpacks bool
-	// dataset is the key of the driver's metadata that names what is mounted, and kind the mount type.
-	dataset, kind string
+	// sourceKey is the key of the driver's metadata that holds the source of a mount, and mountType is its type. They are set without a
+	// planner.
+	sourceKey, mountType string
 }
 
-// newMounter finds out how layers of the store's driver are mounted.
+// newMounter finds out how layers of the store's driver are mounted. The errors are those of New.
 func newMounter(store *layerdb.Store) (m mounter, err error) {
 	if strings.ContainsAny(store.Root(), ":,\\\"") || strings.ContainsFunc(store.Root(), func(r rune) bool { return r <= ' ' }) {
 		return m, fmt.Errorf("store %q: a path that stands in mount options must not have colons, commas, quotes, backslashes or spaces; "+
@@ -53,11 +54,11 @@ func newMounter(store *layerdb.Store) (m mounter, err error) {
 	}
 	switch m.drv.Name() {
 	case "vfs":
-		m.dataset, m.kind = "Dir", typeBind
+		m.sourceKey, m.mountType = "Dir", typeBind
 	case "btrfs":
-		m.dataset, m.kind = "root", typeBind
+		m.sourceKey, m.mountType = "root", typeBind
 	case "zfs":
-		m.dataset, m.kind = "dataset", "zfs"
+		m.sourceKey, m.mountType = "dataset", "zfs"
 	default:
 		return m, fmt.Errorf("containerd cannot mount layers of the driver %s; use plyfs, overlay2, btrfs, zfs or vfs: %w",
 			m.drv.Name(), drivers.ErrNotSupported)
@@ -65,16 +66,7 @@ func newMounter(store *layerdb.Store) (m mounter, err error) {
 	return m, nil
 }
 
-// mayUnpack says whether containerd can write layers in the form of the kernel's overlayfs: it makes device nodes and trusted
-// attributes, which is for root of the machine, and not for every file system.
-func mayUnpack(store *layerdb.Store) (bool, error) {
-	if os.Geteuid() != 0 || drivers.UserNamespace().Nested {
-		return false, nil
-	}
-	return takesOverlayForm(store.TempDir())
-}
-
-// mounts says how the snapshot is mounted.
+// mounts returns the mounts of a snapshot.
 func (m mounter) mounts(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) ([]mount.Mount, error) {
 	if m.planner == nil {
 		return m.single(ctx, n, l)
@@ -86,20 +78,20 @@ func (m mounter) mounts(ctx context.Context, n layerdb.Snapshot, l layerdb.Snaps
 	return p.mounts(n, m.drv.Name() == driverPlyfs)
 }
 
-// servable says whether the snapshot's mount is one that a process serves, and looks the same to everybody. A view is not worth it: its
-// mounts are short, and its layer is its parent's.
+// servable says whether this process may mount the snapshot once for all callers: its driver's mounts are served by a process, and it
+// looks the same to everybody. Views are left out: their mounts are short-lived, and their layer is that of the parent.
 func (m mounter) servable(n layerdb.Snapshot) bool {
 	return m.drv.Name() == driverPlyfs && n.Kind == layerdb.SnapshotActive && !n.Unpacked && n.Parent != "" &&
 		len(servedMaps(n.Labels)) == 0
 }
 
-// single is for layers that hold all that they show.
+// single returns the mount of a layer that shows all of its tree by itself.
 func (m mounter) single(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) ([]mount.Mount, error) {
 	meta, err := m.drv.Metadata(ctx, l.Top)
 	if err != nil {
 		return nil, err
 	}
-	source := meta[m.dataset]
+	source := meta[m.sourceKey]
 	if source == "" {
 		return nil, fmt.Errorf("driver %s does not say where layer %s is: %w", m.drv.Name(), l.Top, drivers.ErrDamaged)
 	}
@@ -108,10 +100,10 @@ func (m mounter) single(ctx context.Context, n layerdb.Snapshot, l layerdb.Snaps
 		mode = readOnly
 	}
 	options := []string{mode}
-	if m.kind == typeBind {
+	if m.mountType == typeBind {
 		options = append(idMaps(n.Labels), mode, "rbind")
 	}
-	return []mount.Mount{{Type: m.kind, Source: source, Options: options}}, nil
+	return []mount.Mount{{Type: m.mountType, Source: source, Options: options}}, nil
 }
 
 // stack is how the layers of a snapshot are mounted together.
@@ -120,11 +112,12 @@ type stack struct {
 	upper, work string
 	lowers      []string // topmost first
 	options     []string // others
-	// bare says that the upper is one directory that shows everything: there is nothing below.
+	// bare says that there is nothing below: one directory, upper or the only lower, shows everything.
 	bare bool
 }
 
-// plan asks the driver. A committed snapshot may have a writable layer, which is the topmost lower here.
+// plan asks the driver how it would mount the snapshot, and adapts that: the upper of a view becomes its topmost lower, and of a
+// snapshot that is being unpacked the layer itself, a lower for the driver, becomes the upper.
 func (m mounter) plan(ctx context.Context, n layerdb.Snapshot, l layerdb.SnapshotLayers) (k stack, err error) {
 	view := n.Kind == layerdb.SnapshotView
 	p, err := m.planner.Plan(ctx, l.Top, &drivers.GetOptions{ReadOnly: view})
@@ -166,7 +159,8 @@ func (m mounter) plan(ctx context.Context, n layerdb.Snapshot, l layerdb.Snapsho
 	return k, nil
 }
 
-// mounts is what containerd gets.
+// mounts returns the stack as containerd takes it. served says that plyfs serves the mount and maps owners itself; else the kernel
+// does both.
 func (k stack) mounts(n layerdb.Snapshot, served bool) ([]mount.Mount, error) {
 	maps := idMaps(n.Labels)
 	if k.bare {
@@ -200,7 +194,7 @@ func (k stack) mounts(n layerdb.Snapshot, served bool) ([]mount.Mount, error) {
 	return []mount.Mount{{Type: k.kind, Source: typeOverlay, Options: append(maps, options...)}}, nil
 }
 
-// idMaps are the options by which containerd 2 makes mounts with other owners, by the kernel's means.
+// idMaps are the options that have containerd 2 make the kernel's idmapped mounts; none without labels.
 func idMaps(labels map[string]string) (options []string) {
 	if uid, gid := labels[snapshots.LabelSnapshotUIDMapping], labels[snapshots.LabelSnapshotGIDMapping]; uid != "" && gid != "" {
 		options = append(options, "uidmap="+uid, "gidmap="+gid)
@@ -208,7 +202,7 @@ func idMaps(labels map[string]string) (options []string) {
 	return options
 }
 
-// servedMaps are the same for mounts that plyfs serves.
+// servedMaps are the options by which plyfs maps the owners in a mount that it serves; none without labels.
 func servedMaps(labels map[string]string) (options []string) {
 	for _, o := range []struct{ label, option string }{
 		{snapshots.LabelSnapshotUIDMapping, "uidmapping="}, {snapshots.LabelSnapshotGIDMapping, "gidmapping="},
@@ -259,14 +253,4 @@ func mappedRoot(mapping string) (int, error) {
 		}
 	}
 	return -1, fmt.Errorf("id mapping %q has nothing for 0: %w", mapping, drivers.ErrInvalid)
-}
-
-// takesOverlayForm tries in dir whether its file system takes what an overlay's layers consist of.
-func takesOverlayForm(dir string) (ok bool, err error) {
-	probe, err := os.MkdirTemp(dir, "probe-")
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(probe)) }()
-	return writesOverlayForm(probe, filepath.Join(probe, "whiteout")), nil
 }
