@@ -36,7 +36,7 @@ func arrows() map[string][]string {
 		"layerdb":               {"drivers", "cow/...", "metadata/kv", "internal/sys"},
 		"layerdb/image":         {"layerdb", "drivers", "cow/tarlayer", "internal/sys"},
 		"drivers/snapshotter":   {"drivers", "layerdb", "internal/sys"},
-		"drivers/graphplugin":   {"drivers", "internal/sys"},
+		"drivers/graphplugin":   {"drivers", "cow/tarlayer", "internal/sys"},
 		"drivers":               {"cow/layer", "cow/tarlayer", "internal/sys"},
 		"drivers/...":           {"drivers", "drivers/internal/...", "cow/...", "fs/mountopt", "internal/sys"},
 		"drivers/all/...":       {"drivers/..."},

@@ -40,7 +40,7 @@
 //
 // # Locks
 //
-//	Plugin.mu (RW)         which store is open: for reading during each call, for writing during Init
+//	Plugin.mu (RW)         which store is open: for reading during each call; for writing while Init, the first call or Close changes it
 //	  store.locks, by id   operations on one layer that are more than one call of the driver
 //	    the driver's own
 package graphplugin

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"plyfs/cow/tarlayer"
 	"plyfs/drivers"
 )
 
@@ -21,7 +22,8 @@ func (s *store) create(ctx context.Context, r layerRequest) error {
 	defer s.locks.Lock(r.ID)()
 	err = s.driver.Create(ctx, r.ID, r.Parent, o)
 	if errors.Is(err, drivers.ErrExists) {
-		if err := s.repeated(ctx, r, false, err); err != nil {
+		wanted := drivers.Info{ID: r.ID, Parent: r.Parent}
+		if err := s.acceptRepeated(ctx, wanted, err); err != nil {
 			return err
 		}
 	} else if err != nil {
@@ -48,7 +50,8 @@ func (s *store) createReadWrite(ctx context.Context, r layerRequest) error {
 	defer s.locks.Lock(r.ID)()
 	err = s.createWritable(ctx, r.ID, r.Parent, o)
 	if errors.Is(err, drivers.ErrExists) {
-		if err = s.repeated(ctx, r, true, err); err == nil {
+		wanted := drivers.Info{ID: r.ID, Parent: r.Parent, Writable: true}
+		if err = s.acceptRepeated(ctx, wanted, err); err == nil {
 			err = s.ownRoot(ctx, r.ID, r.Parent)
 		}
 	}
@@ -88,28 +91,28 @@ func (s *store) ownRoot(ctx context.Context, id, parent string) (err error) {
 	return os.Lchown(dir, uid, gid)
 }
 
-// repeated answers a call that dockerd made before, to a plugin that ended before it answered: a layer that is just what was to
-// be made is one. Ids are drawn at random, so it is nobody else's. refusal is what the driver said, and is returned for any
-// other layer.
-func (s *store) repeated(ctx context.Context, r layerRequest, writable bool, refusal error) error {
-	if s.references()[r.ID] > 0 {
+// acceptRepeated returns nil if the layer that the driver refused to make, since there is one, is exactly the wanted one: not in use,
+// with the same parent, and empty. Then dockerd repeats a call because the plugin died before it answered the first; ids are random,
+// so the layer is nobody else's. Otherwise it returns refusal, the driver's error.
+func (s *store) acceptRepeated(ctx context.Context, wanted drivers.Info, refusal error) error {
+	if s.references()[wanted.ID] > 0 {
 		return refusal
 	}
 	same := false
 	err := s.driver.List(ctx, func(i drivers.Info) error {
-		if i.ID == r.ID {
-			same = i.Parent == r.Parent && i.Writable == writable
+		if i.ID == wanted.ID {
+			same = i.Parent == wanted.Parent && i.Writable == wanted.Writable
 		}
 		return nil
 	})
 	if err != nil || !same {
 		return errors.Join(refusal, err)
 	}
-	changes, err := s.differ.Changes(ctx, r.ID, r.Parent)
+	changes, err := s.differ.Changes(ctx, wanted.ID, wanted.Parent)
 	if err != nil || len(changes) > 0 {
 		return errors.Join(refusal, err)
 	}
-	s.log.Info("a layer that is to be made is there already, as it is to be", "layer", r.ID)
+	s.log.Info("a layer that is to be made is there already, as it is to be", "layer", wanted.ID)
 	return nil
 }
 
@@ -126,7 +129,7 @@ func (s *store) get(ctx context.Context, r layerRequest) (dir string, err error)
 	if ok && !d.Written {
 		err := s.exchange(ctx, r.ID, d)
 		if errors.Is(err, drivers.ErrInUse) {
-			err = s.endDraft(r.ID) // it has a layer above it, and so is as it shall be
+			err = s.endDraft(r.ID) // a layer above needs it: nobody is about to write into it
 		}
 		if err != nil {
 			return "", err
@@ -218,10 +221,10 @@ func (s *store) changes(ctx context.Context, r layerRequest) ([]change, error) {
 	list := make([]change, len(all))
 	for i, c := range all {
 		list[i].Path = "/" + c.Path
-		switch c.Kind.String() {
-		case "A":
+		switch c.Kind {
+		case tarlayer.Add:
 			list[i].Kind = changeAdd
-		case "D":
+		case tarlayer.Delete:
 			list[i].Kind = changeDelete
 		default:
 			list[i].Kind = changeModify

@@ -19,12 +19,12 @@ type Config struct {
 	State string
 	// Drivers are those to choose from.
 	Drivers *drivers.Registry
-	// Driver names the one to use, where dockerd does not (--storage-opt plyfs.driver=NAME); "" chooses the one that the layers
-	// were made with, or for new ones the first that is usable.
+	// Driver names the one to use, unless dockerd names one (--storage-opt plyfs.driver=NAME). With "" it is the one that made the
+	// layers, or in an empty home the first that is usable.
 	Driver string
-	// Options are the driver's, by name; those that dockerd gives go before them.
+	// Options are the driver's, by name. Options that dockerd gives override them.
 	Options map[string]string
-	// Defaults are options by driver, which all others go before.
+	// Defaults are options by the driver's name. Options, and those that dockerd gives, override them.
 	Defaults map[string]map[string]string
 	// Log takes what is worth knowing; nil discards.
 	Log *slog.Logger
@@ -125,7 +125,7 @@ func (p *Plugin) reopen(ctx context.Context) error {
 		return errNoInit
 	}
 	var err error
-	// Whoever waits for it gets it, whether the one that began does or not.
+	// The store is for all calls, so the end of this one must not end the opening.
 	p.store, err = openStore(context.WithoutCancel(ctx), p.config, *p.init)
 	return err
 }
@@ -161,5 +161,5 @@ func (p *Plugin) initialise(ctx context.Context, r initRequest) error {
 		p.init, p.store = &r, s
 	}
 	p.log.Info("a dockerd starts", "home", p.store.home, "driver", p.store.driver.Name(), "userns-remap", p.store.mapped())
-	return p.store.succeed(ctx)
+	return p.store.dropPredecessor(ctx)
 }

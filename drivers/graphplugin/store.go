@@ -84,8 +84,8 @@ func (s *store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.home}, elem...)...)
 }
 
-// prepare makes the directories of the store and returns that of this boot. Those of others are removed: the numbers of
-// processes in them are of no one, or of someone else.
+// prepare makes the directories of the store and returns that of this boot. Those of other boots are removed: the PIDs in them may be
+// those of other processes now.
 func (s *store) prepare() (run string, err error) {
 	boot, err := sys.BootID()
 	if err != nil {
@@ -154,7 +154,8 @@ func (s *store) references() map[string]int {
 	return nil
 }
 
-// writable says of each layer whether it is one that is written to. Drafts are not: nobody builds any more.
+// writable says of each layer whether a container may be running in it. Drafts do not count: the build that wrote into them has ended
+// with its dockerd.
 func (s *store) writable(ctx context.Context) (map[string]bool, error) {
 	all := make(map[string]bool)
 	err := s.driver.List(ctx, func(i drivers.Info) error {
@@ -164,9 +165,9 @@ func (s *store) writable(ctx context.Context) (map[string]bool, error) {
 	return all, err
 }
 
-// succeed drops the references of a dockerd that is no more: all, but for one to each writable layer, whose container may still
-// run. What can't be unmounted stays, and is tried again when the layer is removed.
-func (s *store) succeed(ctx context.Context) error {
+// dropPredecessor drops the references of the dockerd before the one that starts: all, but for one to each writable layer, whose
+// container may still run. What can't be unmounted stays, and is tried again when the layer is removed.
+func (s *store) dropPredecessor(ctx context.Context) error {
 	writable, err := s.writable(ctx)
 	if err != nil {
 		return err
@@ -181,7 +182,7 @@ func (s *store) succeed(ctx context.Context) error {
 	return s.driver.Cleanup(ctx)
 }
 
-// dropAll drops the references of a dockerd that ends, and whose containers did.
+// dropAll serves Cleanup: it drops all references of a dockerd that ends, and whose containers have ended.
 func (s *store) dropAll(ctx context.Context) error {
 	for id := range s.references() {
 		s.drop(ctx, id, 0)
