@@ -83,9 +83,9 @@ type oldLayer struct {
 	skip string
 }
 
-// DetectLegacy finds out what kind of store is in dir. The error wraps drivers.ErrNotFound if there is none, and lists them all if
+// detectLegacy finds out what kind of store is in dir. The error wraps drivers.ErrNotFound if there is none, and lists them all if
 // there is more than one, wrapping drivers.ErrInvalid.
-func DetectLegacy(dir string) (LegacyKind, error) {
+func detectLegacy(dir string) (LegacyKind, error) {
 	var found []LegacyKind
 	for _, l := range legacyLayouts() {
 		if exists(filepath.Join(dir, l.records)) {
@@ -134,7 +134,7 @@ func (s *Store) ImportLegacy(ctx context.Context, dir string, o LegacyOptions) (
 	}
 	defer leave()
 	if o.Kind == "" {
-		if o.Kind, err = DetectLegacy(dir); err != nil {
+		if o.Kind, err = detectLegacy(dir); err != nil {
 			return LegacyResult{}, err
 		}
 	}

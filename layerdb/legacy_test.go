@@ -232,12 +232,12 @@ func TestImportLegacyDamaged(t *testing.T) {
 }
 
 func TestDetectLegacy(t *testing.T) {
-	if _, err := DetectLegacy(testenv.Scratch(t)); !errors.Is(err, drivers.ErrNotFound) {
+	if _, err := detectLegacy(testenv.Scratch(t)); !errors.Is(err, drivers.ErrNotFound) {
 		t.Errorf("nothing: %v", err)
 	}
 	root := mobyStore(t, "overlay2", "overlay2/ID/diff", false, stacked(t, tarlayer.WhiteoutKernel))
 	mkdir(t, filepath.Join(root, "image", "aufs", "layerdb", "sha256"))
-	if _, err := DetectLegacy(root); !errors.Is(err, drivers.ErrInvalid) {
+	if _, err := detectLegacy(root); !errors.Is(err, drivers.ErrInvalid) {
 		t.Errorf("two: %v", err)
 	}
 	if _, err := newStore(t).ImportLegacy(context.Background(), root, LegacyOptions{Kind: "floppy"}); !errors.Is(err, drivers.ErrNotSupported) {

@@ -127,7 +127,7 @@ func (s *Store) baseOf(ctx context.Context, c layerdb.Container) (b base, err er
 			b.diffIDs = append(b.diffIDs, l.DiffID)
 		}
 	}
-	b.config, err = json.Marshal(ocispec.Image{Platform: HostPlatform()})
+	b.config, err = json.Marshal(ocispec.Image{Platform: hostPlatform()})
 	return b, err
 }
 

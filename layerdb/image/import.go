@@ -37,7 +37,7 @@ func (s *Store) Import(ctx context.Context, path string, o ImportOptions) (image
 		}
 	}()
 	if o.Platform.OS == "" {
-		o.Platform = HostPlatform()
+		o.Platform = hostPlatform()
 	}
 	b, err := openBundle(ctx, path, o.Input, s.blobs)
 	if err != nil {

@@ -41,7 +41,7 @@ func TestImportOCI(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t)
 			i := importOne(t, s, c.path, ImportOptions{Input: c.in})
-			if len(i.Names) != 1 || i.Names[0] != "example.test/app:1" || i.Platform != PlatformString(HostPlatform()) {
+			if len(i.Names) != 1 || i.Names[0] != "example.test/app:1" || i.Platform != platformString(hostPlatform()) {
 				t.Errorf("%+v", i)
 			}
 			for k, l := range layers {
@@ -161,9 +161,9 @@ func TestImportDockerArchive(t *testing.T) {
 func TestPlatforms(t *testing.T) {
 	f := make(files)
 	other := ocispec.Platform{OS: "linux", Architecture: "s390x"}
-	a := f.image(t, HostPlatform(), tarOf(t, map[string]string{"a": "host"}))
+	a := f.image(t, hostPlatform(), tarOf(t, map[string]string{"a": "host"}))
 	b := f.image(t, other, tarOf(t, map[string]string{"a": "other"}))
-	host := HostPlatform()
+	host := hostPlatform()
 	a.Platform, b.Platform = &host, &other
 	multi := f.add(ocispec.MediaTypeImageIndex, encoded(t, ocispec.Index{Manifests: []ocispec.Descriptor{b, a}}))
 	f.index(t, named(multi, "example.test/multi:1"))

@@ -248,7 +248,7 @@ func (s *Store) keepBlob(ctx context.Context, l incomingLayer) error {
 // describe makes the record of an image, and stores its documents.
 func (s *Store) describe(ctx context.Context, in incoming, config ocispec.Image) (img Image, err error) {
 	img = Image{
-		Top: layerdb.ChainOf(config.RootFS.DiffIDs...), Platform: PlatformString(config.Platform), Added: time.Now().UTC(),
+		Top: layerdb.ChainOf(config.RootFS.DiffIDs...), Platform: platformString(config.Platform), Added: time.Now().UTC(),
 	}
 	if config.Created != nil {
 		img.Created = config.Created.UTC()

@@ -62,7 +62,7 @@ func (o oldStore) layer(files map[string]string, tree, split string) digest.Dige
 func config(t testing.TB, diffIDs ...digest.Digest) []byte {
 	t.Helper()
 	b, err := json.Marshal(ocispec.Image{
-		Platform: HostPlatform(), Author: "someone", RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
+		Platform: hostPlatform(), Author: "someone", RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	})
 	must(t, err)
 	return b

@@ -198,7 +198,7 @@ func twoLayers(t testing.TB) (files, [][]byte) {
 		tarOf(t, map[string]string{"a": "one\n", "dir/b": "two\n"}),
 		tarOf(t, map[string]string{"dir/.wh.b": "", "dir/c": string(bytes.Repeat([]byte("three\n"), 40000))}),
 	}
-	f.index(t, named(f.image(t, HostPlatform(), layers...), "example.test/app:1"))
+	f.index(t, named(f.image(t, hostPlatform(), layers...), "example.test/app:1"))
 	return f, layers
 }
 

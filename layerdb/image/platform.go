@@ -13,8 +13,8 @@ import (
 	"plyfs/drivers"
 )
 
-// HostPlatform is the platform of this machine.
-func HostPlatform() ocispec.Platform {
+// hostPlatform is the platform of this machine.
+func hostPlatform() ocispec.Platform {
 	p := ocispec.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
 	if p.Architecture == "arm" {
 		p.Variant = armVariant()
@@ -109,14 +109,14 @@ func choosePlatform(all []ocispec.Descriptor, want ocispec.Platform) ([]ocispec.
 		case d.Platform.OS == "unknown":
 			// Attestations hang beside the images that they are about.
 		default:
-			offered = append(offered, PlatformString(*d.Platform))
+			offered = append(offered, platformString(*d.Platform))
 			if r := fit(want, *d.Platform); r >= 0 {
 				fits = append(fits, ranked{d, r})
 			}
 		}
 	}
 	if len(fits) == 0 {
-		return nil, fmt.Errorf("%w for platform %s; there are: %s: %w", errNoImage, PlatformString(want),
+		return nil, fmt.Errorf("%w for platform %s; there are: %s: %w", errNoImage, platformString(want),
 			strings.Join(offered, ", "), drivers.ErrNotFound)
 	}
 	slices.SortStableFunc(fits, func(a, b ranked) int { return b.rank - a.rank })
@@ -127,8 +127,8 @@ func choosePlatform(all []ocispec.Descriptor, want ocispec.Platform) ([]ocispec.
 	return out, nil
 }
 
-// PlatformString is the form that ParsePlatform reads.
-func PlatformString(p ocispec.Platform) string {
+// platformString is the form that ParsePlatform reads.
+func platformString(p ocispec.Platform) string {
 	s := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		s += "/" + p.Variant

@@ -39,7 +39,7 @@ func (s *Store) Pull(ctx context.Context, n Name, o PullOptions) (Image, error) 
 
 func (s *Store) pull(ctx context.Context, n Name, o PullOptions) (img Image, err error) {
 	if o.Platform.OS == "" {
-		o.Platform = HostPlatform()
+		o.Platform = hostPlatform()
 	}
 	if o.Parallel <= 0 {
 		o.Parallel = 3

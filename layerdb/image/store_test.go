@@ -73,7 +73,7 @@ func TestNameMoves(t *testing.T) {
 	f, _ := twoLayers(t)
 	first := importOne(t, s, f.dir(t), ImportOptions{})
 	g := make(files)
-	g.index(t, named(g.image(t, HostPlatform(), tarOf(t, map[string]string{"x": "y"})), "example.test/app:1"))
+	g.index(t, named(g.image(t, hostPlatform(), tarOf(t, map[string]string{"x": "y"})), "example.test/app:1"))
 	second := importOne(t, s, g.dir(t), ImportOptions{})
 	all, err := s.List(t.Context())
 	if err != nil || len(all) != 2 || all[0].ID != second.ID || len(all[0].Names) != 1 || all[1].ID != first.ID || len(all[1].Names) != 0 {
@@ -112,7 +112,7 @@ func TestSharedLayers(t *testing.T) {
 	var images []Image
 	for _, name := range []string{"a:1", "b:1"} {
 		f := make(files)
-		f.index(t, named(f.image(t, HostPlatform(), lower, tarOf(t, map[string]string{name: ""})), name))
+		f.index(t, named(f.image(t, hostPlatform(), lower, tarOf(t, map[string]string{name: ""})), name))
 		images = append(images, importOne(t, s, f.dir(t), ImportOptions{Blobs: KeepBlobs}))
 	}
 	if _, err := s.Remove(t.Context(), "a:1", Careful); err != nil {
@@ -202,7 +202,7 @@ func TestGCAfterCrash(t *testing.T) {
 // An image of no layers is an image.
 func TestNoLayers(t *testing.T) {
 	f := make(files)
-	f.index(t, named(f.image(t, HostPlatform()), "empty:1"))
+	f.index(t, named(f.image(t, hostPlatform()), "empty:1"))
 	s := newStore(t)
 	i := importOne(t, s, f.dir(t), ImportOptions{})
 	if i.Top != "" || i.Size != 0 {

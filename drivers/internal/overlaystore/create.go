@@ -190,9 +190,9 @@ func (l *layer) checkDepth() error {
 	if !l.Writable {
 		n++
 	}
-	if n > MaxLowers {
+	if n > maxLowers {
 		return fmt.Errorf("it would be layer %d of a stack; at most %d can be mounted: make one layer of several: %w",
-			n, MaxLowers, drivers.ErrNotSupported)
+			n, maxLowers, drivers.ErrNotSupported)
 	}
 	return nil
 }

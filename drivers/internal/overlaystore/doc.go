@@ -18,7 +18,7 @@
 //
 // A layer is staged in a directory of its own and renamed to its place, and unpacked the same way; it is deleted by
 // renaming it away first. So a crash leaves the layer whole, or not at all. `lower` holds the whole chain, so that a
-// mount needs no walk; its length is bounded by what the kernel mounts (MaxLowers).
+// mount needs no walk; its length is bounded by what the kernel mounts (maxLowers).
 //
 // # Locks
 //

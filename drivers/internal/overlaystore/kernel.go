@@ -149,7 +149,7 @@ func (m KernelMount) mountByPage(target string) error {
 	data := m.data()
 	if len(data) >= os.Getpagesize() {
 		return fmt.Errorf("%d layers do not fit the mount options of this kernel; Linux 6.7 takes %d: %w",
-			len(m.Lowers), MaxLowers, drivers.ErrNotSupported)
+			len(m.Lowers), maxLowers, drivers.ErrNotSupported)
 	}
 	var flags uintptr
 	if m.ReadOnly || m.Upper == "" {

@@ -13,9 +13,9 @@ import (
 	"plyfs/drivers"
 )
 
-// MaxLowers is how many lower layers the kernel's overlayfs mounts (cf. overlayfs params.h OVL_MAX_STACK), and plyfs
+// maxLowers is how many lower layers the kernel's overlayfs mounts (cf. overlayfs params.h OVL_MAX_STACK), and plyfs
 // too.
-const MaxLowers = 500
+const maxLowers = 500
 
 // The names of the layout; see the package doc.
 const (
@@ -157,8 +157,8 @@ func (s *Store) readLower(id string) ([]string, error) {
 		return nil, err
 	}
 	parts := strings.Split(string(b), ":")
-	if len(parts) > MaxLowers {
-		return nil, damaged(path, fmt.Errorf("%d layers, at most %d can be mounted", len(parts), MaxLowers))
+	if len(parts) > maxLowers {
+		return nil, damaged(path, fmt.Errorf("%d layers, at most %d can be mounted", len(parts), maxLowers))
 	}
 	for i, p := range parts {
 		link, ok := strings.CutPrefix(p, linksDir+"/")

@@ -167,7 +167,7 @@ func TestDamage(t *testing.T) {
 		"empty lower":   {"b/lower", func(p string) error { return os.WriteFile(p, nil, 0o600) }},
 		"no lower":      {"b/lower", os.Remove},
 		"many lowers": {"b/lower", func(p string) error {
-			return os.WriteFile(p, []byte(strings.Repeat("l/ABCDEFGHIJKLMNOPQRSTUVWXYZ:", MaxLowers)+"l/ABCDEFGHIJKLMNOPQRSTUVWXYZ"), 0o600)
+			return os.WriteFile(p, []byte(strings.Repeat("l/ABCDEFGHIJKLMNOPQRSTUVWXYZ:", maxLowers)+"l/ABCDEFGHIJKLMNOPQRSTUVWXYZ"), 0o600)
 		}},
 		"lower of nobody": {"b/lower", func(p string) error { return os.WriteFile(p, []byte("l/ABCDEFGHIJKLMNOPQRSTUVWXYZ"), 0o600) }},
 		"bad record":      {"b/layer.json", func(p string) error { return os.WriteFile(p, []byte("{"), 0o600) }},
@@ -230,7 +230,7 @@ func TestCleanup(t *testing.T) {
 func TestDepth(t *testing.T) {
 	base := testenv.Scratch(t)
 	s := open(t, base)
-	all := make([]string, MaxLowers)
+	all := make([]string, maxLowers)
 	for i := range all {
 		all[i] = fmt.Sprintf("layer-%d", i)
 	}
@@ -245,7 +245,7 @@ func TestDepth(t *testing.T) {
 		t.Errorf("the lowest layer shows %q", got)
 	}
 	must(t, s.Put(t.Context(), "c"))
-	if got := ids(t, s); len(got) != MaxLowers+1 {
+	if got := ids(t, s); len(got) != maxLowers+1 {
 		t.Errorf("%d layers", len(got))
 	}
 }
