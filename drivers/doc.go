@@ -50,6 +50,6 @@
 // different layers run side by side. Two processes never use one home at once; layerdb's lock sees to that. The servers
 // of FUSE mounts are not users in this sense: they outlive the process that started them.
 //
-//	Locks.Lock(id)        one layer's operations; of two layers at once, none
+//	Locks.Lock(id)        one layer's operations; nobody holds the locks of two layers
 //	  Mounts.mu           the table of mount references
 package drivers

@@ -8,33 +8,30 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"plyfs/internal/sys"
 )
 
-// Mounts counts who uses the mounted layers of a driver. The counts are kept in a directory, one file a layer, written
-// before a mount is made and after it is gone, so that a process that takes over after a crash knows them; what it
-// reads there it believes only as far as something is mounted.
+// Mounts counts the references (Get without Put) to the mounted layers of a driver. The counts are kept in a directory, one file a
+// layer, written before a mount is made and removed after it is gone, so that a process that takes over after a crash finds them. A
+// count is believed only if its target is still a mount point.
 //
-// Calls for one id are serialised by the caller, with Locks.
+// The caller serialises calls of Get and Put for one id, with Locks.
 type Mounts struct {
 	dir  string
 	boot string
 
 	mu    sync.Mutex
 	table map[string]mountRecord // guarded by mu
-	// making are the ids whose record is there, and whose mount is being made. Guarded by mu.
+	// making are the ids whose record is written and whose mount is being made: Refresh must not take it for gone. Guarded by mu.
 	making map[string]bool
 }
 
-// mountRecord is one mounted layer, and the content of its file.
+// mountRecord is one mounted layer, and the content of its file as JSON.
 type mountRecord struct {
 	Target string `json:"target"`
 	Count  int    `json:"count"`
-	// Options tells a mount from one with other options.
+	// Options are those of the Get that mounted, without Any and Alone.
 	Options GetOptions `json:"options"`
 	// Boot is the boot in which the mount was made: none survives the next.
 	Boot string `json:"boot"`
@@ -42,7 +39,7 @@ type mountRecord struct {
 	Plain bool `json:"-"`
 }
 
-// OpenMounts reads the counts in dir, which it makes if needed, and forgets those whose mount is gone.
+// OpenMounts reads the counts in dir, which it makes if needed, and removes those whose mount is gone. It may block as Refresh does.
 func OpenMounts(dir string) (*Mounts, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -55,9 +52,9 @@ func OpenMounts(dir string) (*Mounts, error) {
 	return m, m.Refresh()
 }
 
-// Refresh reads the counts anew and drops those of mounts that are gone, also the servers of which died. References to
-// plain directories stay, and those that a Get is about to have. It may be called beside Get and Put. Servers that hang are waited for
-// together, without a lock.
+// Refresh reads the counts anew and removes those of mounts that are gone, or whose server died. References to plain directories, and
+// those of a Get under way, stay. It may be called beside Get and Put. It waits some seconds for servers that hang, for all of them
+// together and without a lock.
 func (m *Mounts) Refresh() error {
 	hang := m.hanging()
 	m.mu.Lock()
@@ -113,7 +110,7 @@ func (m *Mounts) hanging() map[string]bool {
 		room <- struct{}{}
 		all.Go(func() {
 			defer func() { <-room }()
-			if errors.Is(Ask(rec.Target), ErrHangs) {
+			if errors.Is(askServer(rec.Target), ErrHangs) {
 				mu.Lock()
 				hang[rec.Target] = true
 				mu.Unlock()
@@ -155,9 +152,9 @@ func (m *Mounts) removeLocked(id string) error {
 	return err
 }
 
-// Get adds a reference to the mount of id at target. If it is the first, or the mount is gone, mount makes it. A
-// reference with other options than those of the mount is refused with ErrInUse, unless o.Any is set. If mount leaves
-// target a plain directory, the reference ends with this process.
+// Get adds a reference to the mount of id. If it is the first one, or the mount is gone, Get calls mount, which mounts on target. A
+// reference with other options than those of the mount is refused with ErrInUse, unless o.Any is set. If target is no mount point
+// after mount (a driver whose layers are directories), the reference ends with this process.
 func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error {
 	m.mu.Lock()
 	rec, held := m.table[id]
@@ -172,8 +169,8 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 		return m.set(id, rec)
 	}
 	rec = mountRecord{Target: target, Count: 1, Options: o, Boot: m.boot}
-	// The record comes first: a crash between the two leaves a record without a mount, which is dropped, and never a mount
-	// that nobody knows.
+	// The record comes before the mount: a crash between the two leaves a record without a mount, which Refresh removes, and never a
+	// mount that nobody knows of.
 	defer m.make(id)()
 	if err := m.set(id, rec); err != nil {
 		return err
@@ -181,8 +178,8 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 	if err := mount(); err != nil {
 		return errors.Join(err, m.drop(id))
 	}
-	// Whoever made it asked its server: that is not done again, which may have to read all layers to answer.
-	if isMountRoot(target, unix.AT_STATX_DONT_SYNC) {
+	// Whoever mounted it has asked the server. It is not asked again: to answer it may have to read all layers.
+	if isMountRoot(target) {
 		return nil
 	}
 	rec.Plain = true
@@ -192,7 +189,7 @@ func (m *Mounts) Get(id, target string, o GetOptions, mount func() error) error 
 	return m.removeLocked(id)
 }
 
-// make notes that a mount is being made, until done is called.
+// make notes that the mount of id is being made, until done is called.
 func (m *Mounts) make(id string) (done func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -204,8 +201,8 @@ func (m *Mounts) make(id string) (done func()) {
 	}
 }
 
-// Put takes a reference away. If it was the last, unmount undoes the mount; while that fails the reference stays.
-// Without a reference the error wraps ErrInvalid.
+// Put takes a reference away. If it is the last one, Put calls unmount first; if that fails, the reference stays. Without a reference
+// the error wraps ErrInvalid.
 func (m *Mounts) Put(id string, unmount func(target string) error) error {
 	m.mu.Lock()
 	rec, held := m.table[id]
@@ -217,8 +214,9 @@ func (m *Mounts) Put(id string, unmount func(target string) error) error {
 		rec.Count--
 		return m.set(id, rec)
 	}
-	if rec.Plain || isMountRoot(rec.Target, unix.AT_STATX_DONT_SYNC) {
-		// One whose server is gone is not worth the reference, whoever has something open in it; one that hangs must not be asked.
+	if rec.Plain || isMountRoot(rec.Target) {
+		// A mount whose server is dead loses its reference even if it cannot be unmounted. IsMountPoint asks the server, so it is called
+		// only if unmount did not find out already that it hangs.
 		if err := unmount(rec.Target); err != nil && (rec.Plain || errors.Is(err, ErrHangs) || IsMountPoint(rec.Target)) {
 			return err
 		}
@@ -271,83 +269,4 @@ func (m *Mounts) drop(id string) error {
 		return fmt.Errorf("count the users of layer %s: %w", id, err)
 	}
 	return nil
-}
-
-// IsMountPoint says whether something is mounted at path. A FUSE mount whose server is gone does not count as mounted, one whose server
-// hangs does.
-func IsMountPoint(path string) bool {
-	if !isMountRoot(path, unix.AT_STATX_DONT_SYNC) {
-		return false
-	}
-	err := Ask(path)
-	return err == nil || errors.Is(err, ErrHangs)
-}
-
-// IsDead says whether a file system whose server is gone is mounted at path.
-func IsDead(path string) bool {
-	if !isMountRoot(path, unix.AT_STATX_DONT_SYNC) {
-		return false
-	}
-	err := Ask(path)
-	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
-}
-
-const (
-	// answerWithin bounds how long the server of a mount is waited for.
-	answerWithin = 2 * time.Second
-	// askAtOnce is how many servers are asked at a time: each takes a thread.
-	askAtOnce = 64
-)
-
-// asked are the questions that have no answer yet, by path: one thread waits for each, however many want to know.
-var asked sync.Map
-
-// answer is set when done is closed.
-type answer struct {
-	asked time.Time
-	done  chan struct{}
-	err   error
-}
-
-// Ask has the server of what is mounted at path answer for its root: the kernel would answer for a dead server from what it knows by
-// heart. The error is that of statx(2), or wraps ErrHangs for a server that does not answer in time, at once if it is known to hang.
-func Ask(path string) error {
-	late := time.NewTimer(answerWithin)
-	defer late.Stop()
-	for {
-		a := &answer{asked: time.Now(), done: make(chan struct{})}
-		earlier, waiting := asked.LoadOrStore(path, a)
-		if waiting {
-			a = earlier.(*answer)
-			if time.Since(a.asked) > answerWithin {
-				return fmt.Errorf("the mount on %s is %w", path, ErrHangs)
-			}
-		} else {
-			go func() {
-				var st unix.Statx_t
-				const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
-				a.err = unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st)
-				asked.Delete(path)
-				close(a.done)
-			}()
-		}
-		select {
-		case <-a.done:
-			if !waiting {
-				return a.err // else it answers an earlier question
-			}
-		case <-late.C:
-			return fmt.Errorf("the mount on %s is %w", path, ErrHangs)
-		}
-	}
-}
-
-// isMountRoot says whether path is the root of a mount, by a statx with the given way to synchronise.
-func isMountRoot(path string, sync int) bool {
-	var st unix.Statx_t
-	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | sync
-	if err := unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_BASIC_STATS, &st); err != nil {
-		return false
-	}
-	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }

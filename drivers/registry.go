@@ -19,9 +19,8 @@ type Options struct {
 	Options map[string]string
 	// Log takes what is worth knowing; nil discards.
 	Log *slog.Logger
-	// Ledger keeps what a driver must know of its layers and has no files of its own for; nil stands for a FileLedger in
-	// Home. A driver whose layers are files ignores it. It must be the same each time: what another one says is not
-	// believed.
+	// Ledger keeps the records of layers for a driver whose layers are no files, such as one of volumes; nil stands for a FileLedger in
+	// Home. Other drivers ignore it. It must be the same one each time that the store is opened.
 	Ledger Ledger
 }
 
@@ -35,7 +34,7 @@ type Report struct {
 	Todo string `json:"todo,omitempty"`
 	// Warning is what is dear or weak about it here, though it is usable.
 	Warning string `json:"warning,omitempty"`
-	// Passed says that automatic choice passes over the driver although it is usable, and Why says so.
+	// Passed says that Choose passes over the driver although it is usable; Why says so.
 	Passed bool `json:"passed,omitempty"`
 }
 
@@ -51,7 +50,7 @@ type Factory struct {
 	Open func(ctx context.Context, o Options) (Driver, error)
 }
 
-// Registry is the list of known drivers in the order of preference. It is immutable after New.
+// Registry is the list of known drivers in the order of preference. It is immutable.
 type Registry struct {
 	factories []Factory
 }
@@ -88,7 +87,7 @@ func (r *Registry) Lookup(name string) (Factory, error) {
 	return f, nil
 }
 
-// Probe asks every driver, in order of preference. home gives the directory of a driver in the store.
+// Probe asks every driver, in order of preference. options returns the options with which the named driver would be opened.
 func (r *Registry) Probe(ctx context.Context, options func(name string) Options) []Report {
 	reports := make([]Report, 0, len(r.factories))
 	for _, f := range r.factories {
