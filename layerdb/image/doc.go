@@ -26,10 +26,12 @@
 //
 // # Concurrency
 //
-// A Store may be used by any number of goroutines; the layer store's transactions order what happens. The same image may
-// be added by two at once; both get it. Two downloads of one blob are one after the other, and the second finds it there.
+// A Store may be used by any number of goroutines; the layer store's transactions order what happens. Two may add the same image at
+// once; both get it. Of two downloads of one blob, the second waits for the first and finds the blob there.
 //
-//	Store.adding        read: an image is being added; write: blobs that no image names are removed
+//	Store.adding        for reading while an image is being added; for writing, by TryLock only, while blobs that no image names are removed
 //	  blobs.locks       one blob's download
-//	  Store.records     changing what is known of an image
+//	  Store.records     reading, changing and writing the record of an image
+//
+// Nobody holds both of the last two. The locks of the layer store come below all of them.
 package image

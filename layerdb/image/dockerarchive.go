@@ -81,7 +81,7 @@ func dockerIncoming(b bundle, d dockerImage) (in incoming, err error) {
 	return in, nil
 }
 
-func dockerOpener(b bundle, name string) func(context.Context) (io.ReadCloser, error) {
+func dockerOpener(b bundle, name string) opener {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		r, size, err := b.open(name)
 		if err != nil {

@@ -91,14 +91,15 @@ func (s *Store) ExportDir(ctx context.Context, dir string, images []Exported, o 
 	return results, os.Rename(tmp, dir)
 }
 
-// exportSink takes the files of an export, each once.
+// exportSink takes the files of an export.
 type exportSink interface {
-	put(ctx context.Context, name string, size int64, open func(context.Context) (io.ReadCloser, error)) error
+	// put writes a file of size bytes; one of that name that was put before is left as it is.
+	put(ctx context.Context, name string, size int64, open opener) error
 }
 
 // exportOCI writes an OCI layout.
 func (s *Store) exportOCI(ctx context.Context, sink exportSink, images []Exported, o ExportOptions) (results []Result, err error) {
-	put := func(d ocispec.Descriptor, open func(context.Context) (io.ReadCloser, error)) error {
+	put := func(d ocispec.Descriptor, open opener) error {
 		return sink.put(ctx, blobName(d.Digest), d.Size, open)
 	}
 	mark, err := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
@@ -178,7 +179,7 @@ func (s *Store) exportDocker(ctx context.Context, sink exportSink, images []Expo
 		for i, l := range e.Image.Layers {
 			name := l.DiffID.Encoded() + ".tar"
 			d.Layers = append(d.Layers, name)
-			if err := sink.put(ctx, name, l.Size, s.reporting(s.exporter(e.Image.chain(i)), l, o.Report)); err != nil {
+			if err := sink.put(ctx, name, l.Size, reporting(s.exporter(e.Image.chain(i)), l, o.Report)); err != nil {
 				return nil, fmt.Errorf("layer %s: %w", l.DiffID, err)
 			}
 		}
@@ -192,9 +193,8 @@ func (s *Store) exportDocker(ctx context.Context, sink exportSink, images []Expo
 	return results, sink.put(ctx, dockerManifestFile, int64(len(raw)), documentOpener(raw))
 }
 
-// reporting counts what is read of a layer.
-func (s *Store) reporting(open func(context.Context) (io.ReadCloser, error), l Layer, report Report,
-) func(context.Context) (io.ReadCloser, error) {
+// reporting returns open with a reader that reports how much of the layer was read.
+func reporting(open opener, l Layer, report Report) opener {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		r, err := open(ctx)
 		if err != nil {
@@ -214,7 +214,7 @@ func newTarSink(w io.Writer) *tarSink {
 	return &tarSink{w: tar.NewWriter(w), have: make(map[string]bool)}
 }
 
-func (t *tarSink) put(ctx context.Context, name string, size int64, open func(context.Context) (io.ReadCloser, error)) error {
+func (t *tarSink) put(ctx context.Context, name string, size int64, open opener) error {
 	if t.have[name] {
 		return nil
 	}
@@ -233,9 +233,7 @@ func (t *tarSink) put(ctx context.Context, name string, size int64, open func(co
 const maxUSTAR = 1<<33 - 1
 
 // copyExactly copies a file of a known size; one of another size is an error.
-func copyExactly(ctx context.Context, w io.Writer, name string, size int64,
-	open func(context.Context) (io.ReadCloser, error),
-) (err error) {
+func copyExactly(ctx context.Context, w io.Writer, name string, size int64, open opener) (err error) {
 	r, err := open(ctx)
 	if err != nil {
 		return err
@@ -250,7 +248,7 @@ func copyExactly(ctx context.Context, w io.Writer, name string, size int64,
 // dirSink is a directory that is being filled.
 type dirSink string
 
-func (d dirSink) put(ctx context.Context, name string, size int64, open func(context.Context) (io.ReadCloser, error)) (err error) {
+func (d dirSink) put(ctx context.Context, name string, size int64, open opener) (err error) {
 	to := filepath.Join(string(d), name)
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err

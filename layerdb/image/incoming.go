@@ -28,12 +28,15 @@ type incoming struct {
 	layers   []incomingLayer // the lowest first
 }
 
+// opener returns a blob or a document from its beginning, each time that it is called. The caller closes it.
+type opener func(ctx context.Context) (io.ReadCloser, error)
+
 // incomingLayer is a layer in whatever compression.
 type incomingLayer struct {
 	// desc is of the blob; without a digest where none is known.
 	desc ocispec.Descriptor
 	// open gives the blob. Reading to the end, or closing, fails if it is not what desc says.
-	open func(ctx context.Context) (io.ReadCloser, error)
+	open opener
 }
 
 // blobs are the digests of all that belongs to the image.
@@ -83,7 +86,7 @@ func (v *verifiedBlob) Close() error {
 	return errors.Join(err, v.c.Close())
 }
 
-// leaseTime is how long what an interrupted import or pull unpacked is kept, at least.
+// leaseTime is how long layers that an interrupted import or pull unpacked are kept, unless a GC of this package drops the lease before.
 const leaseTime = 24 * time.Hour
 
 // leasePrefix tells the leases of this package from those of others.
@@ -100,7 +103,8 @@ type addOptions struct {
 	report Report
 }
 
-// add unpacks the layers that the store does not have and publishes the image. Nothing of it stays after an error.
+// add unpacks the layers that the store does not have, and publishes the image. After an error no image is there; see tidy for blobs,
+// and forget for layers.
 func (s *Store) add(ctx context.Context, in incoming, o addOptions) (Image, error) {
 	s.adding.RLock()
 	img, err := s.addLocked(ctx, in, o)
@@ -108,7 +112,7 @@ func (s *Store) add(ctx context.Context, in incoming, o addOptions) (Image, erro
 	return img, errors.Join(err, s.tidy(ctx, in, o.keep, err))
 }
 
-// tidy removes the blobs that an addition leaves, which ended with err.
+// tidy removes the blobs that nobody needs after an addition, which ended with err.
 func (s *Store) tidy(ctx context.Context, in incoming, keep BlobPolicy, err error) error {
 	if err != nil && in.origin != "" || err == nil && keep == KeepBlobs {
 		// What was downloaded serves the next try.
@@ -117,7 +121,7 @@ func (s *Store) tidy(ctx context.Context, in incoming, keep BlobPolicy, err erro
 	return s.collectBlobs(context.WithoutCancel(ctx), in.blobs())
 }
 
-// addLocked is add but for blobs that nobody needs.
+// addLocked is add without tidy.
 //
 // Precondition: s.adding is held for reading.
 func (s *Store) addLocked(ctx context.Context, in incoming, o addOptions) (img Image, err error) {

@@ -190,7 +190,7 @@ func missing(err error) error {
 	return err
 }
 
-func (l *layout) opener(d ocispec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+func (l *layout) opener(d ocispec.Descriptor) opener {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		r, _, err := l.b.open(blobName(d.Digest))
 		if err != nil {

@@ -63,7 +63,7 @@ type outgoing struct {
 // outgoingLayer is a layer in the form in which it goes out.
 type outgoingLayer struct {
 	desc ocispec.Descriptor
-	open func(ctx context.Context) (io.ReadCloser, error)
+	open opener
 }
 
 func (o *outgoing) close() {
@@ -153,7 +153,7 @@ func isPacked(mediaType string, c tarlayer.Compression) bool {
 }
 
 // exporter gives the exact tar stream of a layer.
-func (s *Store) exporter(id layerdb.ChainID) func(context.Context) (io.ReadCloser, error) {
+func (s *Store) exporter(id layerdb.ChainID) opener {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		r, w := io.Pipe()
 		go func() { w.CloseWithError(s.layers.Export(ctx, id, w)) }()
@@ -256,6 +256,6 @@ func ociLayerType(docker string) string {
 }
 
 // documentOpener gives bytes in memory.
-func documentOpener(raw []byte) func(context.Context) (io.ReadCloser, error) {
+func documentOpener(raw []byte) opener {
 	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
 }

@@ -171,7 +171,7 @@ func (d *downloads) start(ctx context.Context, desc ocispec.Descriptor) *downloa
 }
 
 // opener waits for a download and opens what it brought. It was compared with its digest on the way.
-func (d *downloads) opener(desc ocispec.Descriptor) func(context.Context) (io.ReadCloser, error) {
+func (d *downloads) opener(desc ocispec.Descriptor) opener {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		l := d.start(ctx, desc)
 		select {
