@@ -79,7 +79,7 @@ func (s *Store) create(ctx context.Context, id, parent string, r record, o *driv
 	return err
 }
 
-// adopt lists the layers that have the one that is being made as their parent: it was there before, and was lost.
+// adopt returns the layers whose parent is the one that is being made. If there are any, the layer was lost, and is restored now.
 func (s *Store) adopt(id string) (orphans []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,7 +96,7 @@ func (s *Store) adopt(id string) (orphans []string, err error) {
 	return orphans, nil
 }
 
-// linkWantedBy is the link by which layers know their parent.
+// linkWantedBy returns the link by which the layers above a lost one refer to it.
 func (s *Store) linkWantedBy(children []string) (string, error) {
 	var errs []error
 	for _, id := range children {
@@ -109,7 +109,7 @@ func (s *Store) linkWantedBy(children []string) (string, error) {
 	return "", fmt.Errorf("no layer above it tells its link: %w: %w", drivers.ErrDamaged, errors.Join(errs...))
 }
 
-// reserve enters a layer that is being made, so that its parent stays.
+// reserve enters a layer that is about to be made into the table, as pending. That keeps its parent from being removed.
 func (s *Store) reserve(id string, r record) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,7 +130,7 @@ func (s *Store) reserve(id string, r record) error {
 	return nil
 }
 
-// settle ends what reserve, or the deletion of a layer, began: the layer is there now, or it is not.
+// settle ends the pending state in which reserve or condemn left a layer. there says whether the layer exists now.
 func (s *Store) settle(id string, there bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -159,7 +159,7 @@ func (s *Store) build(ctx context.Context, l *layer) error {
 			return err
 		}
 	}
-	// Made before the layer, it leads nowhere until then, and a crash between the two leaves nothing but that.
+	// The link is made first: a crash before the layer is there leaves a link that leads nowhere, which Cleanup removes.
 	if err := s.makeLink(l); err != nil {
 		return err
 	}

@@ -11,7 +11,8 @@ import (
 	"plyfs/drivers/internal/upperdiff"
 )
 
-// reading keeps layers, and those below them, from being removed and unpacked into until done is called.
+// reading keeps layers, and those below them, from being removed and from being unpacked into, until done is called. The error wraps
+// drivers.ErrNotFound, or drivers.ErrInUse or drivers.ErrDamaged for a layer whose content is not complete.
 func (s *Store) reading(ids ...string) (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,9 +22,9 @@
 //
 // # Locks
 //
-//	Locks.Lock(id)       one layer's operations
+//	Locks.Lock(id)       one layer's operations; nobody holds the locks of two layers
 //	  Store.mu           the table: which layers there are, and who needs whom
-//	  Mounts.mu          the references of mounts
+//	    Mounts.mu        the references of mounts
 //
-// The table answers who needs a layer; all else about it is read from its directory when it is wanted.
+// The table answers who needs a layer; all else about it is read from its directory when it is needed.
 package overlaystore

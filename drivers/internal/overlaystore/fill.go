@@ -49,7 +49,8 @@ func (s *Store) ApplyDiff(
 	return res, nil
 }
 
-// beginFill keeps everybody from the layer, and from those above it, until filled is called with how it went.
+// beginFill marks a layer as being unpacked: nobody can read or mount it, or a layer above it, until filled is called with the result
+// of the unpacking. The error wraps drivers.ErrInUse if somebody does so already, or if the layer may not change any more.
 func (s *Store) beginFill(id string, o *drivers.ApplyOptions) (filled func(error), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

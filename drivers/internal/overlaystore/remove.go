@@ -59,7 +59,8 @@ func (s *Store) release(dir string) error {
 	return s.quotas.Release(diff)
 }
 
-// condemn marks a layer as being deleted, if nobody needs it.
+// condemn marks a layer as pending, since it is about to be deleted. The error wraps drivers.ErrInUse if anybody needs it. there says
+// whether there is such a layer.
 func (s *Store) condemn(id string) (there bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -23,7 +23,7 @@ type Config struct {
 	// Home, Run and Log are those of drivers.Options.
 	Home, Run string
 	Log       *slog.Logger
-	// Volatile says that mounts sync nothing, and leave the mark of that in the work directory.
+	// Volatile says that mounts sync nothing, and mark the work directory as the kernel does (volatile.go).
 	Volatile bool
 	// ReadOnly opens a store, also one of moby's, in which nothing is changed: mount points are in Run.
 	ReadOnly bool
@@ -32,14 +32,15 @@ type Config struct {
 	Form     Form
 }
 
-// Form says how a layer is unpacked.
+// Form says in which form a store keeps what a layer cannot hold as such: whiteouts, owners, devices.
 type Form struct {
+	// Whiteouts, Owner and Devices are for unpacking; see tarlayer.ApplyOptions.
 	Whiteouts tarlayer.WhiteoutForm
 	Owner     tarlayer.OwnerForm
 	Devices   tarlayer.DeviceForm
-	// Names are the attributes in which it is marked what a layer hides; nil where the file system takes none.
+	// Names are the attributes that mark whiteouts and opaque directories; nil where the file system takes none.
 	Names *ovl.Names
-	// Reads are the forms of marks that mounts of this store read.
+	// Reads are the forms of marks that the mounts of this store understand. Other marks are an application's files.
 	Reads ovl.Forms
 }
 
@@ -47,9 +48,9 @@ type Form struct {
 type Quotas interface {
 	// Check returns an error that wraps drivers.ErrNotSupported if q cannot be enforced here.
 	Check(q drivers.Quota) error
-	// Set bounds what will be in dirs, taken together, which are empty.
+	// Set bounds what will be in dirs, taken together. They are empty.
 	Set(q drivers.Quota, dirs ...string) error
-	// Release ends what Set began, before the directories go.
+	// Release ends the quota of dirs. It is called before they are deleted.
 	Release(dirs ...string) error
 }
 
@@ -81,11 +82,14 @@ type entry struct {
 	writable bool
 	// pending says that the layer is being made or deleted.
 	pending bool
-	// children are the layers that have this one as their parent, readers the differences that are being read of it.
-	children, readers int
-	// filling says that the layer is being unpacked, restoring that it was lost, and is made anew beneath layers that have it
-	// as their parent: it has no content yet.
-	filling, restoring bool
+	// children is the number of layers that have this one as their parent.
+	children int
+	// readers is the number of operations that read the layer and those below it, which must stay as they are meanwhile.
+	readers int
+	// filling says that the layer is being unpacked.
+	filling bool
+	// restoring says that the layer was lost and made anew, beneath layers that have it as their parent, and was not unpacked yet.
+	restoring bool
 	// damaged says that its directory could not be read when the store was opened.
 	damaged bool
 }
@@ -316,7 +320,7 @@ func (s *Store) Metadata(ctx context.Context, id string) (map[string]string, err
 	return m, nil
 }
 
-// begin is what every method does first.
+// begin checks what every method checks first: that ctx has not ended, and that id can be one.
 func begin(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 	"plyfs/internal/sys"
 )
 
-// side is an object in one of two views; there is none if node is nil.
+// side is what one of the two views has at a path; nothing if node is nil.
 type side struct {
 	node *union.Node
 	attr union.Attr
@@ -25,12 +25,12 @@ type side struct {
 
 func (s side) isDir() bool { return s.node != nil && s.node.IsDir() }
 
-// place is the directory of the upper that belongs to a merged directory which both views merge from the same lowers:
-// they differ in no names but those that it holds, and those in further.
+// place limits the comparison of a directory that both views merge from the same lower directories: they can differ only at the names
+// that the newer view's upper holds there, and on the way to those in further.
 type place struct {
 	view    *View
-	fd      int // -1 for none
-	further *names
+	fd      int    // the upper's directory; -1 if it has none
+	further *names // see Diff.furtherNames
 }
 
 // comparer compares two views.
@@ -45,8 +45,8 @@ func (c *comparer) add(path string, k tarlayer.Kind, s side) {
 	c.list = append(c.list, tarlayer.Change{Path: path, Kind: k, Type: s.attr.Mode & unix.S_IFMT})
 }
 
-// compareDirs compares what is in the directory path; older may be no directory. at is nil if every name may differ.
-// changed says whether anything does.
+// compareDirs compares what is in the directory path; older may be no directory. at says which names can differ, nil stands for all.
+// changed says whether any does.
 func (c *comparer) compareDirs(path string, newer, older side, at *place) (changed bool, err error) {
 	if err := c.ctx.Err(); err != nil {
 		return false, err
@@ -95,10 +95,10 @@ func (c *comparer) allNames(newer, older side) ([]string, error) {
 	return slices.Compact(list), err
 }
 
-// lookTries is how often a name is compared that something else is behind each time.
+// lookTries is how often a name is compared before it is given up because it changes each time.
 const lookTries = 8
 
-// compareName compares one name of a directory. What goes meanwhile, or is another object by now, is looked at again.
+// compareName compares one name of a directory. It begins again if the object at the name goes or is replaced meanwhile.
 func (c *comparer) compareName(path, name string, newerDir, olderDir side, at *place) (changed bool, err error) {
 	for try := 1; ; try++ {
 		newer, err := lookup(c.newer, newerDir, name)

@@ -44,8 +44,8 @@ type linked struct {
 	ino uint64
 }
 
-// furtherNames finds the names in the lowers of files that the hard-link index says were copied up under another name:
-// nil if there is none.
+// furtherNames finds names at which the views may differ although the upper has nothing there: names, in the lowers, of files that were
+// copied up under another of their names, as the hard-link index tells. It returns nil if there are none.
 func (d *Diff) furtherNames(ctx context.Context) (*names, error) {
 	files, err := d.linkedFiles()
 	if err != nil || len(files) == 0 {

@@ -7,7 +7,7 @@ import (
 	"plyfs/drivers"
 )
 
-// Bool reads the value of a driver's option; "" is true, as if it were a flag.
+// Bool reads the value of the driver's option name. An empty value means true, as for a flag. The error wraps drivers.ErrInvalid.
 func Bool(name, value string) (bool, error) {
 	if value == "" {
 		return true, nil
