@@ -8,7 +8,8 @@ import (
 	"plyfs/drivers"
 )
 
-// gate lets operations in, and one that wants to be alone only when nobody is in.
+// gate counts the operations that are inside, and lets one be alone. Unlike a sync.RWMutex it refuses instead of blocking while
+// somebody is alone, or waits to be, and it can be closed.
 type gate struct {
 	mu     sync.Mutex
 	inside int           // guarded by mu
@@ -40,7 +41,8 @@ func (g *gate) leave() {
 	}
 }
 
-// enterAlone waits until all operations have left, while none is let in, and lets one called what in, until leave.
+// enterAlone refuses new operations from now on, waits until all have left, and lets the caller be alone until leave. what names the
+// caller in the errors of others. The errors are those of enter, and ctx's.
 func (g *gate) enterAlone(ctx context.Context, what string) (leave func(), err error) {
 	g.mu.Lock()
 	if g.closed {
@@ -75,7 +77,7 @@ func (g *gate) enterAlone(ctx context.Context, what string) (leave func(), err e
 	}
 }
 
-// close refuses everybody from now on, for ever, and says whether it was open.
+// close refuses everybody from now on, and says whether it was open before. It does not wait for operations that are inside.
 func (g *gate) close() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

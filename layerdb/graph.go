@@ -12,14 +12,15 @@ import (
 	"plyfs/metadata/kv"
 )
 
-// pin keeps a layer while an operation of this process needs it.
+// pin keeps a layer from being collected while operations of this process need it.
 type pin struct {
 	users int
-	// condemned says that the layer was to be collected meanwhile.
+	// condemned says that the layer would have been collected if it had not been pinned: the last unpin tries again.
 	condemned bool
 }
 
-// pinLayer keeps the layer until unpin. The error wraps drivers.ErrNotFound. Of the empty ChainID it returns an empty record.
+// pinLayer returns a layer and keeps it from being collected until unpin is called. The error wraps drivers.ErrNotFound if there is
+// none. For the empty ChainID it returns an empty record, and pins nothing.
 func (s *Store) pinLayer(id ChainID) (r Record, unpin func(), err error) {
 	if id == "" {
 		return Record{}, func() {}, nil
@@ -68,8 +69,8 @@ func (s *Store) unpin(id ChainID) {
 	}
 }
 
-// collectLocked takes the layer out of the database if nobody uses it, and then those below it that were only used by it.
-// What it took is added to dead: works to be ended after the transaction. Precondition: graph is held.
+// collectLocked takes the layer out of the database if nobody uses it, and then each layer below it of which that was the last user.
+// It adds the works that remove them to dead, for discardAll after the transaction. Precondition: graph is held.
 func (s *Store) collectLocked(t *tx, dead []work, id ChainID) ([]work, error) {
 	for id != "" {
 		r, err := t.layer(id)
@@ -104,7 +105,7 @@ func (s *Store) collectLocked(t *tx, dead []work, id ChainID) ([]work, error) {
 	return dead, nil
 }
 
-// condemn notes that what a record names is to be removed from each driver that has it.
+// condemn notes that the layer of a record, whose ID and Parent are those of w, is to be removed from each driver that has it.
 func (t *tx) condemn(dead []work, r Record, w work) ([]work, error) {
 	for _, driver := range r.Drivers {
 		w.Driver = driver
@@ -116,16 +117,16 @@ func (t *tx) condemn(dead []work, r Record, w work) ([]work, error) {
 	return dead, nil
 }
 
-// removals knows which of the driver's layers are being made and removed by this process: a sweep leaves them alone, and
-// what is above is removed before what is below. Its zero value is ready.
+// removals knows which of the driver's layers this process is making and removing: a sweep leaves them alone, and layers are removed
+// only after those above them. Ids are the driver's. Its zero value is ready.
 type removals struct {
 	mu      sync.Mutex
 	changed sync.Cond           // of mu, set with the first of going
-	going   map[string]string   // parents of the layers that are being removed; guarded by mu
+	going   map[string]string   // the layers that are being removed, with their parents; guarded by mu
 	making  map[string]struct{} // guarded by mu
 }
 
-// enter waits until nothing above id is being removed, and notes that id is.
+// enter notes that id is being removed, until leave, and waits until nothing above it is.
 func (r *removals) enter(id, parent string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -135,7 +136,7 @@ func (r *removals) enter(id, parent string) {
 	}
 }
 
-// note is for layers that will be removed soon: what is below them waits.
+// note notes that layers will be removed soon, so that the removal of what is below them waits. enter and leave follow for each.
 func (r *removals) note(dead []work) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -193,9 +194,9 @@ func (r *removals) busy(id string) bool {
 	return going || making
 }
 
-// discardAll ends works: it removes the layers of drv that they name, and their files, in the order given, which is that of
-// topDown. Works of other drivers stay in the database until they can be ended. It does its best with each; what fails is
-// left for the next sweep.
+// discardAll ends works: it removes the layers of drv that they name, and their files, in the given order, which has to be that of
+// topDown. Works of other drivers stay in the database. It tries all of them; those that fail are left for the next sweep. It waits for
+// removals of layers above, and so must not be called under graph.
 func (s *Store) discardAll(ctx context.Context, drv drivers.Driver, dead []work) error {
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
@@ -214,7 +215,7 @@ func (s *Store) discardAll(ctx context.Context, drv drivers.Driver, dead []work)
 	return errors.Join(append(errs, s.endWorks(gone))...)
 }
 
-// discard removes a layer of the driver that the database does not name any more, or does not name yet.
+// discard removes a layer that the database does not name (any more, or yet) from drv, and its files if drv is the store's driver.
 func (s *Store) discard(ctx context.Context, drv drivers.Driver, w work) error {
 	if err := drv.Remove(ctx, w.ID); err != nil {
 		return fmt.Errorf("driver %s: %w", w.Driver, err)
@@ -251,8 +252,8 @@ func (s *Store) beginWork(w work) error {
 // worksAtOnce is how many notes one transaction takes away, which the database bounds.
 const worksAtOnce = 512
 
-// endWorks takes the notes of what was discarded away. No decision rests on them, so it is done beside others. A note goes only
-// when what it names cannot come back any more, whatever happens to the machine.
+// endWorks deletes the notes of works that were discarded, once their files cannot come back after a power cut. No decision depends
+// on a note, so graph is not needed.
 func (s *Store) endWorks(gone []work) error {
 	if len(gone) == 0 {
 		return nil
@@ -276,7 +277,7 @@ func (s *Store) endWorks(gone []work) error {
 	return nil
 }
 
-// abandon ends a work that failed: what was made is removed. What fails of that is left for the next sweep.
+// abandon ends the making of a layer that failed: it removes what was made. If that fails it is left for the next sweep.
 func (s *Store) abandon(ctx context.Context, drv drivers.Driver, w work) error {
 	defer s.removals.made(w.ID)
 	if err := s.discard(context.WithoutCancel(ctx), drv, w); err != nil {
@@ -285,7 +286,7 @@ func (s *Store) abandon(ctx context.Context, drv drivers.Driver, w work) error {
 	return s.endWorks([]work{w})
 }
 
-// sweep ends all works on layers of drv that nobody is at, and returns how many there were.
+// sweep ends all works on layers of drv that no operation of this process is busy with, and returns how many there were.
 func (s *Store) sweep(ctx context.Context, drv drivers.Driver) (n int, err error) {
 	var all []work
 	s.graph.Lock()

@@ -6,8 +6,7 @@ import (
 	"sync"
 )
 
-// keyLocks are locks that many may hold for reading, by name. Its zero value is ready; a lock that nobody wants takes no
-// memory.
+// keyLocks is a sync.RWMutex for each key. Its zero value is ready; a lock that nobody holds or waits for takes no memory.
 type keyLocks struct {
 	mu   sync.Mutex
 	held map[string]*keyLock // guarded by mu
@@ -41,7 +40,7 @@ func (k *keyLocks) done(key string, l *keyLock) {
 	}
 }
 
-// lock waits for all keys, which it takes in their order, so that two who want the same ones cannot block each other.
+// lock locks all keys, in their order, so that two who want the same ones cannot deadlock. unlock is called once.
 func (k *keyLocks) lock(keys ...string) (unlock func()) {
 	keys = slices.Compact(slices.Sorted(slices.Values(keys)))
 	locks := make([]*keyLock, len(keys))
@@ -57,7 +56,7 @@ func (k *keyLocks) lock(keys ...string) (unlock func()) {
 	}
 }
 
-// rlock waits until nobody holds the key but readers.
+// rlock locks a key for reading. unlock may be called more than once.
 func (k *keyLocks) rlock(key string) (unlock func()) {
 	l := k.use(key)
 	l.RLock()
@@ -67,14 +66,14 @@ func (k *keyLocks) rlock(key string) (unlock func()) {
 	})
 }
 
-// flights are the layers that are being made: one at a time makes each.
+// flights sees to it that a layer is made by one operation at a time.
 type flights struct {
 	mu     sync.Mutex
 	flying map[ChainID]chan struct{} // closed when the layer is made or given up; guarded by mu
 }
 
-// begin waits until nobody else makes the layer, and returns what says that this one has ended. Who makes several takes the
-// parents first.
+// begin waits until nobody else makes the layer, or for the end of ctx. The caller calls end when the layer is made or given up. Who
+// makes several layers begins with the parents.
 func (f *flights) begin(ctx context.Context, id ChainID) (end func(), err error) {
 	for {
 		f.mu.Lock()

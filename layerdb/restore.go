@@ -10,8 +10,8 @@ import (
 	"plyfs/internal/sys"
 )
 
-// knows says whether the database names a layer, and if so, whether that is lost: the driver does not have it, or nothing is
-// kept of its stream.
+// knows says whether the database names a layer, and, if it does, whether the layer is lost: the driver does not have it, or the file
+// of its stream is gone.
 func (s *Store) knows(ctx context.Context, id ChainID) (known, lost bool, err error) {
 	r, unpin, err := s.pinLayer(id)
 	if errors.Is(err, drivers.ErrNotFound) {
@@ -24,9 +24,9 @@ func (s *Store) knows(ctx context.Context, id ChainID) (known, lost bool, err er
 	return true, !there || !exists(s.streamPath(*r.Layer)), err
 }
 
-// restore makes a layer anew, in the place of what is lost of it, of the stream that it was made of. What is above it is whole
-// again then. The note of that tells a sweep not to take what the database names for garbage. Precondition: the layer's
-// flight has begun, below is pinned.
+// restore makes a lost layer anew, of the stream that it was made of: in its place in the driver if the driver lost it, so that the
+// layers above are whole again, or else only the file of its stream, by unpacking the stream into a layer that is discarded.
+// Precondition: the layer's flight has begun, and below is pinned.
 func (s *Store) restore(ctx context.Context, in *input, id ChainID, below Record, o RegisterOptions) (err error) {
 	r, unpin, err := s.pinLayer(id)
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *Store) restore(ctx context.Context, in *input, id ChainID, below Record
 	}
 	w := work{Driver: s.drv.Name(), ID: old.CacheID, Parent: below.cacheID(), Restore: true}
 	if there {
-		// Only the stream is lost. Another layer is made on the way, for a while.
+		// Only the file of the stream is lost. The layer that comes of unpacking is discarded at the end.
 		w.ID, w.Restore = newID(), false
 	}
 	if err := s.beginWork(w); err != nil {
@@ -83,7 +83,7 @@ func (s *Store) restore(ctx context.Context, in *input, id ChainID, below Record
 	return err
 }
 
-// replaceLayer makes a restored layer durable and known.
+// replaceLayer makes a restored layer durable, and then its record. made says whether the record is.
 func (s *Store) replaceLayer(ctx context.Context, r Record, l Layer, w work) (made bool, err error) {
 	if err := s.drv.Sync(ctx, w.ID); err != nil {
 		return false, err
@@ -94,8 +94,8 @@ func (s *Store) replaceLayer(ctx context.Context, r Record, l Layer, w work) (ma
 	return true, nil
 }
 
-// replaceStream gives a layer the stream of another one, which w is about. The record comes first: behind a crash the stream is
-// lost still, and not one that the record does not know.
+// replaceStream gives a layer the file of the stream of the layer that w is about. The record comes first: after a crash between the
+// two the file is still missing, while the other order would leave one whose digest the record does not have.
 func (s *Store) replaceStream(r Record, l Layer, w work) error {
 	from := l
 	from.CacheID = w.ID
@@ -109,7 +109,7 @@ func (s *Store) replaceStream(r Record, l Layer, w work) error {
 	return sys.SyncDir(s.path(streamsDir))
 }
 
-// replaceRecord makes l the layer of a record, in a transaction that does more, too.
+// replaceRecord replaces the layer of a record by l, and calls more in the same transaction.
 func (s *Store) replaceRecord(r Record, l Layer, more func(t *tx) error) error {
 	old := *r.Layer
 	r.Layer = &l

@@ -14,8 +14,8 @@ import (
 	"plyfs/drivers"
 )
 
-// sameRetraced says whether the tree has the layer's sum if its members are looked for where they really went. Which that is, the final
-// tree does not tell where the stream replaces or removes a symlink, or a directory, through which it reached members before.
+// sameRetraced says whether the tree has the layer's sum if its members are looked for where they were unpacked to. The final tree
+// alone does not tell that if the stream reached members through a symlink or directory that it replaced or removed afterwards.
 func (s *Store) sameRetraced(ctx context.Context, drv drivers.Driver, src tarlayer.Source, l Layer, below string) bool {
 	paths, err := s.retrace(ctx, drv, l, below)
 	var sum uint64
@@ -28,7 +28,8 @@ func (s *Store) sameRetraced(ctx context.Context, drv drivers.Driver, src tarlay
 	return err == nil && sum == l.Sum
 }
 
-// retrace finds out what a layer's stream left where, by unpacking its names alone, empty, over the layer below.
+// retrace finds out what a layer's stream left at which paths, by unpacking it without content into an empty directory over the driver's
+// layer below ("" for none).
 func (s *Store) retrace(ctx context.Context, drv drivers.Driver, l Layer, below string) (paths []tarlayer.Change, err error) {
 	dir, err := os.MkdirTemp(s.path(tempDir), "names-*")
 	if err != nil {
@@ -42,7 +43,7 @@ func (s *Store) retrace(ctx context.Context, drv drivers.Driver, l Layer, below 
 	defer root.Close()
 	o := tarlayer.ApplyOptions{
 		Whiteouts: tarlayer.WhiteoutAny, Sum: true, Left: func(c tarlayer.Change) { paths = append(paths, c) },
-		// What was in bounds once is taken again.
+		// The stream was within the limits when the layer was made.
 		Limits: tarlayer.Limits{
 			Entries: math.MaxInt64, Bytes: math.MaxInt64, Depth: math.MaxInt64, Name: math.MaxInt64, Header: math.MaxInt64,
 		},
@@ -72,7 +73,7 @@ func (s *Store) retrace(ctx context.Context, drv drivers.Driver, l Layer, below 
 	return paths, err
 }
 
-// writeNames writes the stream of a layer without what its members hold: files of all types are empty ones.
+// writeNames writes the stream of a layer with the names of its members only: all but directories and symlinks become empty files.
 func (s *Store) writeNames(l Layer, w io.Writer) error {
 	out := tar.NewWriter(w)
 	err := s.withStream(l, func(r io.Reader) error {

@@ -34,9 +34,9 @@ type unpacking struct {
 	stop context.CancelCauseFunc
 }
 
-// unpack reads the stream once: it hashes it, splits it, and gives it to the driver, which has an empty layer for it. Then it
-// makes everything durable. The layer that it returns lacks Parent and ID. below, when not nil, returns when the layers below
-// are complete.
+// unpack reads the stream once, and at the same time hashes it, splits it, and has the driver unpack it into w's layer, which is empty.
+// Then it makes the file of the stream durable; the driver's layer is not synced. The layer that it returns lacks Parent and ID. below
+// is drivers.ApplyOptions.Below.
 func (s *Store) unpack(
 	ctx context.Context, w work, in *input, o RegisterOptions, below func(context.Context) error,
 ) (l Layer, err error) {
@@ -80,8 +80,8 @@ func (s *Store) unpack(
 	return l, nil
 }
 
-// run moves the stream through all that want it, and returns why the tree will not give it again ("" if it will) and what
-// the driver made of it.
+// run feeds the stream to the splitter and to the driver. It returns why the split form and the tree do not suffice to make the stream
+// again ("" if they do), and what the driver unpacked.
 func (u *unpacking) run(ctx context.Context, split io.Writer) (inexact string, res tarlayer.ApplyResult, err error) {
 	plain, _, err := tarlayer.Decompress(u.in, tarlayer.DecompressOptions{Bytes: u.opt.Limits.Bytes})
 	if err != nil {
@@ -114,7 +114,7 @@ func (u *unpacking) run(ctx context.Context, split io.Writer) (inexact string, r
 	return inexact, res, nil
 }
 
-// see looks at each chunk of the stream.
+// see hashes and counts each chunk of the stream, and stops all when the disk gets full.
 func (u *unpacking) see(b []byte) {
 	u.hash.Write(b)
 	before := u.size / spaceInterval
@@ -125,7 +125,7 @@ func (u *unpacking) see(b []byte) {
 	}
 }
 
-// apply gives the stream to the driver, and reads what the driver left of it.
+// apply gives the stream to the driver, and reads the rest that the driver did not need, so that the hash covers all of it.
 func (u *unpacking) apply(ctx context.Context) (tarlayer.ApplyResult, error) {
 	r := u.out.readers[1]
 	defer r.Close()
@@ -196,7 +196,7 @@ func (s *summed) Write(p []byte) (int, error) {
 
 func (s *summed) digest() digest.Digest { return digest.NewDigest(digest.SHA256, s.sum) }
 
-// contextReader ends a stream when nobody wants it any more.
+// contextReader fails with the cause of ctx's end.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
