@@ -44,7 +44,7 @@ func Apply(ctx context.Context, root *layer.Layer, r io.Reader, o ApplyOptions) 
 	return a.res, nil
 }
 
-// applier is the state of one Apply.
+// applier is the state of one Apply. Paths in its maps are clean, and relative to the root.
 type applier struct {
 	o      ApplyOptions
 	limits Limits
@@ -60,18 +60,21 @@ type applier struct {
 
 	in   *items
 	dirs dirCache
+	// late is what directories get at the end, by path.
 	late map[string]*lateDir
+	// left is what the stream left in the tree so far, for the sum.
 	left leftPaths
 	// opaques are the directories that this stream made opaque.
 	opaques map[string]bool
-	// alone are directories that were made here and that the layers below have not, nil for none.
+	// alone are directories that were made here and that the layers below do not have; nil for none.
 	alone map[string]bool
-	// followed are the paths of symlinks of the layers below that were followed, nil for none.
+	// followed are the paths of symlinks of the layers below that were followed; nil for none.
 	followed map[string]bool
 	// rootSeen is set when a member described the root.
 	rootSeen bool
-	ob       object
-	// name is that of the member at hand, when its time.
+	// ob is the member that is being made; describe fills it, so that a member costs no allocation.
+	ob object
+	// name and when are name and time of the current member.
 	name string
 	when unix.Timespec
 	res  ApplyResult
@@ -113,7 +116,7 @@ func processUmask() (uint32, error) {
 			return uint32(mask), err
 		}
 	}
-	return 0o7777, nil // an old kernel: modes are always set
+	return 0o7777, nil // Linux before 4.7 does not tell: no mode is taken for right, and all are set
 }
 
 // run moves the stream through three goroutines: a scanner takes it apart, this one makes names, and a finisher fills
@@ -130,7 +133,7 @@ func (a *applier) run(ctx context.Context, r io.Reader) error {
 	if a.in.cur != nil {
 		f.take(a.in.cur)
 	}
-	// What failed there is about a member further in front.
+	// An error of the finisher is about an earlier member than that of this goroutine.
 	if earlier := f.end(); earlier != nil {
 		err = earlier
 	}
@@ -186,7 +189,7 @@ func (a *applier) members(ctx context.Context, f *finisher) error {
 	return nil
 }
 
-// nextMember returns the next member or the end. It passes by content that nobody wanted.
+// nextMember returns the next member, or the item that is the end. It skips content of the current member that was not read.
 func (a *applier) nextMember() (*item, error) {
 	if err := a.in.skip(); err != nil {
 		return nil, err
@@ -321,7 +324,7 @@ func (a *applier) finishDir(path string, l *lateDir) error {
 	return a.m.Utimes(dirfd, name, l.atime, l.mtime)
 }
 
-// inheritRoot makes a root that the stream does not describe look like that of the layers below, which it hides.
+// inheritRoot gives a stacked root that the stream does not describe the attributes of the root below: its own would hide those.
 func (a *applier) inheritRoot() error {
 	if a.rootSeen || !a.stacked || a.o.Lower == nil {
 		return nil
@@ -333,7 +336,7 @@ func (a *applier) inheritRoot() error {
 	return a.mergeDir(entry{at: a.root.FD()}, ob)
 }
 
-// markRoot sees to it that the root says where owners are kept: that is how a mount finds out.
+// markRoot sees to it that the root has the override attribute, by which a mount finds out that owners are kept in attributes.
 func (a *applier) markRoot() error {
 	if a.override == "" {
 		return nil

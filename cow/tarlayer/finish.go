@@ -73,7 +73,7 @@ func (f *finisher) end() error {
 	return f.err
 }
 
-// fill completes a file. It runs beside the rest of Apply, and changes nothing in a.
+// fill completes a file. It runs in the finisher's goroutine, and so must not change the applier.
 func (a *applier) fill(p *pending) error {
 	end, err := a.writeSpans(p.entry.at, p.ob.data, 0)
 	if err == nil && end < p.ob.size {
@@ -85,8 +85,8 @@ func (a *applier) fill(p *pending) error {
 	return a.dress(p.entry, &p.ob)
 }
 
-// leave leaves a file that was just made to the finisher, if it is one whose content is at hand and which takes no
-// decision.
+// leave leaves a file that was just made to the finisher, if it can: its whole content is in the current batch, and neither extended
+// attributes nor ACLs are to be set. It says whether it did; the descriptor in e is the finisher's then.
 func (a *applier) leave(e entry, ob *object) bool {
 	if len(ob.data) == 0 || len(ob.xattrs) > 0 || e.inherits || a.override != "" || len(a.in.cur.pending) == maxPending {
 		return false

@@ -11,14 +11,14 @@ import (
 // object is a file of any type that is to be made.
 type object struct {
 	typ, mode uint32 // type bits; permission, set-id and sticky bits
-	// uid and gid are those on the file system, cuid and cgid those that the container sees.
+	// uid and gid are the owner on the file system, cuid and cgid the owner that the container sees.
 	uid, gid, cuid, cgid uint32
 	atime, mtime         unix.Timespec
 	rdev                 uint64
 	target               string
 	size                 int64
 	content              content
-	// data is the whole content, if that is at hand: valid as long as the batch that it is in.
+	// data is the whole content if the current batch holds it, else nil. It is valid as long as the batch.
 	data   []byte
 	xattrs []xattr
 	// sum is the hash of the content, once that is written.

@@ -418,13 +418,14 @@ func (i *items) skip() error {
 	return nil
 }
 
-// guard bounds what archive/tar reads in search of the next member, and notes how the stream ends.
+// guard bounds what archive/tar reads to find the next member, and notes how the stream ends.
 type guard struct {
 	r io.Reader
-	// budget is what may still be read; negative in a member's data.
+	// budget is how many bytes may still be read; negative for no bound, in a member's data.
 	budget, limit int64
-	// ended is set when the stream ended in front of a header, zeros is how many bytes of zeros came last.
+	// ended is set when the stream ended before a header.
 	ended bool
+	// zeros is the number of zero bytes read last, in whole reads: with a block of them before the end there is an end mark.
 	zeros int64
 	// err is what reading failed with, but for the end.
 	err error

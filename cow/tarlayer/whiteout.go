@@ -12,12 +12,12 @@ import (
 	"plyfs/internal/sys"
 )
 
-// aufsMark is in every path that aufsParent and whiteout have to look at.
+// aufsMark is part of every name of the AUFS form: a path without it needs no call of aufsParent or whiteout.
 const aufsMark = ".wh."
 
-// whiteout unpacks a member of the AUFS form, whatever its type. It speaks of the layers below only, wherever it is in
-// the stream (image-spec, layer.md, "Whiteouts"). Its directory is reached without following a symlink: what a whiteout
-// deletes was there, under this name, when the layer was made.
+// whiteout unpacks a member of the AUFS form, whatever its type. It applies to the layers below only, wherever in the stream it comes
+// (image-spec, layer.md, "Whiteouts"). No symlink is followed on the way to it: what it deletes was there, under this very name, when
+// the layer was made.
 func (a *applier) whiteout(parent, name string) error {
 	victim, ok := ovl.AUFSVictim(name)
 	switch {
@@ -117,7 +117,8 @@ func (a *applier) opaque(parent string) error {
 	return a.setOpaque(d.fd, "", d.path)
 }
 
-// noteOpaque remembers that the directory path hides all that is below: what whiteouts beneath it said is said by that.
+// noteOpaque remembers that the directory path hides all of the layers below. Whiteouts beneath it are redundant from now on, and do
+// not count in the layer's sum.
 func (a *applier) noteOpaque(path string) {
 	a.opaques[path] = true
 	a.left.forgetDeleted(path)
@@ -137,15 +138,14 @@ func (a *applier) underOpaque(path string) bool {
 	return false
 }
 
-// setOpaque marks the directory full, which is name in dirfd, or dirfd itself if name is empty.
+// setOpaque marks the directory at the path full as opaque: by the attribute, or by the AUFS form's file where the options ask for
+// that, or allow it and the attribute is refused. The directory is name in dirfd, or dirfd itself if name is empty.
 func (a *applier) setOpaque(dirfd int, name, full string) error {
 	a.noteOpaque(full)
 	if a.o.Whiteouts != WhiteoutAUFS {
 		if err := a.dropWhiteouts(dirfd, name); err != nil {
 			return pathError("opaque directory", full, err)
 		}
-	}
-	if a.o.Whiteouts != WhiteoutAUFS {
 		err := a.m.Setxattr(dirfd, name, a.names.Opaque, ovl.OpaqueValue(), 0)
 		refused := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP)
 		switch {
@@ -242,7 +242,7 @@ func (a *applier) noteAlone(path string) {
 	a.alone[path] = true
 }
 
-// noteDeleted is a whiteout of something that the layers below do not have: the sum of the layer is that with any driver.
+// noteDeleted counts a whiteout that is not made, since the layers below have nothing there: the sum must be that of any driver.
 func (a *applier) noteDeleted(full string) {
 	if a.left.has(full) {
 		a.noteOpaque(full)
@@ -251,9 +251,9 @@ func (a *applier) noteDeleted(full string) {
 	}
 }
 
-// nothingBelow says whether it is known that the layers below show nothing in the directory path of a stacked layer. A whiteout there
-// would delete nothing, and the kernel lists one in a directory that is in one layer only. They are asked only where the layer does
-// not have the directory either, which would be made like theirs: until then they need not be complete.
+// nothingBelow says whether the layers below are known to show nothing in the directory path. Then a whiteout in it deletes nothing, and
+// must not be made: the kernel shows whiteouts in a directory that only one layer has. The layers below, which may not be complete yet,
+// are only asked if this layer does not have the directory either, because it would be made with their attributes then.
 func (a *applier) nothingBelow(path string) (bool, error) {
 	if a.o.Lower == nil {
 		return false, nil
