@@ -65,7 +65,7 @@ func (s *Store) nameIsFree(name string) error {
 	})
 }
 
-// makeContainer makes the container over a pinned layer. Precondition: nobody else makes one of that name.
+// makeContainer makes the container over below, which is pinned. Precondition: the lock of its name is held.
 func (s *Store) makeContainer(ctx context.Context, c Container, below Record) (err error) {
 	w := work{Driver: s.drv.Name(), ID: c.ID, Parent: below.cacheID()}
 	if err := s.beginWork(w); err != nil {
@@ -132,7 +132,7 @@ func (s *Store) Containers(ctx context.Context) (all []Container, err error) {
 	return all, err
 }
 
-// thisBoot forgets mounts of an earlier boot: none survives.
+// thisBoot returns the container without the mounts of an earlier boot, of which none is left.
 func (s *Store) thisBoot(c Container) Container {
 	if c.Boot != s.boot {
 		c.Mounts, c.Boot = 0, ""

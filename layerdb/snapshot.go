@@ -25,15 +25,15 @@ const (
 	SnapshotCommitted SnapshotKind = "committed"
 )
 
-// Snapshot is a tree under a name, as containerd keeps them. Unlike a Layer it is not known by its content, of which the store
-// keeps no stream; what is above it knows it by its name.
+// Snapshot is a tree under a name, as containerd keeps them. Unlike a Layer it is known by its name, not by its content: the store keeps
+// no stream of it, and snapshots above it refer to the name.
 type Snapshot struct {
 	Name string       `json:"name"`
 	Kind SnapshotKind `json:"kind"`
 	// Parent is the name of a committed snapshot, "" for none.
 	Parent string `json:"parent,omitempty"`
-	// ID is random: the driver's id of the snapshot's layer. It stays when an active snapshot is committed under another name. A view of
-	// a parent has no layer of its own.
+	// ID is random: the driver's id of the snapshot's layer. A commit, which changes the name, does not change it. A view of a parent has
+	// an ID, but no layer of its own.
 	ID string `json:"id"`
 	// Unpacked says that the layer was made for a stream, not for a mount: an image layer in the driver from the beginning.
 	Unpacked bool `json:"unpacked,omitempty"`
@@ -97,7 +97,7 @@ type SnapshotContent int
 const (
 	// SnapshotWritten is written through a mount.
 	SnapshotWritten SnapshotContent = iota
-	// SnapshotUnpacked is one stream, which Driver's ApplyDiff unpacks, or somebody who knows the form of the driver's layers.
+	// SnapshotUnpacked is unpacked from one stream, by the driver's ApplyDiff, or by somebody who writes the form of the driver's layers.
 	SnapshotUnpacked
 )
 
@@ -151,8 +151,7 @@ func (s *Store) CreateSnapshot(ctx context.Context, name, parent string, o Snaps
 	return n, s.makeSnapshot(ctx, n, below, o.Quota)
 }
 
-// lockSnapshotOver locks a name, for writing, and that of its parent, for reading. Both are taken in their order, so that no two
-// who do so wait for each other.
+// lockSnapshotOver locks a name for writing, and that of its parent for reading, in the order of the names, as keyLocks.lock does.
 func (s *Store) lockSnapshotOver(name, parent string) (unlock func()) {
 	if parent == "" {
 		return s.snapshots.lock(name)
@@ -167,7 +166,7 @@ func (s *Store) lockSnapshotOver(name, parent string) (unlock func()) {
 	return func() { below(); own() }
 }
 
-// snapshotParent returns the driver's id of a new snapshot's parent, "" for none, if the name is free.
+// snapshotParent returns the driver's id of a new snapshot's parent, "" for none. The error wraps drivers.ErrExists if the name is taken.
 func (s *Store) snapshotParent(name, parent string) (id string, err error) {
 	err = s.view(func(t *tx) error {
 		if parent != "" {

@@ -15,9 +15,9 @@ type Durability int
 
 const (
 	// DurableRecord makes the record durable, and leaves the content to the kernel's write-back, as containerd's overlayfs snapshotter
-	// does: after a power cut within the next half minute a snapshot may lack content.
+	// does: after a power cut within some half a minute, content may be missing.
 	DurableRecord Durability = iota
-	// DurableContent syncs the content first, as the driver does it: most sync the whole file system.
+	// DurableContent has the driver sync the content first (drivers.Driver.Sync). Most drivers sync their whole file system.
 	DurableContent
 )
 
@@ -28,9 +28,9 @@ type SnapshotCommit struct {
 	Durable Durability
 }
 
-// CommitSnapshot makes an active snapshot a committed one under another name, in no more time than it takes to count what is in
-// it. Nothing may write to it from then on. The error wraps drivers.ErrExists if the name is taken, drivers.ErrNotFound if there is
-// no snapshot active, and drivers.ErrInUse if that is not active.
+// CommitSnapshot turns the snapshot called active into a committed one called name, and unmounts it. The layer stays where it is; most
+// of the time goes into counting its usage. Nobody may write to it from then on. The error wraps drivers.ErrExists if the name is
+// taken, drivers.ErrNotFound if there is no such snapshot, and drivers.ErrInUse if it is not active, or cannot be unmounted.
 func (s *Store) CommitSnapshot(ctx context.Context, name, active string, o SnapshotCommit) (n Snapshot, err error) {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -85,9 +85,9 @@ func (s *Store) CommitSnapshot(ctx context.Context, name, active string, o Snaps
 	return n, s.replaceSnapshot(old, Record{Snapshot: &n, Drivers: old.Drivers})
 }
 
-// RemoveSnapshot removes a snapshot with its content. The error wraps drivers.ErrNotFound if there is no such snapshot, and
-// drivers.ErrInUse while it is the parent of another. The snapshot is gone when it returns; space that could not be given back
-// is left to CleanSnapshots.
+// RemoveSnapshot removes a snapshot with its content. When it returns nil the snapshot is gone; space that could not be given back is
+// left to CleanSnapshots. The error wraps drivers.ErrNotFound if there is no such snapshot, and drivers.ErrInUse while it is the parent
+// of another.
 func (s *Store) RemoveSnapshot(ctx context.Context, name string) error {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -111,7 +111,8 @@ func (s *Store) RemoveSnapshot(ctx context.Context, name string) error {
 	return nil
 }
 
-// forgetSnapshot takes a snapshot out of the database, and returns what has to be removed. Precondition: its name is locked.
+// forgetSnapshot takes a snapshot out of the database, and returns its layer as a work, which has no note in the database. Precondition:
+// its name is locked.
 func (s *Store) forgetSnapshot(name string) (w work, err error) {
 	var r Record
 	if err := s.view(func(t *tx) (err error) {
@@ -141,7 +142,7 @@ func (s *Store) forgetSnapshot(name string) (w work, err error) {
 	return w, err
 }
 
-// SnapshotLayers are the driver's ids that a snapshot consists of.
+// SnapshotLayers are the ids, in the driver, of the layers of a snapshot.
 type SnapshotLayers struct {
 	// Top is the layer that shows the snapshot: that of its parent for a view of one.
 	Top string
@@ -149,8 +150,8 @@ type SnapshotLayers struct {
 	Below string
 }
 
-// UseSnapshot calls fn with a snapshot and its layers in the driver, which stay until fn returns. The error wraps
-// drivers.ErrNotFound, or is that of fn.
+// UseSnapshot calls fn with a snapshot and its layers, which are neither committed nor removed until fn returns. fn must not change that
+// snapshot. The error is that of fn, or wraps drivers.ErrNotFound.
 func (s *Store) UseSnapshot(ctx context.Context, name string, fn func(n Snapshot, l SnapshotLayers) error) error {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -189,8 +190,8 @@ func (s *Store) UseSnapshot(ctx context.Context, name string, fn func(n Snapshot
 	return fn(n, l)
 }
 
-// SnapshotUsage is what a snapshot takes up beyond its parent: for a committed one what was counted then, for an active one as it is
-// now, for a view nothing.
+// SnapshotUsage returns what a snapshot takes up beyond its parent: for a committed one what was counted at its commit, for an active one
+// what it takes up now, for a view nothing.
 func (s *Store) SnapshotUsage(ctx context.Context, name string) (u drivers.Usage, err error) {
 	err = s.UseSnapshot(ctx, name, func(n Snapshot, l SnapshotLayers) error {
 		switch n.Kind {

@@ -9,11 +9,13 @@ import (
 	"plyfs/drivers"
 )
 
-// MountSnapshot makes the tree of an active snapshot accessible, and returns the absolute path of its root. It stays so until the
-// snapshot is committed or removed, also behind the end of this process; to mount it again says where it is, and mounts it anew if its
-// mount is gone. The error wraps drivers.ErrNotFound if there is no such snapshot, drivers.ErrInvalid if it is not one that is written
-// through mounts, drivers.ErrInUse if somebody else has it mounted, in a way of which the driver can tell, and
-// drivers.ErrNotSupported if the driver does not tell what it has mounted.
+// MountSnapshot mounts an active snapshot and returns the absolute path of its root. The mount stays until UnmountSnapshot, or until the
+// snapshot is committed or removed, and outlives this process. Another call returns the same root, and mounts anew if the mount is
+// gone.
+//
+// The error wraps drivers.ErrNotFound if there is no such snapshot; drivers.ErrInvalid if it is not an active one whose content is
+// written through mounts; drivers.ErrInUse if the driver finds that somebody else has mounted it; and drivers.ErrNotSupported if the
+// driver is no drivers.Referrer.
 func (s *Store) MountSnapshot(ctx context.Context, name string) (root string, err error) {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -47,7 +49,7 @@ func (s *Store) MountSnapshot(ctx context.Context, name string) (root string, er
 	if root, err = s.drv.Get(ctx, n.ID, &drivers.GetOptions{Alone: true}); err != nil {
 		return "", err
 	}
-	// There was a reference already, unless its mount was gone.
+	// This snapshot has one reference, whoever took it: if there was one before the Get, give that of the Get back.
 	if mounted && d.References()[n.ID] > 1 {
 		if err := s.drv.Put(context.WithoutCancel(ctx), n.ID); err != nil {
 			return "", err
@@ -69,15 +71,16 @@ func (s *Store) lockedSnapshot(name string) (n Snapshot, err error) {
 	return n, err
 }
 
-// SnapshotIsMounted says whether MountSnapshot mounted a snapshot, also in an earlier process, and nothing undid it.
+// SnapshotIsMounted says whether MountSnapshot, in this process or an earlier one, mounted the snapshot, and it was not unmounted since.
+// Its mount may be gone all the same, if the server of it died.
 func (s *Store) SnapshotIsMounted(n Snapshot) bool {
 	_, ok := s.roots.Load(n.ID)
 	return ok
 }
 
-// UnmountSnapshot undoes MountSnapshot, if that was called. Copies of the mount that others made stay, and are served on. The error
-// wraps drivers.ErrNotFound if there is no such snapshot, and drivers.ErrInUse while something below the root that MountSnapshot
-// returned is in use.
+// UnmountSnapshot undoes MountSnapshot; without one it does nothing. Bind mounts that others made of the mount stay, and go on to be
+// served. It waits up to two seconds for the server. The error wraps drivers.ErrNotFound if there is no such snapshot, and
+// drivers.ErrInUse while something beneath the root is in use.
 func (s *Store) UnmountSnapshot(ctx context.Context, name string) error {
 	leave, err := s.gate.enter()
 	if err != nil {
@@ -98,11 +101,11 @@ func (s *Store) UnmountSnapshot(ctx context.Context, name string) error {
 	return nil
 }
 
-// snapshotEndWait bounds how long it is waited for the server of a snapshot's mount: who has a copy of the mount may keep it for
-// long, and is not supposed to write to it any more.
+// snapshotEndWait bounds how long unmounting a snapshot waits for the server to end. It does not end as long as somebody has a bind
+// mount of it, who is not supposed to write through that any more.
 const snapshotEndWait = 2 * time.Second
 
-// unmountSnapshot gives back what MountSnapshot got, if that was called, for the driver's layer id.
+// unmountSnapshot gives back the reference that MountSnapshot took, if any, to the driver's layer id.
 func (s *Store) unmountSnapshot(ctx context.Context, id string) error {
 	if _, mounted := s.roots.Load(id); !mounted {
 		return nil

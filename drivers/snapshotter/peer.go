@@ -15,8 +15,8 @@ import (
 	"plyfs/internal/sys"
 )
 
-// Credentials are those of a server that Register adds to. They ask nothing of a caller, and find out of each connection whether what
-// this process mounts is there for who calls, which they log.
+// Credentials are for a gRPC server to which Register adds services. They authenticate nobody: the socket's mode does that. They find
+// out, and log, for each connection whether its other end sees what this process mounts (see Options.Served).
 func Credentials(log *slog.Logger) credentials.TransportCredentials {
 	return peerCredentials{insecure.NewCredentials(), log}
 }
@@ -78,7 +78,7 @@ func rootOf(process string) (root, error) {
 	return root{mount: st.Mnt_id, inode: st.Ino}, nil
 }
 
-// callerSees says whether whoever a call is from has the mounts of this process. One that came through no connection is from this
+// callerSees says whether the process that a call comes from has the mounts of this one. A call without a connection comes from this
 // process.
 func callerSees(ctx context.Context) bool {
 	p, ok := peer.FromContext(ctx)

@@ -21,8 +21,8 @@ import (
 type Options struct {
 	// Durable says what is on disk when Commit returns.
 	Durable layerdb.Durability
-	// Served has this process mount what the driver plyfs mounts, for callers that have its mounts, instead of telling how it is
-	// mounted.
+	// Served has Mounts mount a snapshot of the driver plyfs in this process, and return a bind mount of that, for callers that see the
+	// mounts of this process. Others mount it themselves.
 	Served bool
 	// Log takes what is worth knowing; nil discards.
 	Log *slog.Logger
@@ -151,10 +151,10 @@ func (s *Snapshotter) create(ctx context.Context, key, parent string, o layerdb.
 	if err != nil {
 		return nil, classified(err)
 	}
-	// Told is how it is mounted, and nothing mounted yet: containerd asks again when it starts a container, if it ever does.
+	// Nothing is mounted yet, even with Options.Served: containerd calls Mounts when it starts a container, if it ever does.
 	mounts, err := s.plan(ctx, key)
 	if err != nil {
-		// Nobody will ask for a snapshot again of which making failed.
+		// containerd takes it that there is no snapshot, and would never remove it.
 		return nil, errors.Join(classified(err), s.store.RemoveSnapshot(context.WithoutCancel(ctx), key))
 	}
 	return mounts, nil
@@ -200,8 +200,9 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return mounts, classified(err)
 }
 
-// serve mounts a snapshot, if it is one that a process serves, for callers that have its mounts; also against the options if it is
-// mounted already, since a second server of one upper shows old content. Where it does not, mounts is nil, and the caller has to mount.
+// serve mounts a snapshot in this process and returns a bind mount of it, if Options.Served and mounter.servable allow that and the
+// caller sees it. Without Options.Served it does so, too, if the snapshot is mounted here already: a second server of the same upper
+// would show old content. Else mounts is nil, and the caller has to mount by itself.
 func (s *Snapshotter) serve(ctx context.Context, key string) (mounts []mount.Mount, err error) {
 	servable, mounted := false, false
 	err = s.store.UseSnapshot(ctx, key, func(n layerdb.Snapshot, _ layerdb.SnapshotLayers) error {
