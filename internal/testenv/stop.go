@@ -32,14 +32,44 @@ func stopped(t testing.TB, pid int) bool {
 		t.Fatalf("threads of %d: %v", pid, err)
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return false // it ends
-		}
-		// The state stands behind the name, which is in parentheses and may hold anything.
-		if i := bytes.LastIndex(b, []byte(") ")); i < 0 || b[i+2] != 'T' {
+		if state(f) != 'T' { // or it ends
 			return false
 		}
 	}
 	return true
+}
+
+// Ended returns when the process has ended and nothing is open in it any more. Somebody may still have to wait for it.
+func Ended(t testing.TB, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ended(pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not end", pid)
+		}
+	}
+}
+
+// ended says whether each thread of the process has ended: they share the descriptors.
+func ended(pid int) bool {
+	threads, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+	if err != nil {
+		return true
+	}
+	for _, thread := range threads {
+		if s := state(filepath.Join("/proc", strconv.Itoa(pid), "task", thread.Name(), "stat")); s != 0 && s != 'Z' && s != 'X' {
+			return false
+		}
+	}
+	return true
+}
+
+// state is the letter in a stat file of /proc that says what a thread does, 0 if there is no such thread any more.
+func state(file string) byte {
+	b, err := os.ReadFile(file)
+	// It stands behind the name, which is in parentheses and may hold anything.
+	i := bytes.LastIndex(b, []byte(") "))
+	if err != nil || i < 0 {
+		return 0
+	}
+	return b[i+2]
 }
