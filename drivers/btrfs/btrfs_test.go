@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -264,6 +265,8 @@ func TestUsage(t *testing.T) {
 	must(t, d.Fill(t.Context(), "base", func(root string) error {
 		return errors.Join(writeRandom(filepath.Join(root, "big"), 4<<20), os.Mkdir(filepath.Join(root, "dir"), 0o755))
 	}))
+	// The walk goes by times: what changes has to get others, from a clock that may be as coarse as 10 ms.
+	time.Sleep(20 * time.Millisecond)
 	must(t, d.CreateReadWrite(t.Context(), "c", "base", nil))
 	root := get(t, d, "c", nil)
 	must(t, writeRandom(filepath.Join(root, "dir", "new"), 1<<20))
