@@ -8,24 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"plyfs/cow/layer"
 	"plyfs/internal/sys"
 )
-
-// openAs assembles the union with options of its own.
-func (s *stack) openAs(o Options) (*Union, error) {
-	s.t.Helper()
-	var ls []*layer.Layer
-	for _, d := range []string{s.lower, s.upper, s.work} {
-		l, err := layer.Open(d)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		ls = append(ls, l)
-	}
-	o.Lowers, o.Upper, o.Work = ls[:1], ls[1], ls[2]
-	return New(o)
-}
 
 func checkOnDisk(t *testing.T, path string, uid, gid uint32, mode uint32) {
 	t.Helper()

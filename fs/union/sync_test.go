@@ -39,8 +39,8 @@ func newStackIn(t testing.TB, root string) *stack {
 	return s
 }
 
-// open assembles the union as if its upper lay on a file system that a power cut leaves behind.
-func (s *stack) open(m *sys.Mutator) *Union {
+// openAs assembles the union with options of its own.
+func (s *stack) openAs(o Options) (*Union, error) {
 	s.t.Helper()
 	var ls []*layer.Layer
 	for _, d := range []string{s.lower, s.upper, s.work} {
@@ -50,7 +50,14 @@ func (s *stack) open(m *sys.Mutator) *Union {
 		}
 		ls = append(ls, l)
 	}
-	u, err := New(Options{Lowers: ls[:1], Upper: ls[1], Work: ls[2], Mutator: m})
+	o.Lowers, o.Upper, o.Work = ls[:1], ls[1], ls[2]
+	return New(o)
+}
+
+// open assembles the union as if its upper lay on a file system that a power cut leaves behind.
+func (s *stack) open(m *sys.Mutator) *Union {
+	s.t.Helper()
+	u, err := s.openAs(Options{Mutator: m})
 	if err != nil {
 		s.t.Fatal(err)
 	}
