@@ -115,7 +115,7 @@ func (w *Work) Deletes(aufs bool) (bool, error) {
 		return false, nil
 	}
 	f, err := w.Whiteouts()
-	return f.Mknod || err != nil, nil //nolint:nilerr // whoever deletes first asks again
+	return f.Mknod || err != nil, nil // whoever deletes first asks again
 }
 
 // hindered says that a trial failed for a reason that may pass.
