@@ -49,9 +49,16 @@ const answerWithin = 2 * time.Second
 // atOnce is how many servers are asked at a time.
 const atOnce = 16
 
+// settlesWithin is how long a server may be on its way to its socket, or from there to its end, before it counts as one that has none.
+const settlesWithin = 200 * time.Millisecond
+
 // Gather finds the mounts of a scope: by their sockets, then those that have none in /proc and among the mounts of this mount namespace.
-// It is sorted by target. A server that does not answer costs two seconds, for all of them.
+// It is sorted by target. A server that does not answer costs two seconds, one without a socket a fifth of one, for all of them.
 func Gather(ctx context.Context, s Scope) ([]Found, error) {
+	mounts, err := Mounts() // first: so their servers are found, but for those that end meanwhile
+	if err != nil {
+		return nil, err
+	}
 	sockets, err := List(s)
 	if err != nil && !errors.Is(err, ErrNoRuntimeDir) {
 		return nil, err
@@ -60,7 +67,30 @@ func Gather(ctx context.Context, s Scope) ([]Found, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := askAll(ctx, sockets)
+	if s == Own {
+		processes = slices.DeleteFunc(processes, func(p Process) bool { return int(p.UID) != os.Geteuid() })
+	}
+	found, processes := match(askAll(ctx, sockets), processes)
+	found, processes = awaitSockets(ctx, s, found, processes)
+	for _, p := range processes {
+		f := Found{State: StateNoSocket, UID: p.UID, Foreign: p.Foreign}
+		f.PID = p.PID
+		f.fill(p)
+		found = append(found, f)
+	}
+	if found, err = addMounts(ctx, found, mounts); err != nil {
+		return nil, err
+	}
+	owners := NewOwners()
+	for i := range found {
+		found[i].Owner = owners.Find(found[i].Target, found[i].Upper, found[i].UID)
+	}
+	slices.SortFunc(found, func(a, b Found) int { return cmp.Or(cmp.Compare(a.Target, b.Target), cmp.Compare(a.PID, b.PID)) })
+	return found, ctx.Err()
+}
+
+// match tells found what /proc knows of them, and returns the processes that are none of theirs.
+func match(found []Found, processes []Process) ([]Found, []Process) {
 	for i := range found {
 		f := &found[i]
 		at := slices.IndexFunc(processes, func(p Process) bool { return p.PID == f.PID })
@@ -73,24 +103,27 @@ func Gather(ctx context.Context, s Scope) ([]Found, error) {
 		f.Foreign = processes[at].Foreign
 		processes = slices.Delete(processes, at, at+1)
 	}
-	for _, p := range processes {
-		if s == Own && int(p.UID) != os.Geteuid() {
-			continue
+	return found, processes
+}
+
+// awaitSockets adds to found those of processes that have a socket after all, for they had just started when the sockets were listed,
+// and returns those that live on without one: a server that ends takes its socket away first.
+func awaitSockets(ctx context.Context, s Scope, found []Found, processes []Process) ([]Found, []Process) {
+	for end := time.Now().Add(settlesWithin); len(processes) > 0 && time.Now().Before(end) && ctx.Err() == nil; {
+		time.Sleep(settlesWithin / 20)
+		sockets, err := List(s)
+		if err != nil {
+			break // they have been listed before, so there is no place for them
 		}
-		f := Found{State: StateNoSocket, UID: p.UID, Foreign: p.Foreign}
-		f.PID = p.PID
-		f.fill(p)
-		found = append(found, f)
+		sockets = slices.DeleteFunc(sockets, func(s Socket) bool {
+			return !slices.ContainsFunc(processes, func(p Process) bool { return p.PID == s.PID })
+		})
+		var newcomers []Found
+		newcomers, processes = match(askAll(ctx, sockets), processes)
+		found = append(found, newcomers...)
+		processes = slices.DeleteFunc(processes, func(p Process) bool { return !serves(p.PID) })
 	}
-	if found, err = addMounts(ctx, found); err != nil {
-		return nil, err
-	}
-	owners := NewOwners()
-	for i := range found {
-		found[i].Owner = owners.Find(found[i].Target, found[i].Upper, found[i].UID)
-	}
-	slices.SortFunc(found, func(a, b Found) int { return cmp.Or(cmp.Compare(a.Target, b.Target), cmp.Compare(a.PID, b.PID)) })
-	return found, ctx.Err()
+	return found, processes
 }
 
 // askAll asks every server for its status. Those that are gone are left out.
@@ -147,15 +180,12 @@ func (f *Found) fill(p Process) {
 	f.ReadOnly = f.ReadOnly || f.Upper == ""
 }
 
-// addMounts adds the mounts of this mount namespace that none of found serves, if they are surely of plyfs or have lost their server;
+// addMounts adds those of mounts that none of found serves, if they are surely of plyfs or have lost their server, and are there still;
 // and it tells those in found that have no socket what type they are.
-func addMounts(ctx context.Context, found []Found) ([]Found, error) {
-	mounts, err := Mounts()
-	if err != nil {
-		return nil, err
-	}
+func addMounts(ctx context.Context, found []Found, mounts []Mount) ([]Found, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
+	var unserved []Found
 	for _, m := range mounts {
 		if i := slices.IndexFunc(found, func(f Found) bool { return f.serves(m) }); i >= 0 {
 			if f := &found[i]; f.Device == "" {
@@ -173,7 +203,19 @@ func addMounts(ctx context.Context, found []Found) ([]Found, error) {
 		case m.Type != "fuse.plyfs":
 			continue // fuse-overlayfs itself
 		}
-		found = append(found, f)
+		unserved = append(unserved, f)
+	}
+	if len(unserved) == 0 {
+		return found, nil
+	}
+	now, err := Mounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range unserved {
+		if slices.ContainsFunc(now, func(m Mount) bool { return m.Device == f.Device }) {
+			found = append(found, f)
+		}
 	}
 	return found, nil
 }

@@ -7,4 +7,9 @@ import (
 	"plyfs/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{})) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envBecome) != "" {
+		os.Exit(becomeServer())
+	}
+	os.Exit(testenv.Main(m, testenv.Options{}))
+}

@@ -64,7 +64,7 @@ func lookAt(pid int, self os.FileInfo, boot time.Time) (p Process, ok bool) {
 	if err != nil {
 		return p, false
 	}
-	if !hasFUSE(dir+"/fd") || !isOurs(exe, dir+"/exe", self) {
+	if !serves(pid) || !isOurs(exe, dir+"/exe", self) {
 		return p, false
 	}
 	p.PID = pid
@@ -125,6 +125,9 @@ func hasFUSE(dir string) bool {
 	}
 	return false
 }
+
+// serves reports whether a process has /dev/fuse open, as far as this user may see.
+func serves(pid int) bool { return hasFUSE(filepath.Join("/proc", strconv.Itoa(pid), "fd")) }
 
 func linkOf(path string) string {
 	to, err := os.Readlink(path)
