@@ -67,10 +67,10 @@ func Gather(ctx context.Context, s Scope) ([]Found, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s == Own {
+	found, processes := match(askAll(ctx, sockets), processes)
+	if s == Own { // a socket in the directory of this user counts, whoever its server runs as
 		processes = slices.DeleteFunc(processes, func(p Process) bool { return int(p.UID) != os.Geteuid() })
 	}
-	found, processes := match(askAll(ctx, sockets), processes)
 	found, processes = awaitSockets(ctx, s, found, processes)
 	for _, p := range processes {
 		f := Found{State: StateNoSocket, UID: p.UID, Foreign: p.Foreign}
