@@ -3,18 +3,23 @@ package plyfs
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
+	"plyfs/cow/layer"
 	"plyfs/drivers"
 	"plyfs/internal/testenv"
 )
@@ -307,6 +312,63 @@ func TestGetAlone(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	must(t, errors.Join(err, d.Put(t.Context(), "c")))
+}
+
+// A server that was killed, and has not let go of the upper yet, is waited for; and not for ever.
+func TestGetAloneAfterKill(t *testing.T) {
+	base := testenv.Scratch(t)
+	d := newDriver(t, base, nil)
+	image(t, d, "base", "", "f")
+	must(t, d.CreateReadWrite(t.Context(), "c", "base", nil))
+	alone := &drivers.GetOptions{Alone: true}
+	_, err := d.Get(t.Context(), "c", alone)
+	must(t, err)
+	kill(t, readRecord(t, base, "c"))
+	file := filepath.Join(base, "run/servers/c")
+	for _, err := os.Stat(file); err == nil; _, err = os.Stat(file) {
+		time.Sleep(time.Millisecond)
+	}
+	// In its place another process goes on, and what it would still hold this one does.
+	dying := exec.Command("sleep", "60")
+	must(t, dying.Start())
+	var ending sync.WaitGroup
+	end := sync.OnceFunc(func() {
+		_ = dying.Process.Kill() // it sleeps
+		_ = dying.Wait()
+	})
+	defer ending.Wait()
+	defer end()
+	started, err := startTime(dying.Process.Pid)
+	must(t, err)
+	record, err := json.Marshal(serverRecord{PID: dying.Process.Pid, Started: started})
+	must(t, err)
+	must(t, os.WriteFile(file, record, 0o600))
+	release := holdWork(t, filepath.Join(base, "home/c/work"))
+	again := newDriver(t, base, nil) // it knows servers from their records alone
+	if _, err := again.Get(t.Context(), "c", alone); !errors.Is(err, drivers.ErrInUse) {
+		t.Errorf("beside a server that does not end: %v, want ErrInUse", err)
+	}
+	ending.Go(func() {
+		time.Sleep(50 * time.Millisecond)
+		release()
+		end()
+	})
+	_, err = again.Get(t.Context(), "c", alone)
+	must(t, err)
+	must(t, again.Put(t.Context(), "c"))
+}
+
+// holdWork uses a work directory as a server does, until release.
+func holdWork(t *testing.T, dir string) (release func()) {
+	t.Helper()
+	base, err := layer.Open(dir)
+	must(t, err)
+	w, err := cow.OpenWork(base, cow.WorkOptions{})
+	must(t, err)
+	return func() {
+		w.Close()
+		must(t, base.Close())
+	}
 }
 
 // TestVolatile: the mark of a volatile mount goes when its server has ended.

@@ -25,6 +25,10 @@ import (
 // of the mount lives on in another mount namespace: then the server goes with that.
 const endWait = 30 * time.Second
 
+// dyingWait bounds how long a mount waits for the layer's last server. A process that is killed keeps the upper for a moment after its
+// mount is dead. Longer than that goes on only one that serves copies of its mount.
+const dyingWait = time.Second
+
 // mounter starts servers.
 type mounter struct {
 	opts    options
@@ -84,7 +88,7 @@ func splitOptions(s string) []string {
 // directory.
 func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string) error {
 	if k.Alone {
-		if err := notServed(k); err != nil {
+		if err := m.waitAlone(ctx, k); err != nil {
 			return err
 		}
 	}
@@ -102,6 +106,21 @@ func (m *mounter) Mount(ctx context.Context, k overlaystore.Stack, target string
 		err = errors.Join(err, overlaystore.Detach(target))
 	}
 	return err
+}
+
+// waitAlone waits until no server writes to the stack's upper, if it may be the layer's own last server that does. Otherwise, and after
+// dyingWait, the error wraps drivers.ErrInUse.
+func (m *mounter) waitAlone(ctx context.Context, k overlaystore.Stack) error {
+	err := notServed(k)
+	if !errors.Is(err, drivers.ErrInUse) {
+		return err
+	}
+	dying, cancel := context.WithTimeout(ctx, dyingWait)
+	defer cancel()
+	if werr := m.servers.wait(dying, k.ID); werr != nil {
+		return errors.Join(ctx.Err(), err, werr)
+	}
+	return notServed(k)
 }
 
 // notServed returns an error that wraps drivers.ErrInUse if a server writes to the stack's upper.
