@@ -22,6 +22,8 @@ type backend struct {
 	image bool
 	// snapshots says that it is the life of snapshots.
 	snapshots bool
+	// restore says that it is the restoring of a layer that the store has lost.
+	restore bool
 }
 
 func vfsBackend() backend { return backend{Factory: vfs.Factory()} }
@@ -45,7 +47,7 @@ func (b backend) at(root string) Options {
 func (b backend) environment() []string {
 	return []string{
 		envChildDriver + "=" + b.Name, envChildProgram + "=" + b.program, envChildImage + "=" + strconv.FormatBool(b.image),
-		envChildSnapshots + "=" + strconv.FormatBool(b.snapshots),
+		envChildSnapshots + "=" + strconv.FormatBool(b.snapshots), envChildRestore + "=" + strconv.FormatBool(b.restore),
 	}
 }
 
@@ -58,6 +60,9 @@ func (b backend) scenario(s *Store, say func(word, op string)) {
 	case b.snapshots:
 		snapshotScenario(s, say)
 		return
+	case b.restore:
+		restoreScenario(s, say)
+		return
 	}
 	base, top := scenarioTars(nil)
 	scenario(s, base, top, say)
@@ -68,7 +73,7 @@ func backendOfChild() (backend, error) {
 		if f.Name == os.Getenv(envChildDriver) {
 			return backend{
 				Factory: f, program: os.Getenv(envChildProgram), image: os.Getenv(envChildImage) == "true",
-				snapshots: os.Getenv(envChildSnapshots) == "true",
+				snapshots: os.Getenv(envChildSnapshots) == "true", restore: os.Getenv(envChildRestore) == "true",
 			}, nil
 		}
 	}

@@ -29,6 +29,8 @@ const (
 	envChildImage   = "PLYFS_LAYERDB_IMAGE"
 	// envChildSnapshots says that the scenario is that of snapshots.
 	envChildSnapshots = "PLYFS_LAYERDB_SNAPSHOTS"
+	// envChildRestore says that it is that of restoring a layer.
+	envChildRestore = "PLYFS_LAYERDB_RESTORE"
 )
 
 // progress is what is known of the operations of a scenario: those that were begun, and those that succeeded.

@@ -218,6 +218,9 @@ func (s *Store) resume(ctx context.Context, m meta, named string) error {
 	if _, err := s.sweepSnapshots(ctx); err != nil {
 		s.log.Warn("leftovers of interrupted operations on snapshots stay", "error", err)
 	}
+	if err := s.settleStreams(); err != nil {
+		s.log.Warn("streams of layers may be kept twice until the next check", "error", err)
+	}
 	if err := s.settleCopies(); err != nil {
 		s.log.Warn("copies of records may be missing or stale", "error", err)
 	}

@@ -61,6 +61,16 @@ func (s *Store) streamPath(l Layer) string {
 	return s.path(streamsDir, l.CacheID+splitSuffix)
 }
 
+// otherStreamPath is the file that would keep a layer's stream in the other form.
+func (s *Store) otherStreamPath(l Layer) string {
+	if l.Stream == StreamWhole {
+		l.Stream = StreamSplit
+	} else {
+		l.Stream = StreamWhole
+	}
+	return s.streamPath(l)
+}
+
 // copyName is the name of the file in the directory records that has a copy of the record.
 func copyName(r Record) string {
 	switch {

@@ -60,7 +60,11 @@ func (s *Store) restore(ctx context.Context, in *input, id ChainID, below Record
 		if uncertain(err) {
 			return
 		}
-		if left := s.abandon(ctx, s.drv, w); err != nil {
+		left := s.abandon(ctx, s.drv, w)
+		if w.Restore {
+			left = errors.Join(left, removeFile(s.otherStreamPath(old)))
+		}
+		if err != nil {
 			err = errors.Join(err, left)
 		} else if left != nil {
 			s.log.Warn("what helped to restore a layer takes up space until the next collection", "error", left)
@@ -111,7 +115,6 @@ func (s *Store) replaceStream(r Record, l Layer, w work) error {
 
 // replaceRecord replaces the layer of a record by l, and calls more in the same transaction.
 func (s *Store) replaceRecord(r Record, l Layer, more func(t *tx) error) error {
-	old := *r.Layer
 	r.Layer = &l
 	if err := s.writeCopy(r); err != nil {
 		return err
@@ -126,10 +129,27 @@ func (s *Store) replaceRecord(r Record, l Layer, more func(t *tx) error) error {
 		s.copiesMatch.Store(false)
 		return err
 	}
-	if was := s.streamPath(old); was != s.streamPath(l) {
-		if err := removeFile(was); err != nil {
-			s.log.Warn("the old form of a stream stays until the next check", "layer", l.ID, "error", err)
-		}
+	if err := removeFile(s.otherStreamPath(l)); err != nil {
+		s.log.Warn("the old form of a stream stays until the next check", "layer", l.ID, "error", err)
 	}
 	return nil
+}
+
+// settleStreams removes the form of each layer's stream that its record does not name, at Open, unless the last process closed the store
+// and said so. A process that is killed while it restores a layer, whose stream is now kept in another form than before, leaves both.
+func (s *Store) settleStreams() error {
+	if s.copiesMatch.Load() {
+		return nil
+	}
+	var layers []Layer
+	err := s.view(func(t *tx) error {
+		return t.records(layerPrefix, func(r Record) error {
+			layers = append(layers, *r.Layer)
+			return nil
+		})
+	})
+	for _, l := range layers {
+		err = errors.Join(err, removeFile(s.otherStreamPath(l)))
+	}
+	return err
 }
