@@ -250,24 +250,27 @@ func (s *Store) lookup(id string) (entry, bool) {
 
 // List implements drivers.Driver.
 func (s *Store) List(ctx context.Context, fn func(drivers.Info) error) error {
+	all := make(map[string]entry)
 	s.mu.Lock()
-	all := make([]drivers.Info, 0, len(s.table))
 	for id, e := range s.table {
 		if !e.pending && !e.restoring {
-			info := drivers.Info{ID: id, Parent: e.parent, Writable: e.writable}
-			if e.damaged {
-				// Cleanup may have mended it.
-				if _, err := s.readLayer(id); err != nil {
-					info.Damaged = err.Error()
-				}
-			}
-			all = append(all, info)
+			all[id] = *e
 		}
 	}
 	s.mu.Unlock()
-	for _, info := range all {
+	for id, e := range all {
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		info := drivers.Info{ID: id, Parent: e.parent, Writable: e.writable}
+		if e.damaged {
+			// Cleanup may have mended it.
+			if _, err := s.readLayer(id); err != nil {
+				if _, there := s.lookup(id); !there {
+					continue // it was removed meanwhile
+				}
+				info.Damaged = err.Error()
+			}
 		}
 		if err := fn(info); err != nil {
 			return err

@@ -8,7 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"plyfs/cow/ovl"
 	"plyfs/cow/tarlayer"
@@ -201,6 +205,42 @@ func TestDamage(t *testing.T) {
 }
 
 // TestCleanup: what a crash may have left goes, and what it may have lost is made anew.
+// What a list has to read of a damaged layer may take long, and keeps nobody from the others.
+func TestListSlowly(t *testing.T) {
+	base := testenv.Scratch(t)
+	chain(t, open(t, base), "a", "b")
+	link := filepath.Join(base, "home/b/link")
+	must(t, os.WriteFile(link, []byte("no link"), 0o600))
+	s := open(t, base)
+	// A pipe: who reads it waits for who writes it.
+	must(t, errors.Join(os.Remove(link), unix.Mkfifo(link, 0o600)))
+	var listing sync.WaitGroup
+	listing.Go(func() {
+		err := s.List(t.Context(), func(i drivers.Info) error {
+			if (i.Damaged != "") != (i.ID == "b") {
+				return fmt.Errorf("layer %s is damaged: %q", i.ID, i.Damaged)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	pipe, err := os.OpenFile(link, os.O_WRONLY, 0) // it is being read
+	must(t, err)
+	made := make(chan error, 1)
+	go func() { made <- s.Create(context.Background(), "c", "a", nil) }()
+	late := time.AfterFunc(10*time.Second, func() {
+		t.Error("a layer cannot be made while another is read")
+		pipe.Close()
+	})
+	must(t, <-made)
+	if late.Stop() {
+		must(t, pipe.Close())
+	}
+	listing.Wait()
+}
+
 func TestCleanup(t *testing.T) {
 	base := testenv.Scratch(t)
 	s := open(t, base)
