@@ -1,11 +1,6 @@
 package fusefs
 
-import (
-	"runtime/debug"
-	"sync/atomic"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
-)
+import "sync/atomic"
 
 // Opcodes of linux/fuse.h, those that are answered.
 const (
@@ -101,11 +96,4 @@ func (c *counters) snapshot() map[string]uint64 {
 		}
 	}
 	return m
-}
-
-// panicked turns a panic in a handler into EIO, so that a defect in one operation does not take the mount away.
-func (f *FS) panicked(reason any) fuse.Status {
-	f.counts.panics.Add(1)
-	f.log.Error("panic in a request, answered EIO", "panic", reason, "stack", string(debug.Stack()))
-	return fuse.EIO
 }

@@ -61,6 +61,9 @@ type Config struct {
 	Debug bool
 	// Logger is slog.Default() when nil.
 	Logger *slog.Logger
+	// Stuck, unless nil, is called with ErrLockLost when requests wait for what no one will give back. It is up to it to end the process:
+	// then who waits, and all who come, get ENOTCONN from the kernel, and nobody waits for a mount that only looks alive.
+	Stuck func(error)
 	// Observer is the one given to the union as union.Options.Observer. Passthrough needs it unless ReadOnly;
 	// without it the mode is no-open.
 	Observer *Observer
@@ -121,6 +124,8 @@ type FS struct {
 	memory   reclaimer
 
 	watchers watchers
+	doubts   doubts
+	lockWait time.Duration
 	warned   sync.Once // passthrough was refused for a file
 }
 
@@ -129,7 +134,7 @@ func New(u *union.Union, cfg Config) *FS {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	f := &FS{u: u, cfg: cfg, log: cfg.Logger, table: newTable(u.Root())}
+	f := &FS{u: u, cfg: cfg, log: cfg.Logger, table: newTable(u.Root()), lockWait: lockWait}
 	if cfg.Timeout < 0 {
 		// The kernel adds it to a clock: a lifetime is as good as for ever, and cannot overflow.
 		f.keep, f.validSec = true, 1<<31

@@ -51,8 +51,13 @@ type serverConfig struct {
 	SlowWrite          time.Duration // added to each write to the upper
 	Hold               string        // a file that holds up each write to the upper while it exists
 
+	Panic bool // making a symlink panics, and making a FIFO with a lock
+
 	passed *os.File // becomes descriptor 3
 }
+
+// stuckCode is how the second process ends when a lock is lost.
+const stuckCode = 7
 
 // serverState is what the second process tells of itself on request.
 type serverState struct {
@@ -81,6 +86,19 @@ func serverMain() error {
 			return nil
 		}}
 	}
+	var fs *FS
+	if cfg.Panic {
+		o.Mutator = &sys.Mutator{Hook: func(op string) error {
+			switch op {
+			case "mknod":
+				fs.table.mu.Lock()
+				panic("injected, with a lock")
+			case "symlink":
+				panic("injected")
+			}
+			return nil
+		}}
+	}
 	var err error
 	for _, p := range cfg.Lowers {
 		l, err := layer.Open(p)
@@ -105,11 +123,12 @@ func serverMain() error {
 	if cfg.Debug {
 		level = slog.LevelDebug
 	}
-	fs := New(u, Config{
+	fs = New(u, Config{
 		Data: cfg.Data, Transport: cfg.Transport, Timeout: cfg.Timeout, ACL: cfg.ACL, ReadOnly: cfg.ReadOnly,
-		NoXattrs: cfg.NoXattrs, Observer: obs, Debug: cfg.Debug,
+		NoXattrs: cfg.NoXattrs, Observer: obs, Debug: cfg.Debug, Stuck: func(error) { os.Exit(stuckCode) },
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
+	fs.lockWait = 200 * time.Millisecond
 	dev, err := Mount(MountConfig{Target: cfg.Target, FSName: "plyfs-test", Subtype: "plyfs", AllowOther: os.Geteuid() == 0})
 	if err != nil {
 		return err

@@ -96,6 +96,49 @@ func TestDeviceFails(t *testing.T) {
 	}
 }
 
+// TestPanicWithLock: a request that panics fails alone, unless it keeps a lock. Then the server ends, and nobody waits for it.
+func TestPanicWithLock(t *testing.T) {
+	for _, tr := range transports {
+		t.Run(tr.name, func(t *testing.T) {
+			m := mountUnion(t, nil, func(c *serverConfig) { c.Transport, c.Panic = tr.t, true })
+			for i := range 3 {
+				if err := os.Symlink("target", m.path("link")); !errors.Is(err, unix.EIO) {
+					t.Errorf("a request that panics: %v, want EIO", err)
+				}
+				time.Sleep(300 * time.Millisecond) // longer than a lock is waited for
+				writeFile(t, m.path(fmt.Sprint("file", i)), "content")
+			}
+			if n := m.state().Counters["panics"]; n != 3 {
+				t.Errorf("%d panics are counted", n)
+			}
+			if err := unix.Mkfifo(m.path("pipe"), 0o644); !errors.Is(err, unix.EIO) {
+				t.Errorf("a request that panics with a lock: %v, want EIO", err)
+			}
+			waits := make(chan error, 1)
+			go func() { waits <- os.WriteFile(m.path("more"), nil, 0o644) }()
+			select {
+			case err := <-waits:
+				if !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+					t.Errorf("a request that wants the lock: %v, want ENOTCONN", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("a request waits for the lock for ever")
+				_ = m.cmd.Process.Kill()
+				<-waits
+			}
+			var exit *exec.ExitError
+			if err := m.cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != stuckCode {
+				t.Errorf("the server ended with %v", err)
+			}
+			m.cmd = nil
+			if _, err := os.Stat(m.path("other")); !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("the mount without a server: %v, want ENOTCONN", err)
+			}
+			testenv.Unmount(t, m.Target)
+		})
+	}
+}
+
 // TestForeignMount: Unmount leaves alone what it did not mount.
 func TestForeignMount(t *testing.T) {
 	m := mountUnion(t, func(lower string) { writeFile(t, lower+"/file", "content") }, nil)

@@ -97,6 +97,7 @@ func message(op uint32, node uint64, arg []byte) request {
 // TestPanic: a panic in the union, and a request that is cut short, cost one EIO.
 func TestPanic(t *testing.T) {
 	f := &FS{log: slog.New(slog.NewTextHandler(io.Discard, nil))} // without a table
+	f.doubts.begin()                                              // nor locks that could be looked for
 	w := &worker{FS: f, out: make([]byte, 8192)}
 	for _, req := range []request{
 		message(opGetattr, rootID, make([]byte, 16)),

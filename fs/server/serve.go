@@ -158,6 +158,7 @@ func (s *server) mount() error {
 	}
 	fc := serveConfig(s.opts)
 	fc.Logger, fc.Observer, fc.ACL = s.log, observer, s.union.ACLs()
+	fc.Stuck = s.giveUp
 	s.fs = fusefs.New(s.union, fc) // before a signal can ask for it
 	s.process.takeSignals(s)
 	dev, err := fusefs.Mount(mc)
@@ -174,6 +175,13 @@ func (s *server) mount() error {
 		return err
 	}
 	return nil
+}
+
+// giveUp ends the process, and leaves the mount without a server, as one that was killed does: to unmount would show whoever is in it
+// another directory. What the union would do at its end could wait for ever.
+func (s *server) giveUp(why error) {
+	s.log.Error("ended: unmount, and mount again", "error", why)
+	os.Exit(exit.Internal)
 }
 
 // adopt makes dev the mount, unless a signal came before there was one.

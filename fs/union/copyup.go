@@ -53,6 +53,29 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 			return err
 		}
 	}
+	land := n.takeOff(want)
+	if land == nil {
+		return nil
+	}
+	began := time.Now()
+	err := u.copyUpInFlight(n, want, limit, land)
+	if errors.Is(err, errMoved) {
+		return u.copyUp(n, want, limit)
+	}
+	if err != nil {
+		return fmt.Errorf("copy-up of %s: %w", u.pathOf(n), err)
+	}
+	u.copyUps.Add(1)
+	u.copyUpTimes.Observe(time.Since(began))
+	if u.opt.Observer != nil && n.mode == unix.S_IFREG {
+		u.opt.Observer.CopiedUp(n)
+	}
+	return u.linkKnown(n)
+}
+
+// takeOff makes the caller the one who copies n up, until land is called. It waits while others do; land is nil if nothing is left to
+// do then.
+func (n *Node) takeOff(want copyWant) (land func()) {
 	own := n.rework()
 	for {
 		n.copyMu.Lock()
@@ -68,27 +91,19 @@ func (u *Union) copyUp(n *Node, want copyWant, limit int64) error {
 		done := make(chan struct{})
 		own.inflight = done
 		n.copyMu.Unlock()
-
-		began := time.Now()
-		err := u.copyUpOne(n, want, limit)
-
-		n.copyMu.Lock()
-		own.inflight = nil
-		n.copyMu.Unlock()
-		close(done)
-		if errors.Is(err, errMoved) {
-			return u.copyUp(n, want, limit)
+		return func() {
+			n.copyMu.Lock()
+			own.inflight = nil
+			n.copyMu.Unlock()
+			close(done)
 		}
-		if err != nil {
-			return fmt.Errorf("copy-up of %s: %w", u.pathOf(n), err)
-		}
-		u.copyUps.Add(1)
-		u.copyUpTimes.Observe(time.Since(began))
-		if u.opt.Observer != nil && n.mode == unix.S_IFREG {
-			u.opt.Observer.CopiedUp(n)
-		}
-		return u.linkKnown(n)
 	}
+}
+
+// copyUpInFlight is copyUpOne for who took off, and lands also if it panics.
+func (u *Union) copyUpInFlight(n *Node, want copyWant, limit int64, land func()) error {
+	defer land()
+	return u.copyUpOne(n, want, limit)
 }
 
 func (n *Node) copied(want copyWant) bool {
@@ -152,10 +167,7 @@ func (c *copyUp) prepare() (err error) {
 		}
 		return u.statOwn(&c.st)
 	}
-	u.renameMu.RLock()
-	c.from, err = u.attrLoc(c.n)
-	u.renameMu.RUnlock()
-	if err != nil {
+	if c.from, err = u.copySource(c.n); err != nil {
 		return err
 	}
 	if err := c.from.layer.Stat(c.from.fd(), c.from.name, &c.st); err != nil {
@@ -174,6 +186,13 @@ func (c *copyUp) prepare() (err error) {
 	c.shut = c.willShut()
 	c.meta = c.n.mode == unix.S_IFREG && !c.data && c.st.Size > 0 && !c.n.has(flagSpecial) && !c.shut
 	return nil
+}
+
+// copySource is where the attributes of n are.
+func (u *Union) copySource(n *Node) (loc, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	return u.attrLoc(n)
 }
 
 // willShut says whether this process, a plain user's, has no right to write the attributes of a copy: of one with these permissions

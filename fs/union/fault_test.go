@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -213,6 +214,66 @@ func failAt(t *testing.T, o op, plain bool, i int, after *fingerprint.Tree) (don
 	}
 	checkOpen(t, s, when, before, after)
 	return false
+}
+
+// TestPanicAtEveryCall has each mutating operation panic at its first, second and so on changing system call: no lock is lost, and the
+// same operation, which wants the same files, waits for nothing.
+func TestPanicAtEveryCall(t *testing.T) {
+	eachOp(t, func(t *testing.T, o op, plain bool) {
+		for i := 1; !panicAt(t, o, plain, i); i++ {
+			if t.Failed() || i > mostFaults {
+				t.Fatalf("stopped at call %d", i)
+			}
+		}
+	})
+}
+
+// panicAt does the operation with a panic at its i-th call, and reports whether it had fewer.
+func panicAt(t *testing.T, o op, plain bool, i int) (done bool) {
+	t.Helper()
+	s, _ := setUp(t, o)
+	var count atomic.Int64
+	var armed atomic.Bool
+	hook := func(call string) error {
+		if armed.Load() && count.Add(1) == int64(i) {
+			panic(call)
+		}
+		return nil
+	}
+	tree := openEngine(t, direct.Engine{Mutator: &sys.Mutator{Hook: hook, NoRenameFlags: plain}}, s)
+	armed.Store(true)
+	call := panics(func() { _ = o.do(tree) }) // it may be refused, too
+	armed.Store(false)
+	if call == nil {
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+		return true
+	}
+	free := make(chan struct{})
+	go func() {
+		defer close(free)
+		tree.Union().TakeLocks()
+		_ = o.do(tree) // half of it may be done
+	}()
+	select {
+	case <-free:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("a panic in call %d (%v) keeps a lock", i, call)
+	}
+	u := tree.Union()
+	tree.Abandon() // it has lost count of its nodes
+	if err := u.Close(); err != nil {
+		t.Errorf("after a panic in call %d (%v): %v", i, call, err)
+	}
+	return false
+}
+
+// panics returns what f panics with, nil if it does not.
+func panics(f func()) (reason any) {
+	defer func() { reason = recover() }()
+	f()
+	return nil
 }
 
 // The environment that makes this binary a child of TestKillAtEveryCall.

@@ -42,10 +42,7 @@ func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
 			return Attr{}, err
 		}
 	}
-	dir.dir.mu.Lock()
-	err := u.linkLocked(n, dir, name)
-	dir.dir.mu.Unlock()
-	if err != nil {
+	if err := u.linkName(n, dir, name); err != nil {
 		return Attr{}, err
 	}
 	n.showCtime()
@@ -56,8 +53,10 @@ func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
 	return a, err
 }
 
-// linkLocked adds the upper name (dir, name) to n. Precondition: renameMu and dir.dir.mu are held.
-func (u *Union) linkLocked(n, dir *Node, name string) error {
+// linkName adds the upper name (dir, name) to n. Precondition: renameMu is held.
+func (u *Union) linkName(n, dir *Node, name string) error {
+	dir.dir.mu.Lock()
+	defer dir.dir.mu.Unlock()
 	p, err := u.placeLocked(dir, name)
 	if err != nil {
 		return err

@@ -105,9 +105,7 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 		return n, a, nil
 	}
 	e := entry{lower: noLower()}
-	dir.dir.mu.Lock()
-	n, known, err := u.lookupLocked(dir, name, &e)
-	dir.dir.mu.Unlock()
+	n, known, err := u.lookupIn(dir, name, &e)
 	if err != nil {
 		return nil, Attr{}, err
 	}
@@ -128,6 +126,13 @@ func (u *Union) find(dir *Node, name string) (*Node, error) {
 	}
 	n, _, err := u.Lookup(dir, name)
 	return n, err
+}
+
+// lookupIn is lookupLocked without dir.dir.mu. Precondition: renameMu is held.
+func (u *Union) lookupIn(dir *Node, name string, e *entry) (n *Node, known bool, err error) {
+	dir.dir.mu.Lock()
+	defer dir.dir.mu.Unlock()
+	return u.lookupLocked(dir, name, e)
 }
 
 // lookupLocked finds name in dir. If the node was not known, e is filled as by probeLocked. Precondition: renameMu and

@@ -226,9 +226,7 @@ func (u *Union) Fsync(n *Node, dataOnly bool) error {
 	if err := u.syncLeft(n); err != nil {
 		return err
 	}
-	u.renameMu.RLock()
 	f, err := u.syncFile(n)
-	u.renameMu.RUnlock()
 	if err != nil {
 		return err
 	}
@@ -297,9 +295,7 @@ func (u *Union) writeBackErrorOf(n *Node) error {
 	if n.mode != unix.S_IFREG || !n.has(flagUpper) {
 		return nil
 	}
-	u.renameMu.RLock()
 	f, err := u.syncFile(n)
-	u.renameMu.RUnlock()
 	if err != nil {
 		return err
 	}
@@ -315,8 +311,10 @@ func (u *Union) writeBackErrorOf(n *Node) error {
 	return fmt.Errorf("%w: %w", errWriteBack, err)
 }
 
-// syncFile opens n for fsync. Precondition: renameMu is held.
+// syncFile opens n for fsync.
 func (u *Union) syncFile(n *Node) (*layer.File, error) {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
 	if n.mode == unix.S_IFREG && n.has(flagMetacopy) {
 		u.steady(n)
 		defer u.unsteady(n)

@@ -159,14 +159,7 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 		return unix.EROFS
 	}
 	if !n.has(flagUpper) && !n.isOwnMount() {
-		u.renameMu.RLock()
-		l, err := u.attrLoc(n)
-		if err == nil {
-			err = check(l, u.diskXattr(l.layer, name))
-			l.close()
-		}
-		u.renameMu.RUnlock()
-		if err != nil {
+		if err := u.checkXattr(n, name, check); err != nil {
 			return err
 		}
 	}
@@ -206,6 +199,18 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 		n.dir.mu.Unlock()
 	}
 	return nil
+}
+
+// checkXattr has check look at attribute name of n where it is now.
+func (u *Union) checkXattr(n *Node, name string, check func(loc, string) error) error {
+	u.renameMu.RLock()
+	defer u.renameMu.RUnlock()
+	l, err := u.attrLoc(n)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	return check(l, u.diskXattr(l.layer, name))
 }
 
 // setOverride rewrites the attribute in which the layer keeps owner and mode.
