@@ -2,6 +2,7 @@ package layer
 
 import (
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,10 @@ type Cache struct {
 	hand int
 
 	hits, misses uint64
+
+	letGo   time.Duration // see LetGo
+	timer   *time.Timer   // for the next look at writers; nil for none. Guarded by mu.
+	looking sync.Mutex    // held during a look; before mu
 }
 
 // Slot is a place for one descriptor; its zero value is empty. It is guarded by the Cache that it is used with.
@@ -29,7 +34,10 @@ type File struct {
 	pos   int // index in ring, -1 when pinned or dropped
 	// Writable says that the descriptor was opened for writing.
 	Writable bool
+	// LetGo says that it was Writable, until the Cache's LetGo.
+	LetGo    bool
 	used     bool
+	recent   bool // used since the last look at writers
 	dropped  bool
 	borrowed bool
 }
@@ -52,7 +60,7 @@ func (c *Cache) Get(s *Slot) *File {
 	f := s.f
 	if f != nil {
 		f.refs++
-		f.used = true
+		f.used, f.recent = true, true
 		c.hits++
 	} else {
 		c.misses++
@@ -78,8 +86,11 @@ func (c *Cache) Put(s *Slot, fd int, writable bool) *File {
 			victims = append(victims, f.fd)
 		}
 	}
-	f := &File{cache: c, slot: s, fd: fd, refs: 1, Writable: writable, pos: len(c.ring)}
+	f := &File{cache: c, slot: s, fd: fd, refs: 1, Writable: writable, recent: true, pos: len(c.ring)}
 	s.f = f
+	if writable {
+		c.lookLaterLocked()
+	}
 	c.ring = append(c.ring, f)
 	victims = append(victims, c.shrinkLocked()...)
 	c.mu.Unlock()
@@ -164,7 +175,13 @@ func (c *Cache) Lookups() (hits, misses uint64) {
 
 // CloseAll drops every idle descriptor; slots are emptied.
 func (c *Cache) CloseAll() {
+	c.looking.Lock() // which has idle descriptors in use
+	defer c.looking.Unlock()
 	c.mu.Lock()
+	if c.timer != nil {
+		c.timer.Stop()
+		c.timer = nil
+	}
 	old := c.max
 	c.max = 0
 	victims := c.shrinkLocked()

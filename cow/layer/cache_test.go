@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -338,4 +339,53 @@ func (s *shelf) step(rnd *rand.Rand) {
 		s.check(i, f)
 		f.Close()
 	}
+}
+
+// TestLetGo: descriptors for writing that nobody uses become such for reading, of the same file.
+func TestLetGo(t *testing.T) {
+	s := newShelf(t, 4, 100)
+	s.cache.LetGo(20 * time.Millisecond)
+	used := s.put(0, true)
+	s.put(1, true).Close()
+	s.put(2, false).Close()
+	s.put(3, true).Close()
+	s.cache.Pin(&s.slots[3])
+	for deadline := time.Now().Add(10 * time.Second); s.writes(1); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a descriptor for writing stays")
+		}
+	}
+	if !s.writes(0) || s.writes(2) || !s.writes(3) {
+		t.Error("descriptors that are in use, for reading or pinned are others now")
+	}
+	s.open(4)
+	used.Close()
+	for deadline := time.Now().Add(10 * time.Second); s.writes(0); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a descriptor for writing stays that was used for long")
+		}
+	}
+	s.put(1, true).Close()
+	if !s.writes(1) {
+		t.Error("the file is not open for writing again")
+	}
+	s.cache.CloseAll()
+	s.open(1) // the pinned one
+}
+
+// writes says whether file i is open for writing in its slot.
+func (s *shelf) writes(i int) bool {
+	s.t.Helper()
+	f := s.cache.Get(&s.slots[i])
+	if f == nil {
+		s.t.Fatalf("file %d is not open", i)
+	}
+	defer f.Close()
+	s.check(i, f)
+	flags, err := unix.FcntlInt(uintptr(f.FD()), unix.F_GETFL, 0)
+	must(s.t, err)
+	if is := flags&unix.O_ACCMODE == unix.O_RDWR; is != f.Writable {
+		s.t.Errorf("file %d is said to be open for writing: %t; it is: %t", i, f.Writable, is)
+	}
+	return f.Writable
 }

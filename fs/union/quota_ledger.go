@@ -360,7 +360,7 @@ func (q *quota) lastLook(n *Node) (s sight, links uint32, err error) {
 		return s, 0, unix.EBADF
 	}
 	defer f.Close()
-	if !n.IsDir() && !f.Writable && !n.has(flagUnlinked) {
+	if !n.IsDir() && !f.Writable && !f.LetGo && !n.has(flagUnlinked) {
 		return s, 0, unix.EBADF // it may be the lower's
 	}
 	var st unix.Statx_t

@@ -136,6 +136,10 @@ func New(o Options) (u *Union, err error) {
 		limit = defaultOpenFiles()
 	}
 	u.dirs, u.files = layer.NewCache(limit/2), layer.NewCache(limit/2)
+	if u.euid == 0 {
+		// Who may not open any file for writing keeps those that are.
+		u.files.LetGo(letGoAfter)
+	}
 	u.keptLowers = min(limit/2, maxKeptLowers)
 	if err := u.openWork(); err != nil {
 		return u, err
@@ -379,6 +383,10 @@ func (u *Union) pathOf(n *Node) string {
 
 // fewFiles is a limit of descriptors of which as many layers as there may be, and all else, take less than half.
 const fewFiles = 2048
+
+// letGoAfter is after what time of idleness, at least, a descriptor for writing becomes one for reading. The kernel does not tell when an
+// application closes a file, in the mode in which it asks for no opening.
+const letGoAfter = 10 * time.Second
 
 // defaultOpenFiles leaves most of the process's descriptors unused: what is in use and pinned comes on top. Under a low limit,
 // the layers may have taken more than half of them already.
