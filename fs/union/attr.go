@@ -231,16 +231,16 @@ func (u *Union) SetAttr(c *Caller, n *Node, in *SetAttrIn) (Attr, error) {
 	if err := u.change(c, n, in, duid, dgid); err != nil {
 		return Attr{}, err
 	}
-	if n.IsDir() {
-		n.dir.mu.Lock()
-		n.dir.hint = createHint{}
-		n.dir.mu.Unlock()
-	}
 	return u.attr(n) // provisional for some directories, which is as good here
 }
 
 // change applies what in says but for the size to the upper object of n. Precondition: renameMu is held.
 func (u *Union) change(c *Caller, n *Node, in *SetAttrIn, uid, gid int) error {
+	if n.IsDir() {
+		n.dir.mu.Lock() // a copy-up in it restores its times
+		defer n.dir.mu.Unlock()
+		n.dir.hint = createHint{}
+	}
 	u.steady(n)
 	defer u.unsteady(n)
 	l, err := u.openUpperLoc(n)

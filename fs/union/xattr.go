@@ -173,6 +173,10 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 	defer c.close()
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
+	if n.IsDir() {
+		n.dir.mu.Lock() // a copy-up in it restores its times, and hides what is younger
+		defer n.dir.mu.Unlock()
+	}
 	u.steady(n)
 	defer u.unsteady(n)
 	l, err := u.openUpperLoc(n)
@@ -194,9 +198,7 @@ func (u *Union) changeXattr(n *Node, name string, size int, change, check func(l
 	}
 	n.showCtime()
 	if n.IsDir() && isACL(name) {
-		n.dir.mu.Lock()
 		n.dir.hint = createHint{}
-		n.dir.mu.Unlock()
 	}
 	return nil
 }
