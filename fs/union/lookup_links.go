@@ -41,30 +41,11 @@ func (u *Union) lowerLinks(dir *Node, name string, e *entry) {
 	}
 }
 
-// probeLinks looks at the further names of a lower file.
-func (u *Union) probeLinks(dirfd int, name string, e *entry) {
-	if e.st.Nlink < 2 {
-		return
-	}
-	for _, ns := range u.opt.Forms.Namespaces() {
-		var buf [32]byte
-		n, err := sys.Getxattrat(dirfd, name, ns.Nlink, buf[:])
-		if err != nil {
-			continue
-		}
-		if d, err := ovl.ParseNlink(buf[:n]); err == nil && !d.OfLower && int(e.st.Nlink)+d.Delta > 0 {
-			e.adjust = d.Delta
-			break
-		}
-	}
-	u.probeIndex(dirfd, name, e)
-}
-
 // probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
 // overlayfs namei.c ovl_lookup_index).
 func (u *Union) probeIndex(dirfd int, name string, e *entry) {
 	idx := u.indexFD()
-	if u.opt.NoIndex || idx < 0 || !e.layer.Handles() {
+	if e.st.Nlink < 2 || u.opt.NoIndex || idx < 0 || !e.layer.Handles() {
 		return
 	}
 	h, err := sys.Handle(dirfd, name)

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
-	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
 )
@@ -212,11 +211,8 @@ func (u *Union) recordedLocked(dir *Node, rec *metadata.Dir, name string, e *ent
 	if e.upper || m.Ask || u.opt.VerifyIndex {
 		return ln, true, u.verifyEntry(d, &m, e.upper)
 	}
-	if m.Nlink > 1 && ln.typ != unix.DT_DIR {
-		if u.indexFD() >= 0 {
-			return ln, true, nil // other names may have been copied up: the caller asks the layer
-		}
-		e.adjust = recordedAdjust(&m)
+	if m.Nlink > 1 && ln.typ != unix.DT_DIR && u.indexFD() >= 0 {
+		return ln, true, nil // other names may have been copied up: the caller asks the layer
 	}
 	e.layer = u.lowers[low.layer]
 	e.lower = lowerRef{layer: low.layer, dir: low.path, name: name, view: d.view}
@@ -243,21 +239,6 @@ func (u *Union) verifyEntry(d *dirState, m *metadata.Entry, hidden bool) error {
 		return nil
 	}
 	return fmt.Errorf("/%s in layer %s is not what was recorded", joinPath(low.path, m.Name), u.lowers[low.layer].Path)
-}
-
-// recordedAdjust is hardlink.adjust, as probeLinks reads it from the layer.
-func recordedAdjust(m *metadata.Entry) int {
-	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
-		for i := range m.Xattrs {
-			if m.Xattrs[i].Name != ns.Nlink {
-				continue
-			}
-			if d, err := ovl.ParseNlink(m.Xattrs[i].Value); err == nil && !d.OfLower && int(m.Nlink)+d.Delta > 0 {
-				return d.Delta
-			}
-		}
-	}
-	return 0
 }
 
 // fillStatx is what statx(2) said of the object.

@@ -49,6 +49,7 @@ func linkCases() []Case {
 			c.OK(c.Remount())
 			Eq(c, "links", c.Stat("a").Nlink, 1)
 		}},
+		{Name: "link/lower-of-upper", Lowers: []Layer{{Reg("a", "x"), Hard("a", "b"), Xattr("a", "overlay.nlink", "U-1")}}, Run: caseLinkFormerUpper},
 		{Name: "link/many-groups", Lowers: manyGroups(), Run: caseLinkGroups},
 		{Name: "link/tmpfile", Run: caseTmpfile},
 		{Name: "link/unlinked", Lowers: []Layer{{Reg("f", "x")}}, Run: func(c *C) {
@@ -93,6 +94,20 @@ func caseLinkLower(c *C) {
 	Eq(c, "links", c.Stat("a").Nlink, 2)
 	Eq(c, "links", c.Stat("l").Nlink, 2)
 	Eq(c, "inode", c.Stat("d/g").Ino, c.Stat("d/f").Ino)
+}
+
+// caseLinkFormerUpper: a layer that was an upper may have lost the hard-link index that its stored link counts allow for; containers/storage
+// removes the work directory of one that it changed the owners of. Each of the names counts.
+func caseLinkFormerUpper(c *C) {
+	c.OK(c.Chmod("a", 0o600))
+	Eq(c, "links", c.Stat("b").Nlink, 2)
+	c.OK(c.Unlink("b"))
+	c.OK(c.Link("a", "b"))
+	Eq(c, "links", c.Stat("a").Nlink, 2)
+	c.OK(c.Remount())
+	Eq(c, "links after a remount", c.Stat("b").Nlink, 2)
+	Eq(c, "inode", c.Stat("a").Ino, c.Stat("b").Ino)
+	c.Has("b", "x")
 }
 
 // caseLinkSpecial: where no attribute can keep their link count, hard links of what is no regular file can be changed and removed as well.
