@@ -30,7 +30,6 @@ const dmIoctl = 0xc138fd00
 // Flags of struct dm_ioctl.
 const (
 	dmFlagSuspend        = 1 << 1
-	dmFlagStatusTable    = 1 << 4
 	dmFlagActivePresent  = 1 << 5
 	dmFlagBufferFull     = 1 << 8
 	dmFlagSkipLockFS     = 1 << 10
@@ -67,7 +66,7 @@ type DMTarget struct {
 	// Start and Length are in sectors of 512 bytes.
 	Start, Length uint64
 	Type          string
-	// Params are the parameters, or what the target says of its state.
+	// Params are the parameters; in an answer of DMStatus, what the target says of its state.
 	Params string
 }
 
@@ -130,7 +129,7 @@ func (b dmRequest) info() DMInfo {
 	}
 }
 
-// simple makes a request that is answered by a header.
+// dmSimple makes a request that is answered by a header.
 func dmSimple(ctl int, command uintptr, name, uuid string, flags, event uint32) (DMInfo, error) {
 	b, err := newDMRequest(name, uuid, flags, 0)
 	if err != nil {
@@ -262,16 +261,7 @@ func DMMessage(ctl int, name string, sector uint64, message string) (string, err
 
 // DMStatus returns what the targets of a device say of their state.
 func DMStatus(ctl int, name string) ([]DMTarget, error) {
-	return dmTable(ctl, name, dmFlagNoFlush)
-}
-
-// DMTable returns the table of a device.
-func DMTable(ctl int, name string) ([]DMTarget, error) {
-	return dmTable(ctl, name, dmFlagStatusTable)
-}
-
-func dmTable(ctl int, name string, flags uint32) ([]DMTarget, error) {
-	b, err := dmGrowing(ctl, dmTableStatus, name, flags)
+	b, err := dmGrowing(ctl, dmTableStatus, name, dmFlagNoFlush)
 	if err != nil {
 		return nil, err
 	}
