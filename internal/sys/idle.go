@@ -22,7 +22,7 @@ const lowestNice = 19
 // until it finds no new one. An error names what the kernel refused; what it did not refuse is in force.
 func Idle() error {
 	seen := map[int]bool{}
-	var errs []error
+	var first error
 	for more := true; more; {
 		more = false
 		tasks, err := os.ReadDir("/proc/self/task")
@@ -35,12 +35,13 @@ func Idle() error {
 				continue
 			}
 			seen[tid], more = true, true
-			if err := idleThread(tid); err != nil && !errors.Is(err, unix.ESRCH) && errs == nil {
-				errs = append(errs, err)
+			// A thread that has ended needs nothing.
+			if err := idleThread(tid); first == nil && !errors.Is(err, unix.ESRCH) {
+				first = err
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return first
 }
 
 func idleThread(tid int) error {

@@ -20,13 +20,19 @@ type Mutator struct {
 	NoRenameFlags bool
 }
 
+// do makes a system call, f, unless Hook refuses it.
 func (m *Mutator) do(op string, f func() error) error {
-	if m != nil && m.Hook != nil {
-		if err := m.Hook(op); err != nil {
-			return err
-		}
+	if err := m.hook(op); err != nil {
+		return err
 	}
 	return Retry(f)
+}
+
+func (m *Mutator) hook(op string) error {
+	if m != nil && m.Hook != nil {
+		return m.Hook(op)
+	}
+	return nil
 }
 
 // nameCall makes a system call whose arguments are a directory, a name below it and one more.
@@ -54,13 +60,6 @@ func twoNames(trap uintptr, odirfd int, oname string, ndirfd int, nname string, 
 	_, _, e := unix.Syscall6(trap, uintptr(odirfd), uintptr(unsafe.Pointer(o)), uintptr(ndirfd),
 		uintptr(unsafe.Pointer(n)), flags, 0)
 	return errnoErr(e)
-}
-
-func (m *Mutator) hook(op string) error {
-	if m != nil && m.Hook != nil {
-		return m.Hook(op)
-	}
-	return nil
 }
 
 // Create opens name below dirfd with O_CREAT|O_EXCL and the given further flags.
