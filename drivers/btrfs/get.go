@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,7 +67,7 @@ func (d *Driver) Put(ctx context.Context, id string) error {
 		if target != d.mountPath(id) {
 			return nil
 		}
-		if err := unmountSoon(target); err != nil {
+		if err := sys.UnmountSoon(target); err != nil {
 			if errors.Is(err, unix.EBUSY) {
 				return fmt.Errorf("unmount layer %s: %w: %w", id, err, drivers.ErrInUse)
 			}
@@ -76,22 +75,6 @@ func (d *Driver) Put(ctx context.Context, id string) error {
 		}
 		return os.Remove(target)
 	})
-}
-
-const (
-	unmountWait = time.Second
-	unmountPoll = 2 * time.Millisecond
-)
-
-// unmountSoon unmounts what may be busy for a moment: a process that is being started holds all descriptors of this one until it
-// has become another program.
-func unmountSoon(target string) error {
-	for deadline := time.Now().Add(unmountWait); ; time.Sleep(unmountPoll) {
-		err := sys.Retry(func() error { return unix.Unmount(target, unix.UMOUNT_NOFOLLOW) })
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return err
-		}
-	}
 }
 
 // present makes sure that a layer has its subvolume.

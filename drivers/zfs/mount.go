@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -126,26 +125,10 @@ func (d *Driver) Put(ctx context.Context, id string) error {
 	return d.mounts.Put(id, func(string) error { return d.unmount(id) })
 }
 
-const (
-	unmountWait = time.Second
-	unmountPoll = 2 * time.Millisecond
-)
-
-// unmountSoon unmounts what may be busy for a moment: a process that is being started holds all descriptors of this one until it
-// has become another program.
-func unmountSoon(target string) error {
-	for deadline := time.Now().Add(unmountWait); ; time.Sleep(unmountPoll) {
-		err := sys.Retry(func() error { return unix.Unmount(target, unix.UMOUNT_NOFOLLOW) })
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return err
-		}
-	}
-}
-
 // unmount undoes mount. When it returns, zfs has written everything to the pool.
 func (d *Driver) unmount(id string) error {
 	target := d.mountPath(id)
-	err := unmountSoon(target)
+	err := sys.UnmountSoon(target)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("unmount layer %s: %w: %w", id, err, drivers.ErrInUse)

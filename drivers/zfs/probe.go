@@ -13,6 +13,7 @@ import (
 	zfs "github.com/mistifyio/go-zfs/v4"
 
 	"plyfs/drivers"
+	"plyfs/internal/sys"
 )
 
 const device = "/dev/zfs"
@@ -103,5 +104,5 @@ func (p prober) tryDataset(fsname string) (err error) {
 	if err := p.mounter.mount(ds.Name, target, 0, ""); err != nil {
 		return fmt.Errorf("mount a dataset: %w", err)
 	}
-	return unmountSoon(target)
+	return sys.UnmountSoon(target)
 }
