@@ -87,7 +87,7 @@ func listDir(dir string) ([]Socket, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	f, err := os.Open(fdPath(fd))
+	f, err := os.Open(sys.ProcPath(fd))
 	if errors.Is(err, unix.EACCES) {
 		return nil, nil
 	}
@@ -150,7 +150,8 @@ func (s Socket) dial(ctx context.Context) (net.Conn, int, error) {
 	if file.Mode&unix.S_IFMT != unix.S_IFSOCK || file.Uid != st.Uid {
 		return nil, 0, fmt.Errorf("%s is no socket of user %d: %w", s.Path, st.Uid, ErrRefused)
 	}
-	c, err := (&net.Dialer{}).DialContext(ctx, "unix", fdPath(fd))
+	// By descriptor: there is no room for long paths in the address of a socket.
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", sys.ProcPath(fd))
 	if errors.Is(err, unix.ECONNREFUSED) {
 		s.clean(dir, file.Ino)
 		return nil, 0, fmt.Errorf("%s: %w", s.Path, ErrGone)

@@ -155,6 +155,3 @@ func openDir(dir string) (int, unix.Stat_t, error) {
 	}
 	return fd, st, nil
 }
-
-// fdPath is a path to what fd stands for, which has room in the address of a socket whatever the real path's length is.
-func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -112,8 +112,9 @@ func mountArgs(args []string) (options, target string) {
 	return strings.TrimPrefix(options, ","), target
 }
 
-// hasFUSE reports whether a process has /dev/fuse open.
-func hasFUSE(dir string) bool {
+// serves reports whether a process has /dev/fuse open, as far as this user may see.
+func serves(pid int) bool {
+	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	fds, err := os.ReadDir(dir)
 	if err != nil {
 		return false
@@ -125,9 +126,6 @@ func hasFUSE(dir string) bool {
 	}
 	return false
 }
-
-// serves reports whether a process has /dev/fuse open, as far as this user may see.
-func serves(pid int) bool { return hasFUSE(filepath.Join("/proc", strconv.Itoa(pid), "fd")) }
 
 func linkOf(path string) string {
 	to, err := os.Readlink(path)

@@ -109,7 +109,8 @@ func listen(dir int, name string) (net.Listener, error) {
 		}
 		return chmod
 	}}
-	address := fdPath(dir) + "/" + name
+	// There is no room for long paths in the address of a socket.
+	address := sys.ProcPath(dir) + "/" + name
 	l, err := lc.Listen(context.Background(), "unix", address)
 	if errors.Is(err, unix.EADDRINUSE) && abandoned(address) {
 		if err := unix.Unlinkat(dir, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
