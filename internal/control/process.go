@@ -140,12 +140,21 @@ func lives(pid int) bool {
 	if errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 		return false
 	}
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	fields, err := statFields(filepath.Join("/proc", strconv.Itoa(pid)))
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist)
 	}
-	state := bytes.TrimLeft(b[bytes.LastIndexByte(b, ')')+1:], " ")
-	return len(state) == 0 || state[0] != 'Z' && state[0] != 'X'
+	return len(fields) == 0 || fields[0][0] != 'Z' && fields[0][0] != 'X'
+}
+
+// statFields returns the fields of /proc/PID/stat from the third one on, which is the state.
+func statFields(dir string) ([][]byte, error) {
+	b, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return nil, err
+	}
+	// The second is the name, in parentheses, and may hold anything.
+	return bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]), nil
 }
 
 // ticks is the unit of times in /proc/PID/stat, which is the same on all of Linux (cf. USER_HZ).
@@ -153,14 +162,9 @@ const ticks = 100
 
 // startOf is when a process began, to a tick.
 func startOf(dir string, boot time.Time) time.Time {
-	b, err := os.ReadFile(dir + "/stat")
-	if err != nil {
-		return time.Time{}
-	}
-	// The name, in parentheses, may hold anything. starttime is field 22, the state after the name is 3.
-	const startTime = 22 - 3
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) <= startTime {
+	const startTime = 22 - 3 // it is field 22
+	fields, err := statFields(dir)
+	if err != nil || len(fields) <= startTime {
 		return time.Time{}
 	}
 	n, err := strconv.ParseInt(string(fields[startTime]), 10, 64)
