@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -106,14 +105,17 @@ func (s *steps) note(step, value string, err error) bool {
 	return err == nil
 }
 
-// parseResults reads what a trial wrote; a last line that is not complete is left out.
+// parseResults reads what a trial wrote. With an error it returns the results that are whole.
 func parseResults(out []byte) (all []Result, err error) {
-	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
+	for in := json.NewDecoder(bytes.NewReader(out)); ; {
 		var r Result
-		if err := json.Unmarshal(s.Bytes(), &r); err != nil {
+		err := in.Decode(&r)
+		if errors.Is(err, io.EOF) {
+			return all, nil
+		}
+		if err != nil {
 			return all, fmt.Errorf("output of a trial: %w", err)
 		}
 		all = append(all, r)
 	}
-	return all, nil
 }
