@@ -129,20 +129,20 @@ func checkMappers(m *machine) []Finding {
 		return nil
 	}
 	var paths []string
-	for program, capability := range map[string]string{"newuidmap": "cap_setuid+ep", "newgidmap": "cap_setgid+ep"} {
-		path, err := m.LookPath(program, "")
+	for _, p := range []struct{ program, capability string }{{"newuidmap", "cap_setuid+ep"}, {"newgidmap", "cap_setgid+ep"}} {
+		path, err := m.LookPath(p.program, "")
 		if err != nil {
 			return one(found(Problem,
-				"there is no %s: files of a container can have one owner only, and most images can't be unpacked", program).
+				"there is no %s: files of a container can have one owner only, and most images can't be unpacked", p.program).
 				with(asRoot("apt-get install uidmap").because("Fedora: dnf install shadow-utils")))
 		}
-		if f, ok := privileged(m, path, capability); !ok {
+		if f, ok := privileged(m, path, p.capability); !ok {
 			f.Status = Problem
 			return one(f)
 		}
 		paths = append(paths, path)
 	}
-	return one(found(OK, "both are there and privileged (%s)", paths[0]))
+	return one(found(OK, "both are there and privileged (%s)", strings.Join(paths, ", ")))
 }
 
 // checkMapped reports whether a namespace with subordinate ids can be had; the whole way, by plyfs unshare.

@@ -26,3 +26,17 @@ func TestParseResults(t *testing.T) {
 		t.Errorf("cut off: %d results, %v", len(all), err)
 	}
 }
+
+// TestMappersInOrder: a report is the same each time; of two programs that are missing the first is named.
+func TestMappersInOrder(t *testing.T) {
+	healthy, without := healthyUser(), healthyUser()
+	delete(without.programs, "newuidmap")
+	delete(without.programs, "newgidmap")
+	for f, want := range map[*fake]string{healthy: "(/usr/bin/newuidmap, /usr/bin/newgidmap)", without: "there is no newuidmap"} {
+		for range 50 {
+			if all := checkMappers(newMachine(t.Context(), f, optionsOf(f))); len(all) != 1 || !strings.Contains(all[0].Detail, want) {
+				t.Fatalf("%+v, want %q", all, want)
+			}
+		}
+	}
+}
