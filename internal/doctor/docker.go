@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -187,7 +188,7 @@ func checkContainerd(m *machine) []Finding {
 	}
 	var all []Finding
 	ours := false
-	for _, name := range sortedKeys(conf.Proxies) {
+	for _, name := range slices.Sorted(maps.Keys(conf.Proxies)) {
 		p := conf.Proxies[name]
 		socket := strings.TrimPrefix(p.Address, "unix://")
 		switch {
@@ -203,15 +204,6 @@ func checkContainerd(m *machine) []Finding {
 		all = append(all, found(Note, "the proxy snapshotter of plyfs is not configured (%s)", file).with(m.installContainerd()))
 	}
 	return all
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 func (m *machine) installContainerd() Step {

@@ -35,7 +35,7 @@ func atLeast(release string, major, minor int) (is, ok bool) {
 }
 
 func checkVersion(m *machine) Finding {
-	release := m.line("/proc/sys/kernel/osrelease")
+	release := m.text("/proc/sys/kernel/osrelease")
 	if is, ok := atLeast(release, 4, 18); !ok || is {
 		return found(OK, "Linux %s", release)
 	}
@@ -107,7 +107,7 @@ func checkOverlay(ctx context.Context, m *machine) []Finding {
 		case syscall.ENODEV:
 			f = f.with(asRoot("modprobe overlay"))
 		case syscall.EPERM, syscall.EINVAL:
-			if is, ok := atLeast(m.line("/proc/sys/kernel/osrelease"), 5, 11); ok && !is && t.In == NewUser {
+			if is, ok := atLeast(m.text("/proc/sys/kernel/osrelease"), 5, 11); ok && !is && t.In == NewUser {
 				f = f.with(say("use Linux 5.11 or newer for overlayfs in user namespaces, or plyfs"))
 			}
 		}
@@ -120,10 +120,10 @@ func checkOverlay(ctx context.Context, m *machine) []Finding {
 }
 
 func checkIOUring(m *machine) Finding {
-	setting := m.line("/proc/sys/kernel/io_uring_disabled")
+	setting := m.text("/proc/sys/kernel/io_uring_disabled")
 	err := m.IOUring()
 	fuse := ""
-	if v := m.line("/sys/module/fuse/parameters/enable_uring"); v != "" {
+	if v := m.text("/sys/module/fuse/parameters/enable_uring"); v != "" {
 		fuse = "; FUSE over io_uring (fuse.enable_uring): " + v
 	}
 	switch {
@@ -182,13 +182,13 @@ const littleMemory = 256 << 10
 func checkMemory(m *machine) Finding {
 	free := say("end something, or add memory or swap; plyfs needs about 20 MiB for each mount")
 	var available int64 = -1
-	for line := range strings.Lines(m.line("/proc/meminfo")) {
+	for line := range strings.Lines(m.text("/proc/meminfo")) {
 		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &available); err == nil {
 			break
 		}
 	}
 	var waited float64
-	if _, err := fmt.Sscanf(m.line("/proc/pressure/memory"), "some avg10=%f", &waited); err != nil {
+	if _, err := fmt.Sscanf(m.text("/proc/pressure/memory"), "some avg10=%f", &waited); err != nil {
 		waited = 0
 	}
 	switch {
@@ -222,7 +222,7 @@ func checkCgroup(m *machine) Finding {
 		return found(OK, "version 2")
 	}
 	dir := fmt.Sprintf("/sys/fs/cgroup/user.slice/user-%d.slice/user@%d.service", m.user.UID, m.user.UID)
-	controllers := strings.Fields(m.line(dir + "/cgroup.controllers"))
+	controllers := strings.Fields(m.text(dir + "/cgroup.controllers"))
 	if len(controllers) == 0 {
 		return found(Note, "version 2, and nothing is delegated to this user, who can't limit containers").
 			with(asRoot("loginctl enable-linger %s", m.name()).because("where systemd runs"))

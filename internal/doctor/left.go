@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -189,7 +190,7 @@ const maxLayers = 2000
 // checkMarks looks for work directories that a volatile mount marked, and for those whose files were not synced when
 // the machine went down. Those of mounts in use have them too.
 func checkMarks(m *machine) []Finding {
-	boot := m.line("/proc/sys/kernel/random/boot_id")
+	boot := m.text("/proc/sys/kernel/random/boot_id")
 	volatile, unsynced := make(map[string][]string), make(map[string]int)
 	for _, p := range []place{
 		{"plyfs", filepath.Join(m.options.Root, "layers/plyfs")},
@@ -208,13 +209,13 @@ func checkMarks(m *machine) []Finding {
 			if mark := filepath.Join(dir, "work/work/incompat/volatile"); m.exists(mark) {
 				volatile[p.whose] = append(volatile[p.whose], mark)
 			}
-			if was := m.line(filepath.Join(dir, "work/plyfs.unsynced")); was != "" && was != boot {
+			if was := m.text(filepath.Join(dir, "work/plyfs.unsynced")); was != "" && was != boot {
 				unsynced[p.whose]++
 			}
 		}
 	}
 	var all []Finding
-	for _, whose := range sortedKeys(volatile) {
+	for _, whose := range slices.Sorted(maps.Keys(volatile)) {
 		marks := volatile[whose]
 		all = append(all, found(Note,
 			"%s of %s are not mounted here and marked by volatile mounts: nothing mounts their uppers until the marks are "+
@@ -223,7 +224,7 @@ func checkMarks(m *machine) []Finding {
 			with(say("remove the container: what was not synced may be lost"),
 				asUser("rm -r %s", quote(filepath.Dir(marks[0]))).because("or keep it, if the machine did not go down since")))
 	}
-	for _, whose := range sortedKeys(unsynced) {
+	for _, whose := range slices.Sorted(maps.Keys(unsynced)) {
 		all = append(all, found(Note,
 			"%s of %s had files that were not on disk when the machine went down: at the next mount those show what the "+
 				"image has", count(unsynced[whose], "upper"), whose).of(whose))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,20 +61,20 @@ func (m *machine) name() string { return cmp.Or(m.user.Name, strconv.Itoa(m.user
 
 func (m *machine) subject() Subject {
 	return Subject{
-		UID: m.user.UID, User: m.user.Name, UserNamespace: m.nested, Kernel: m.line("/proc/sys/kernel/osrelease"),
+		UID: m.user.UID, User: m.user.Name, UserNamespace: m.nested, Kernel: m.text("/proc/sys/kernel/osrelease"),
 		System: osRelease(m), Container: m.container.name(),
 	}
 }
 
-// line is the content of a file of one line, "" if it can't be read.
-func (m *machine) line(path string) string {
-	text, _ := m.ReadFile(path)
-	return strings.TrimSpace(string(text))
+// text is the content of a file without the white space around it, "" if it can't be read.
+func (m *machine) text(path string) string {
+	b, _ := m.ReadFile(path)
+	return strings.TrimSpace(string(b))
 }
 
 // number is the content of a file that holds a number.
 func (m *machine) number(path string) (n int64, ok bool) {
-	n, err := strconv.ParseInt(m.line(path), 10, 64)
+	n, err := strconv.ParseInt(m.text(path), 10, 64)
 	return n, err == nil
 }
 
@@ -180,14 +181,7 @@ type mount struct {
 	options []string
 }
 
-func (m mount) has(option string) bool {
-	for _, o := range m.options {
-		if o == option {
-			return true
-		}
-	}
-	return false
-}
+func (m mount) has(option string) bool { return slices.Contains(m.options, option) }
 
 // ours says whether a mount is one of plyfs, or of a fuse-overlayfs, which plyfs may be.
 func (m mount) ours() bool { return m.fstype == "fuse.plyfs" || m.fstype == "fuse.fuse-overlayfs" }

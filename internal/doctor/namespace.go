@@ -30,7 +30,7 @@ func checkUserns(m *machine) Finding {
 	if r, is := failed(all); is {
 		f := found(bad, "a user namespace can be made, but its root may not mount: %s", r.Error)
 		if n, ok := m.number(sysctlAppArmor); ok && n != 0 {
-			return f.with(appArmorWays(m)...)
+			return f.with(appArmorWays()...)
 		}
 		return f.with(confinedWays(m)...)
 	}
@@ -56,7 +56,7 @@ func namespaceWays(m *machine, err error) []Step {
 		return setSysctl("kernel.unprivileged_userns_clone", "1")
 	}
 	if n, ok := m.number(sysctlAppArmor); ok && n != 0 && m.plain() {
-		return appArmorWays(m)
+		return appArmorWays()
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EUSERS) {
 		return []Step{say("there are too many namespaces, or they are nested too deeply: see /proc/sys/user/max_*_namespaces")}
@@ -72,7 +72,7 @@ func setSysctl(name, value string) []Step {
 }
 
 // appArmorWays is what to do where AppArmor takes all rights from the user namespaces of programs without a profile.
-func appArmorWays(*machine) []Step {
+func appArmorWays() []Step {
 	profile := `printf '%s\n' 'abi <abi/4.0>,' 'include <tunables/global>' ` +
 		`'profile plyfs /{usr/,usr/local/,}bin/plyfs flags=(unconfined) { userns, }' >/etc/apparmor.d/plyfs && apparmor_parser -r /etc/apparmor.d/plyfs`
 	return []Step{
@@ -180,7 +180,7 @@ func countIDs(text string) (ids uint64) {
 
 // mappedHere is checkMapped for root of a user namespace.
 func (m *machine) mappedHere() Finding {
-	ids := countIDs(m.line("/proc/self/uid_map"))
+	ids := countIDs(m.text("/proc/self/uid_map"))
 	if ids >= wantIDs {
 		return found(OK, "%d ids are mapped in this namespace", ids)
 	}

@@ -107,12 +107,12 @@ func checkSeccomp(m *machine) []Finding {
 
 // appArmor is the profile that confines this process, "" for none.
 func (m *machine) appArmor() string {
-	if m.line("/sys/module/apparmor/parameters/enabled") != "Y" {
+	if m.text("/sys/module/apparmor/parameters/enabled") != "Y" {
 		return ""
 	}
-	label := m.line("/proc/self/attr/apparmor/current")
+	label := m.text("/proc/self/attr/apparmor/current")
 	if label == "" {
-		label = m.line("/proc/self/attr/current")
+		label = m.text("/proc/self/attr/current")
 	}
 	if label == "unconfined" || strings.HasSuffix(label, "(unconfined)") {
 		return ""
@@ -135,11 +135,11 @@ func checkAppArmor(m *machine) []Finding {
 }
 
 func checkSELinux(m *machine) []Finding {
-	enforce := m.line("/sys/fs/selinux/enforce")
+	enforce := m.text("/sys/fs/selinux/enforce")
 	if enforce == "" {
 		return one(found(OK, "not enabled"))
 	}
-	context := strings.TrimRight(m.line("/proc/self/attr/current"), "\x00")
+	context := strings.TrimRight(m.text("/proc/self/attr/current"), "\x00")
 	if enforce == "0" {
 		return one(found(OK, "permissive, as %s", context))
 	}

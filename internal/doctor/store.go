@@ -177,7 +177,7 @@ func checkStore(m *machine) Finding {
 			st.Mode.Perm()).
 			with(asUser("chmod 0700 %s", quote(root)))
 	}
-	driver := m.line(filepath.Join(root, "driver"))
+	driver := m.text(filepath.Join(root, "driver"))
 	if driver == "" {
 		return found(OK, "%s, empty", root)
 	}

@@ -7,8 +7,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -43,19 +45,10 @@ func (e Entry) String() string {
 		sum := sha256.Sum256(e.Data)
 		fmt.Fprintf(&b, " size %d %s", len(e.Data), hex.EncodeToString(sum[:6]))
 	}
-	for _, name := range sortedKeys(e.Xattrs) {
+	for _, name := range slices.Sorted(maps.Keys(e.Xattrs)) {
 		fmt.Fprintf(&b, " %s=%x", name, e.Xattrs[name])
 	}
 	return b.String()
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }
 
 // Walk lists what is below root and below the directories of root that are named, sorted by path, the directories
