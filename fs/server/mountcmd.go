@@ -20,7 +20,7 @@ import (
 // Main is the program under any name that mounts: it returns when the mount serves, or in the foreground when it is
 // gone again. args are those behind the program's name, which has to be os.Args[0].
 func Main(p Personality, args []string, stdout io.Writer, from Indexes) error {
-	if err, started := launch.Outcome(); started {
+	if started, err := launch.Outcome(); started {
 		return launchFault(err)
 	}
 	r, err := parseRequest(p, args)

@@ -103,18 +103,18 @@ func Start(s Server) error {
 }
 
 // Outcome reports, in a program that forked before it began (see package early), whether a server that is this program's child has
-// done what Start would do, and what came of it.
-func Outcome() (err error, started bool) { //nolint:revive // the error is the outcome
+// done what Start would do. The error is what Start would return.
+func Outcome() (started bool, err error) {
 	f, failed, err := early.Outcome()
 	if err != nil || !failed {
-		return err, failed
+		return failed, err
 	}
 	defer unix.Close(f.Rest)
 	rest, err := io.ReadAll(sys.FDReader(f.Rest))
 	if err != nil {
-		return fmt.Errorf("the server's verdict can't be read: %w", err), true
+		return true, fmt.Errorf("the server's verdict can't be read: %w", err)
 	}
-	return outcome(append(f.Verdict, rest...), func() string { return waitFor(f.Pid) }), true
+	return true, outcome(append(f.Verdict, rest...), func() string { return waitFor(f.Pid) })
 }
 
 // roomy has file passed as TableFD too, if this process may have that many descriptors.
@@ -153,10 +153,10 @@ func outcome(b []byte, wait func() string) error {
 // waitFor waits for the end of a child that should have gone on, and says how it ended.
 func waitFor(pid int) string {
 	var status unix.WaitStatus
-	_, err := unix.Wait4(pid, &status, 0, nil)
-	for errors.Is(err, unix.EINTR) {
-		_, err = unix.Wait4(pid, &status, 0, nil)
-	}
+	err := sys.Retry(func() error {
+		_, err := unix.Wait4(pid, &status, 0, nil)
+		return err
+	})
 	if err != nil {
 		return err.Error()
 	}
