@@ -95,8 +95,6 @@ type Record struct {
 const OffsetShift = 8
 
 // NameOffset orders the entries of a directory: it is a name's position for readdir.
-func NameOffset(name string) uint64 { return nameOffset(xxhash.Sum64String(name)) }
-
-func nameOffset(hash uint64) uint64 {
-	return hash>>1&^(1<<OffsetShift-1) | 1<<OffsetShift
+func NameOffset(name string) uint64 {
+	return xxhash.Sum64String(name)>>1&^(1<<OffsetShift-1) | 1<<OffsetShift
 }

@@ -31,5 +31,5 @@
 //
 // # Locks
 //
-// Builder.mu, Index.mu and Cache.mu are leaves; none is held across another. The flocks: .lock before that of an index.
+// Builder.mu and Index.mu are leaves; none is held across another. The flocks: .lock before that of an index.
 package indexdb

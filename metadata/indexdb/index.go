@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -120,7 +121,7 @@ func diskUse(root *os.Root) int64 {
 			return fs.SkipDir
 		}
 		if st, err := e.Info(); err == nil {
-			if s, ok := st.Sys().(*sysStat); ok {
+			if s, ok := st.Sys().(*syscall.Stat_t); ok {
 				sum += s.Blocks * 512
 			}
 		}

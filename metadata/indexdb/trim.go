@@ -7,13 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"syscall"
 
 	"plyfs/metadata"
 )
-
-// sysStat is what os.FileInfo.Sys returns.
-type sysStat = syscall.Stat_t
 
 // List describes the indexes in the cache, those too that were set aside, sorted by name. It opens each.
 func (c *Cache) List() ([]metadata.Info, error) {

@@ -24,7 +24,7 @@
 // # Versions
 //
 // The version of the schema belongs to who stores: it stands in the seal and in badger's manifest. The key tables are in the
-// package docs of those who store: metadata for a stack index.
+// package docs of those who store: metadata/indexdb for a stack index, layerdb for layers.
 //
 // # Concurrency
 //

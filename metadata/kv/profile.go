@@ -33,7 +33,7 @@ type Options struct {
 }
 
 // Sizes of the profiles, in bytes. The tables of an index hold little more than keys, so small memtables do; what they cost
-// is measured by the benchmarks of package metadata.
+// is measured by the benchmarks of package indexdb.
 const (
 	builderMemTable  = 16 << 20
 	builderValueLog  = 256 << 20
