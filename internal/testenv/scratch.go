@@ -3,8 +3,6 @@ package testenv
 import (
 	"errors"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,33 +29,6 @@ func Scratch(t testing.TB) string {
 		_ = os.RemoveAll(dir)
 	})
 	return dir
-}
-
-// Ext4 returns the root of a new ext4 file system of the given size in bytes, on a loop device, unmounted after the
-// test.
-func Ext4(t testing.TB, size int64) string {
-	t.Helper()
-	dir := Scratch(t)
-	img, root := filepath.Join(dir, "img"), filepath.Join(dir, "mnt")
-	f, err := os.Create(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = errors.Join(f.Truncate(size), f.Close(), os.Mkdir(root, 0o755))
-	if err != nil {
-		t.Fatal(err)
-	}
-	run(t, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1", img)
-	run(t, "mount", "-o", "loop", "-t", "ext4", img, root)
-	t.Cleanup(func() { Unmount(t, root) })
-	return root
-}
-
-func run(t testing.TB, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
 }
 
 // Unmount unmounts dir and, if it stays busy for some seconds, detaches it and fails the test.
