@@ -42,7 +42,6 @@ func arrows() map[string][]string {
 		"drivers/all/...":       {"drivers/..."},
 		// The native differ reads a layer and those below it as the engine shows them.
 		"drivers/internal/upperdiff": {"drivers", "drivers/internal/...", "cow/...", "fs/union", "internal/sys"},
-		"fs":                         {},
 		"fs/fusefs":                  {"fs/union", "internal/latency", "internal/sys"},
 		"fs/union":                   {"cow/...", "metadata", "internal/latency", "internal/sys"},
 		"fs/fsck":                    {"cow/...", "metadata", "metadata/indexdb", "internal/sys"},
@@ -57,7 +56,6 @@ func arrows() map[string][]string {
 		"internal/sys":               {},
 		"internal/latency":           {},
 		"internal/control":           {"internal/latency", "internal/sys"},
-		"internal/invariant":         {},
 		// It asks the kernel's FUSE what it can do.
 		"internal/doctor":      {"fs/fusefs", "internal/sys"},
 		"internal/fingerprint": {},
@@ -76,9 +74,6 @@ func arrows() map[string][]string {
 		"":                       {},
 	}
 }
-
-// everyone may be imported by any package.
-func everyone() []string { return []string{"internal/invariant"} }
 
 // onlyFor says which packages alone may import something, tests excepted where they are in those packages too.
 func onlyFor() map[string][]string {
@@ -153,7 +148,7 @@ func allowed(name string) (targets []string, known bool) {
 			best, targets = len(pattern), list
 		}
 	}
-	return append(slices.Clone(targets), everyone()...), best >= 0
+	return targets, best >= 0
 }
 
 func TestImportArrows(t *testing.T) {
@@ -167,6 +162,28 @@ func TestImportArrows(t *testing.T) {
 			rest, ours := strings.CutPrefix(imp, module+"/")
 			if ours && !anyMatches(targets, rest) {
 				t.Errorf("%s imports %s; it may import only %s", p.ImportPath, imp, fmt.Sprint(targets))
+			}
+		}
+	}
+}
+
+// TestTablesNamePackages: a row about a package that is not there allows nothing, and misleads who reads it.
+func TestTablesNamePackages(t *testing.T) {
+	all := listPackages(t)
+	exists := func(pattern string) bool {
+		return slices.ContainsFunc(all, func(p goPackage) bool { return matches(pattern, p.name()) })
+	}
+	for pattern, targets := range arrows() {
+		for _, named := range append(slices.Clone(targets), pattern) {
+			if !exists(named) {
+				t.Errorf("the row of %s in arch_test.go: no package is %s", pattern, named)
+			}
+		}
+	}
+	for what, who := range onlyFor() {
+		for _, named := range who {
+			if !exists(named) {
+				t.Errorf("the reservation of %s in arch_test.go: no package is %s", what, named)
 			}
 		}
 	}
