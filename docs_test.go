@@ -122,6 +122,33 @@ func TestSemanticsNamesRealTests(t *testing.T) {
 	}
 }
 
+// Each package has its place in docs/architecture.md, by its path or by that of a folder with "/..." behind, and the table of packages
+// has no others.
+func TestArchitectureNamesPackages(t *testing.T) {
+	text := documents(t)["docs/architecture.md"]
+	all := listPackages(t)
+	path := regexp.MustCompile("`([a-z0-9/.-]+)`")
+	var named []string
+	for _, m := range path.FindAllStringSubmatch(text, -1) {
+		named = append(named, m[1])
+	}
+	for _, p := range all {
+		if p.name() != "" && !anyMatches(named, p.name()) {
+			t.Errorf("docs/architecture.md says nothing about the package %s", p.name())
+		}
+	}
+	_, table, _ := strings.Cut(text, "\n| package |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for row := range strings.Lines(table) {
+		first, _, _ := strings.Cut(strings.TrimPrefix(row, "|"), "|")
+		for _, m := range path.FindAllStringSubmatch(first, -1) {
+			if !slices.ContainsFunc(all, func(p goPackage) bool { return matches(m[1], p.name()) }) {
+				t.Errorf("docs/architecture.md: no package is %s", m[1])
+			}
+		}
+	}
+}
+
 // A test that a row of docs/semantics.md names must be in the package that it names with it.
 func TestSemanticsNamesPackages(t *testing.T) {
 	named := regexp.MustCompile("((?:`Test[A-Za-z0-9]+`(?:, )?)+) in `([a-z/]+)`")

@@ -61,7 +61,7 @@ func containerCreateCommand() storeCommand {
 	return storeCommand{
 		name: "create", usage: "make a writable layer over an image", min: 1, max: 2,
 		refers:      true,
-		line:        "plyfs container create [--quota SIZE] [--quota-inodes N] [--label NAME=VALUE]... [--json] IMAGE [NAME]",
+		line:        "plyfs container create [--quota SIZE] [--quota-inodes N] [--mount-label L] [--label N=V]... [--opt N=V]... [--json] IMAGE [NAME]",
 		description: "IMAGE is an image, a layer, or scratch for nothing. Without NAME the container gets a random one, which is printed.",
 		flags: []cli.Flag{
 			&cli.StringFlag{Name: "quota", Usage: "`SIZE` in bytes, or with K, M or G, of what may be written"},

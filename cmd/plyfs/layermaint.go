@@ -277,7 +277,7 @@ func (s *session) reportOut(r layerdb.Report, more []image.Problem) error {
 
 func layerMigrateCommand() storeCommand {
 	return storeCommand{
-		name: "migrate", usage: "move the whole store to another driver", line: "plyfs layer migrate (--to DRIVER [--remove-old] | --remove-old) [-q]", max: 0,
+		name: "migrate", usage: "move the whole store to another driver", line: "plyfs layer migrate (--to DRIVER [--to-opt NAME=VALUE]... [--remove-old] | --remove-old) [-q]", max: 0,
 		description: "Layer by layer, each compared with its digest; containers, too. What is interrupted goes on when the command is\n" +
 			"given again, and --remove-old alone gives it up. The layers of the old driver stay until --remove-old. No container may\n" +
 			"be mounted.",
