@@ -38,19 +38,6 @@ const (
 
 const fsckUsageLine = "plyfs fsck [--repair | -n] [--json] [-q] -o upperdir=DIR,workdir=DIR,lowerdir=DIR[:DIR]..."
 
-// optionList collects the values of a flag that may be repeated, commas and all: they belong to the options' own
-// grammar.
-type optionList []string
-
-// Set adds one value.
-func (l *optionList) Set(s string) error {
-	*l = append(*l, s)
-	return nil
-}
-
-// String returns all values.
-func (l *optionList) String() string { return strings.Join(*l, ",") }
-
 // fsckCommand is plyfs fsck.
 func fsckCommand() *cli.Command {
 	options := &optionList{}
@@ -63,7 +50,7 @@ func fsckCommand() *cli.Command {
 			"Exit codes are those of fsck(8), added up: 0 no errors, 1 errors corrected, 4 errors left, 8 the check\n" +
 			"failed, 16 bad command line, 32 interrupted. Notes don't count.",
 		Flags: []cli.Flag{
-			&cli.GenericFlag{Name: "o", Value: options, Usage: "`OPTION[,OPTION]...` of the mount; may be repeated"},
+			optionsFlag(options),
 			&cli.BoolFlag{Name: "repair", Usage: "repair what can be repaired without losing anything"},
 			&cli.BoolFlag{
 				Name: "dry-run", Aliases: []string{"n"}, Usage: "change nothing, and check even layers that are mounted",
@@ -75,9 +62,7 @@ func fsckCommand() *cli.Command {
 			return faultf(fsckUsage, "%v; usage: %s", err, fsckUsageLine)
 		},
 		Action: func(c *cli.Context) error {
-			args := append([]string(*options), c.Args().Slice()...)
-			*options = nil
-			return runFsck(c, args)
+			return runFsck(c, append(options.take(), c.Args().Slice()...))
 		},
 	}
 }

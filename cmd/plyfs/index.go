@@ -78,17 +78,6 @@ func printed(c *cli.Context, code int, print func(w io.Writer)) error {
 
 func jsonFlag() cli.Flag { return &cli.BoolFlag{Name: "json", Usage: "print JSON"} }
 
-func optionsFlag(value *optionList) cli.Flag {
-	return &cli.GenericFlag{Name: "o", Value: value, Usage: "`OPTION[,OPTION]...` of the mount; may be repeated"}
-}
-
-// take returns the collected values and forgets them.
-func (l *optionList) take() []string {
-	values := []string(*l)
-	*l = nil
-	return values
-}
-
 // parseIndexOptions reads mount options, with further lowers below those of the options. What does not concern the
 // lowers is ignored.
 func parseIndexOptions(options, lowers []string, line string) (mountopt.Options, error) {
