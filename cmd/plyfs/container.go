@@ -267,15 +267,23 @@ func containerUmountCommand() storeCommand {
 				if s.c.Bool("all") {
 					n = c.Mounts
 				}
-				for range n {
-					if err := s.layers.Unmount(ctx, name); err != nil {
-						return err
-					}
+				if err := s.unmount(ctx, name, n); err != nil {
+					return err
 				}
 			}
 			return nil
 		},
 	}
+}
+
+// unmount takes n mounts of a container back.
+func (s *session) unmount(ctx context.Context, name string, n int) error {
+	for range n {
+		if err := s.layers.Unmount(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func containerChangesCommand() storeCommand {
@@ -367,11 +375,8 @@ func containerRmCommand() storeCommand {
 				if err != nil {
 					return err
 				}
-				for range c.Mounts {
-					if !s.c.Bool("force") {
-						break
-					}
-					if err := s.layers.Unmount(ctx, name); err != nil {
+				if s.c.Bool("force") {
+					if err := s.unmount(ctx, name, c.Mounts); err != nil {
 						return err
 					}
 				}

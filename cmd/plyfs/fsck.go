@@ -6,15 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
 	"plyfs/fs/fsck"
@@ -88,13 +87,13 @@ func runFsck(c *cli.Context, args []string) error {
 		}
 		defer index.Close()
 	}
-	ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, unix.SIGTERM)
+	ctx, stop := interruptible(c)
 	defer stop()
 	out := bufio.NewWriter(c.App.Writer)
 	p := newFsckPrinter(out, c)
 	sum, err := fsck.Run(ctx, fsck.Options{
 		Upper: s.Upper, Work: s.Work, Lowers: s.Lowers, StackIndex: index, Repair: repair, InUse: dry,
-		Report: p.finding, Progress: progressTo(os.Stderr),
+		Report: p.finding, Progress: fsckProgress(os.Stderr),
 	})
 	p.end(sum, err)
 	if ferr := out.Flush(); ferr != nil && err == nil {
@@ -372,16 +371,12 @@ func oneLine(text string) string {
 // progressEvery is how often a terminal is told how far a check is; the first time after as long.
 const progressEvery = time.Second
 
-// progressTo reports progress of long checks to a terminal; nil if f is none.
-func progressTo(f *os.File) func(fsck.Progress) {
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+// fsckProgress reports progress of long checks to a terminal; nil if f is none.
+func fsckProgress(f *os.File) func(fsck.Progress) {
+	if !isTerminal(f) {
 		return nil
 	}
-	last := time.Now()
-	return func(p fsck.Progress) {
-		if now := time.Now(); now.Sub(last) >= progressEvery {
-			last = now
-			fmt.Fprintf(f, "plyfs fsck: %s, %d objects, %s\n", p.Step, p.Objects, printable(p.Path))
-		}
-	}
+	return everySoOften(f, func(w io.Writer, p fsck.Progress) {
+		fmt.Fprintf(w, "plyfs fsck: %s, %d objects, %s\n", p.Step, p.Objects, printable(p.Path))
+	})
 }

@@ -160,8 +160,8 @@ func existingIndexCache(c *cli.Context, o mountopt.Options, log *slog.Logger) (*
 	return openIndexCache(dir, log)
 }
 
-// indexLog tells warnings to stderr.
-func indexLog() *slog.Logger {
+// warnLog tells warnings to stderr.
+func warnLog() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 

@@ -85,7 +85,7 @@ type indexBuilt struct {
 func runIndexBuild(c *cli.Context, o mountopt.Options) error {
 	ctx, stop := interruptible(c)
 	defer stop()
-	log := indexLog()
+	log := warnLog()
 	n := c.Int("fds")
 	if n > 0 {
 		if err := sys.EndWithParent(); err != nil {

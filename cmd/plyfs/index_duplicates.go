@@ -57,7 +57,7 @@ func runIndexDuplicates(c *cli.Context) error {
 	defer stop()
 	server.RaiseFileLimit()
 	d := &duplicates{least: max(least, 1)}
-	cache, err := existingIndexCache(c, mountopt.Options{}, indexLog())
+	cache, err := existingIndexCache(c, mountopt.Options{}, warnLog())
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func indexLsCommand() *cli.Command {
 
 // listIndexes describes all indexes, of which there may be none.
 func listIndexes(c *cli.Context) ([]metadata.Info, error) {
-	cache, err := existingIndexCache(c, mountopt.Options{}, indexLog())
+	cache, err := existingIndexCache(c, mountopt.Options{}, warnLog())
 	if cache == nil || err != nil {
 		return nil, err
 	}

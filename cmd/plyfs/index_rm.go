@@ -42,7 +42,7 @@ func runIndexRm(c *cli.Context) error {
 	if ways != 1 {
 		return faultf(indexUsage, "give names, or --all, or --stale; usage: %s", indexRmUsage)
 	}
-	cache, err := existingIndexCache(c, mountopt.Options{}, indexLog())
+	cache, err := existingIndexCache(c, mountopt.Options{}, warnLog())
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func openTarget(c *cli.Context, options []string, line string, layers bool) (t *
 			t, err = nil, indexFault(err)
 		}
 	}()
-	log := indexLog()
+	log := warnLog()
 	if t.cache, err = existingIndexCache(c, o, log); err != nil {
 		return t, err
 	}

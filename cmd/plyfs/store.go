@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -238,7 +236,7 @@ func (s storeCommand) runSession(c *cli.Context, args []string) (err error) {
 // storeOptions are those that the command line names.
 func storeOptions(c *cli.Context) (layerdb.Options, error) {
 	o := layerdb.Options{
-		Root: c.String("root"), Driver: c.String("driver"), Registry: all.Registry(), Wait: c.Duration("wait"), Log: storeLog(),
+		Root: c.String("root"), Driver: c.String("driver"), Registry: all.Registry(), Wait: c.Duration("wait"), Log: warnLog(),
 	}
 	if o.Wait == 0 {
 		o.Wait = -1
@@ -265,9 +263,4 @@ func pairsOf(words []string) (map[string]string, error) {
 		pairs[name] = value
 	}
 	return pairs, nil
-}
-
-// storeLog tells warnings to stderr.
-func storeLog() *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // An unprivileged user works in a user namespace, in which the user is root and the user's subordinate ids (/etc/subuid) are
@@ -66,10 +68,7 @@ func stayTraceable() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
 	}
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl PR_SET_PDEATHSIG: %w", err)
-	}
-	return nil
+	return sys.EndWithParent()
 }
 
 const unshareUsage = "plyfs unshare [COMMAND [ARGUMENT]...]"
