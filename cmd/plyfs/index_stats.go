@@ -29,7 +29,7 @@ func indexStatsCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			ctx, stop := interruptible(c)
 			defer stop()
-			t, err := openTarget(c, options.take(), indexStatsUsage, false)
+			t, err := openTarget(c, options.take(), indexStatsUsage, indexAlone)
 			if err != nil {
 				return err
 			}

@@ -39,9 +39,18 @@ func (t *indexTarget) close() {
 	}
 }
 
-// openTarget opens the index that NAME or options mean, a stale one too; with layers also the layers that it was built
-// from.
-func openTarget(c *cli.Context, options []string, line string, layers bool) (t *indexTarget, err error) {
+// extent says how much of a target is opened.
+type extent int
+
+const (
+	// indexAlone is the index without what it describes.
+	indexAlone extent = iota
+	// withLayers is the index, and the layers that it was built from.
+	withLayers
+)
+
+// openTarget opens the index that NAME or options mean, a stale one too.
+func openTarget(c *cli.Context, options []string, line string, what extent) (t *indexTarget, err error) {
 	var name string
 	switch {
 	case c.NArg() == 1 && len(options) == 0:
@@ -70,24 +79,24 @@ func openTarget(c *cli.Context, options []string, line string, layers bool) (t *
 	}
 	server.RaiseFileLimit()
 	if name == "" {
-		return t, t.openOf(o, layers, log)
+		return t, t.openOf(o, what, log)
 	}
 	if t.index, err = t.cache.OpenName(name); err != nil {
 		return t, noIndex(err)
 	}
-	if layers {
+	if what == withLayers {
 		t.stack, err = layersOfIndex(t.index.Info())
 	}
 	return t, err
 }
 
 // openOf opens the index of the lowers of o.
-func (t *indexTarget) openOf(o mountopt.Options, layers bool, log *slog.Logger) error {
+func (t *indexTarget) openOf(o mountopt.Options, what extent, log *slog.Logger) error {
 	s, err := openIndexStack(o)
 	if err != nil {
 		return err
 	}
-	if layers {
+	if what == withLayers {
 		t.stack = s
 	} else {
 		defer s.Close()

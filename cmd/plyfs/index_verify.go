@@ -39,7 +39,7 @@ func indexVerifyCommand() *cli.Command {
 func runIndexVerify(c *cli.Context, options []string) error {
 	ctx, stop := interruptible(c)
 	defer stop()
-	t, err := openTarget(c, options, indexVerifyUsage, true)
+	t, err := openTarget(c, options, indexVerifyUsage, withLayers)
 	if err != nil {
 		return err
 	}

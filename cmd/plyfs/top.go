@@ -53,8 +53,11 @@ func topCommand() *cli.Command {
 			}
 			ctx, stop := signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 			defer stop()
-			t := &top{scope: scopeOf(c), interval: interval, targets: c.Args().Slice(), mounts: make(map[string]*topMount), silent: make(map[string]time.Time)}
-			return t.run(ctx, c.App.Writer, c.Bool("once"), c.Bool("json"))
+			t := &top{
+				scope: scopeOf(c), interval: interval, targets: c.Args().Slice(), once: c.Bool("once"), json: c.Bool("json"),
+				mounts: make(map[string]*topMount), silent: make(map[string]time.Time),
+			}
+			return t.run(ctx, c.App.Writer)
 		},
 	}
 }
@@ -64,6 +67,8 @@ type top struct {
 	scope    control.Scope
 	interval time.Duration
 	targets  []string
+	// once has one frame shown, json has it shown as JSON.
+	once, json bool
 
 	all sync.WaitGroup
 	mu  sync.Mutex
@@ -99,7 +104,7 @@ func (m *topMount) add(s *control.Sample) {
 }
 
 // run shows frames until ctx ends, or one.
-func (t *top) run(ctx context.Context, out io.Writer, once, asJSON bool) error {
+func (t *top) run(ctx context.Context, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer t.all.Wait()
 	defer cancel()
@@ -107,10 +112,10 @@ func (t *top) run(ctx context.Context, out io.Writer, once, asJSON bool) error {
 		return err
 	}
 	show := printFrame
-	if asJSON {
+	if t.json {
 		show = printFrameJSON
 	}
-	if once {
+	if t.once {
 		if err := t.missing(); err != nil {
 			return err
 		}
@@ -120,7 +125,7 @@ func (t *top) run(ctx context.Context, out io.Writer, once, asJSON bool) error {
 		return show(out, t.frame())
 	}
 	var screen *terminal
-	if f, ok := out.(*os.File); ok && !asJSON {
+	if f, ok := out.(*os.File); ok && !t.json {
 		var err error
 		if screen, err = openTerminal(f); err != nil && !errors.Is(err, unix.ENOTTY) {
 			return faultf(exitSystem, "terminal: %v", err)
