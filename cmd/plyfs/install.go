@@ -250,12 +250,25 @@ func runShow(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := in.journal().load()
+	s, err := in.state()
 	if err != nil {
 		return err
 	}
+	if c.Bool("json") {
+		return encodeJSON(c.App.Writer, s)
+	}
+	return printed(c, storeFailed, s.print)
+}
+
+// state finds out what is installed, and whether it is still as it was made.
+func (in *installer) state() (installState, error) {
+	r, err := in.journal().load()
+	if err != nil {
+		return installState{}, err
+	}
 	s := installState{
-		Record: in.journal().path, Program: r.Program, Interrupted: len(r.Pending) > 0, Found: in.lookPath(server.NameFuseOverlayfs),
+		Record: in.journal().path, Program: r.Program, Interrupted: len(r.Pending) > 0, Changes: []installedState{},
+		Found: in.lookPath(server.NameFuseOverlayfs),
 	}
 	for _, change := range r.Done {
 		state := installedState{installChange: change, State: "as installed"}
@@ -266,8 +279,5 @@ func runShow(c *cli.Context) error {
 		}
 		s.Changes = append(s.Changes, state)
 	}
-	if c.Bool("json") {
-		return encodeJSON(c.App.Writer, s)
-	}
-	return printed(c, storeFailed, s.print)
+	return s, nil
 }

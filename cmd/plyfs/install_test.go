@@ -57,6 +57,17 @@ func readText(t *testing.T, path string) string {
 	return string(text)
 }
 
+// TestStateOfNothing: programs get a list, if only an empty one.
+func TestStateOfNothing(t *testing.T) {
+	s, err := testInstaller(t, false).state()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := jsonOf(s); !strings.Contains(text, `"changes":[]`) {
+		t.Errorf("%s", text)
+	}
+}
+
 // snapshot lists everything beneath a directory, with modes, contents and link targets.
 func snapshot(t *testing.T, root string) []string {
 	t.Helper()
