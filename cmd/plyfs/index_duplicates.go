@@ -37,7 +37,7 @@ func indexDuplicatesCommand() *cli.Command {
 		Description: "Compares the digests of all indexes that have them. Files are equal if size and digest are; the\n" +
 			"digest is no defence against malice, so compare files before you replace one by another.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "min", Usage: "leave smaller files out; K, M and G stand for powers of 1024", Value: "1"},
+			&cli.StringFlag{Name: "min", Usage: "leave out files smaller than `SIZE`; K, M and G stand for powers of 1024", Value: "1"},
 			jsonFlag(), dirFlag(),
 		},
 		OnUsageError: indexUsageError(indexDuplicatesUsage),

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // The kinds of changes.
@@ -118,7 +120,7 @@ func (c installChange) replace() error {
 	}
 	if c.Before == "" {
 		// Unlike a rename, a link fails if somebody else was faster.
-		return errors.Join(os.Link(fresh, c.Path), os.Remove(fresh), syncDirectory(filepath.Dir(c.Path)))
+		return errors.Join(os.Link(fresh, c.Path), os.Remove(fresh), sys.SyncDir(filepath.Dir(c.Path)))
 	}
 	if err := likeOld(fresh, c.Path); err != nil {
 		return err
@@ -132,7 +134,7 @@ func (c installChange) replace() error {
 	if err := os.Rename(fresh, c.Path); err != nil {
 		return err
 	}
-	return syncDirectory(filepath.Dir(c.Path))
+	return sys.SyncDir(filepath.Dir(c.Path))
 }
 
 // likeOld gives the file fresh the owner and the mode of the file old.
@@ -233,7 +235,7 @@ func (c installChange) restore() error {
 		if err := os.Rename(c.Backup, c.Path); err != nil {
 			return err
 		}
-		return syncDirectory(filepath.Dir(c.Path))
+		return sys.SyncDir(filepath.Dir(c.Path))
 	case now == c.Before && c.Backup != "":
 		return removeIfSame(c.Backup, c.Path)
 	}

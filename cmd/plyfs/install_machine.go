@@ -102,7 +102,7 @@ func (in *installer) journal() journal {
 	return journal{path: in.path("/var/lib/plyfs/install.json")}
 }
 
-// links returns the link for the program name in dir, none if it is there already.
+// link returns the link for the program name in dir, none if it is there already.
 func (in *installer) link(r installRecord, dir, name string) (*installChange, error) {
 	path := filepath.Join(dir, name)
 	resolved, err := trustedPath(dir, in.uid)

@@ -13,7 +13,7 @@ import (
 	"plyfs/fs/server"
 )
 
-// The keys of storage.conf(5) of containers/storage.
+// storageKey is a key of storage.conf(5) of containers/storage.
 func storageKey(names ...string) []string { return append([]string{"storage"}, names...) }
 
 func mountProgramKey() []string { return storageKey("options", "overlay", "mount_program") }

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/sys"
 )
 
 // The classes of what stops plyfs install and plyfs uninstall; every error of theirs wraps one of them, or is of the system.
@@ -75,7 +77,7 @@ func (j journal) save(r installRecord) error {
 		if err := os.Remove(j.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return syncDirectory(filepath.Dir(j.path))
+		return sys.SyncDir(filepath.Dir(j.path))
 	}
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -88,7 +90,7 @@ func (j journal) save(r installRecord) error {
 	if err := os.Rename(fresh, j.path); err != nil {
 		return errors.Join(err, os.Remove(fresh))
 	}
-	return syncDirectory(filepath.Dir(j.path))
+	return sys.SyncDir(filepath.Dir(j.path))
 }
 
 // lock keeps other installations out until the process ends or release is called. It makes the record's directory where
@@ -200,15 +202,6 @@ func stageFile(path string, text []byte, mode fs.FileMode) error {
 		return errors.Join(err, os.Remove(path))
 	}
 	return nil
-}
-
-func syncDirectory(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // missingDirectories are the directories that have to be made, with a mode, so that path is one, the outermost first.

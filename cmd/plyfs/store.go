@@ -161,7 +161,7 @@ func storeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "root", EnvVars: []string{"PLYFS_ROOT"}, Usage: "`DIR` of the store"},
 		&cli.StringFlag{Name: "driver", EnvVars: []string{"PLYFS_DRIVER"}, Usage: "`NAME` of the graph driver; see plyfs driver probe"},
 		listFlag("driver-opt", "`NAME=VALUE`, an option of the driver; may be repeated"),
-		&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "how long to wait for a process that has the store open"},
+		&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "`DURATION` to wait for a process that has the store open; 0 for none"},
 		jsonFlag(),
 	}
 }

@@ -61,7 +61,7 @@ func snapshotterCommand() *cli.Command {
 			&cli.PathFlag{Name: "root", Usage: "`DIR` of the store (default: snapshotter in the directory of the layer store)"},
 			&cli.StringFlag{Name: "driver", Usage: "`NAME` of the graph driver; see plyfs driver probe (default: that of the store, plyfs for a new one)"},
 			&cli.StringSliceFlag{Name: "driver-opt", Usage: "option of the driver, `NAME=VALUE`; may be repeated"},
-			&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "how long to wait for a process that has the store open"},
+			&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "`DURATION` to wait for a process that has the store open"},
 			&cli.StringFlag{
 				Name: "sync", Value: syncRecord,
 				Usage: "`WHAT` is on disk when a snapshot is committed: record, as with containerd's overlayfs, or content",
