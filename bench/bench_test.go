@@ -207,6 +207,17 @@ func TestCanceledStart(t *testing.T) {
 	}
 }
 
+// TestTurns: every system has its turn in each round, and each second round goes the other way.
+func TestTurns(t *testing.T) {
+	r := NewRunner(Config{Samples: 3})
+	if got := slices.Collect(r.turns(3, 0)); !slices.Equal(got, []int{0, 1, 2, 2, 1, 0, 0, 1, 2}) {
+		t.Errorf("%v", got)
+	}
+	if got := slices.Collect(r.turns(2, 1)); !slices.Equal(got, []int{0, 1}) {
+		t.Errorf("with one round at most: %v", got)
+	}
+}
+
 // TestMediaFirst: a medium that can't be had ends a run before anything is measured, also where it is the last one.
 func TestMediaFirst(t *testing.T) {
 	workloads, err := Select(All(), []string{"create"})

@@ -140,9 +140,8 @@ func engineSystems(ctx context.Context, program string, workloads []EngineWorklo
 }
 
 // RunEngines measures engine workloads as c says, whose own workloads do not count; its systems are what the report says of those that
-// are measured. It must be the first
-// process of a process namespace, in a mount namespace of its own: what engines leave behind ends with it. It cleans up, and the
-// report holds what was measured even with an error.
+// are measured. It must be the first process of a process namespace, in a mount namespace of its own: what engines leave behind ends with
+// it. It cleans up, and the report holds what was measured even with an error.
 func RunEngines(ctx context.Context, c Config, program string, workloads []EngineWorkload) (report *Report, err error) {
 	r := NewRunner(c)
 	report = newReport(r.cfg, describeHost(numCPU()))
@@ -163,16 +162,11 @@ func RunEngines(ctx context.Context, c Config, program string, workloads []Engin
 		return report, err
 	}
 	for _, w := range workloads {
-		res, err := r.measureEngines(ctx, host, w)
+		results, err := r.measureEngines(ctx, host, w)
 		if err != nil {
 			return report, err
 		}
-		for _, one := range res {
-			report.add(one)
-			if r.cfg.OnResult != nil {
-				r.cfg.OnResult(report.Results[len(report.Results)-1])
-			}
-		}
+		r.record(report, results)
 	}
 	if slices.ContainsFunc(report.Results, Result.failed) {
 		return report, errFailed
@@ -203,27 +197,17 @@ func (r *Runner) measureEngines(ctx context.Context, host *engineHost, w EngineW
 			r.cfg.Logger.Error("no engine", "workload", w.Name, "system", s.Name, "error", err)
 		}
 	}
-	samples := r.cfg.Samples
-	if w.MaxSamples > 0 {
-		samples = min(samples, w.MaxSamples)
-	}
-	for round := range samples {
-		order := indices(len(systems))
-		if round%2 == 1 {
-			slices.Reverse(order)
+	for i := range r.turns(len(systems), w.MaxSamples) {
+		if rec.given(i) {
+			continue
 		}
-		for _, i := range order {
-			if rec.given(i) {
-				continue
-			}
-			e := &Env{Scale: 1}
-			err := sampleEngine(ctx, r.cfg, w, e, engines[i])
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			r.cfg.Logger.Debug("sample", "workload", w.Name, "system", systems[i].Name, "elapsed", e.elapsed, "err", err)
-			rec.add(i, message{Elapsed: e.elapsed, Ops: 1}, err)
+		e := &Env{Scale: 1}
+		err := sampleEngine(ctx, r.cfg, w, e, engines[i])
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
+		r.cfg.Logger.Debug("sample", "workload", w.Name, "system", systems[i].Name, "elapsed", e.elapsed, "err", err)
+		rec.add(i, message{Elapsed: e.elapsed, Ops: 1}, err)
 	}
 	return rec.results(), nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -146,52 +147,61 @@ func (r *Runner) runOn(ctx context.Context, layersOn string, report *Report) (er
 		if err != nil {
 			return err
 		}
-		for _, res := range results {
-			report.add(res)
-			if r.cfg.OnResult != nil {
-				r.cfg.OnResult(report.Results[len(report.Results)-1])
-			}
-		}
+		r.record(report, results)
 	}
 	return nil
+}
+
+// record adds results to the report, and tells of them.
+func (r *Runner) record(report *Report, results []Result) {
+	for _, res := range results {
+		report.add(res)
+		if r.cfg.OnResult != nil {
+			r.cfg.OnResult(report.Results[len(report.Results)-1])
+		}
+	}
 }
 
 // measure takes all samples of a workload. Only the end of ctx is an error.
 func (r *Runner) measure(ctx context.Context, w Workload, place Place) ([]Result, error) {
 	fx := r.fixture(ctx, w, place.Layers)
-	samples := r.cfg.Samples
-	if w.MaxSamples > 0 {
-		samples = min(samples, w.MaxSamples)
-	}
 	rec := newRecorder(w, place, r.cfg.Systems)
-	for round := range samples {
-		order := indices(len(r.cfg.Systems))
-		if round%2 == 1 {
-			slices.Reverse(order)
+	for i := range r.turns(len(r.cfg.Systems), w.MaxSamples) {
+		sys := r.cfg.Systems[i]
+		if rec.given(i) || !w.On.includes(sys) {
+			continue
 		}
-		for _, i := range order {
-			sys := r.cfg.Systems[i]
-			if rec.given(i) || !w.On.includes(sys) {
-				continue
-			}
-			m, err := r.sample(ctx, w, sys, fx, place)
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			r.cfg.Logger.Debug("sample", "values", m.Values, "workload", w.Name, "system", sys.Name, "place", place.String(),
-				"elapsed", m.Elapsed, "err", err)
-			rec.add(i, m, err)
+		m, err := r.sample(ctx, w, sys, fx, place)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
+		r.cfg.Logger.Debug("sample", "values", m.Values, "workload", w.Name, "system", sys.Name, "place", place.String(),
+			"elapsed", m.Elapsed, "err", err)
+		rec.add(i, m, err)
 	}
 	return rec.results(), nil
 }
 
-func indices(n int) []int {
-	out := make([]int, n)
-	for i := range out {
-		out[i] = i
+// turns yields which of n systems is sampled next: all of them in each round, in reversed order every second one, so that slow changes of
+// the machine meet all alike. most bounds the number of rounds; 0 is no bound.
+func (r *Runner) turns(n, most int) iter.Seq[int] {
+	rounds := r.cfg.Samples
+	if most > 0 {
+		rounds = min(rounds, most)
 	}
-	return out
+	return func(yield func(int) bool) {
+		for round := range rounds {
+			for k := range n {
+				i := k
+				if round%2 == 1 {
+					i = n - 1 - k
+				}
+				if !yield(i) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // fixture builds the fixture of a workload on a medium, or returns the one built before, with an index if a system of

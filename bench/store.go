@@ -158,12 +158,7 @@ func (r *Runner) storeOn(ctx context.Context, name, program string, workloads []
 		if err != nil {
 			return err
 		}
-		for _, res := range results {
-			report.add(res)
-			if r.cfg.OnResult != nil {
-				r.cfg.OnResult(report.Results[len(report.Results)-1])
-			}
-		}
+		r.record(report, results)
 	}
 	return nil
 }
@@ -173,28 +168,18 @@ func (r *Runner) measureStore(
 	ctx context.Context, w StoreWorkload, program string, m Medium, shared *streams,
 ) ([]Result, error) {
 	systems := StoreSystems([]StoreWorkload{w})
-	samples := r.cfg.Samples
-	if w.MaxSamples > 0 {
-		samples = min(samples, w.MaxSamples)
-	}
 	rec := newRecorder(Workload{Name: w.Name, Doc: w.Doc, Series: w.Series}, Place{m, m}, systems)
-	for round := range samples {
-		order := indices(len(systems))
-		if round%2 == 1 {
-			slices.Reverse(order)
+	for i := range r.turns(len(systems), w.MaxSamples) {
+		if rec.given(i) {
+			continue
 		}
-		for _, i := range order {
-			if rec.given(i) {
-				continue
-			}
-			e := &StoreEnv{Env: &Env{Scale: r.cfg.Scale}, Streams: shared, On: systems[i].Name, Program: program}
-			err := r.sampleStore(ctx, w, m, e)
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			r.cfg.Logger.Debug("sample", "values", e.values, "workload", w.Name, "system", e.On, "elapsed", e.elapsed, "err", err)
-			rec.add(i, message{Elapsed: e.elapsed, Ops: e.ops, Values: e.values}, err)
+		e := &StoreEnv{Env: &Env{Scale: r.cfg.Scale}, Streams: shared, On: systems[i].Name, Program: program}
+		err := r.sampleStore(ctx, w, m, e)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
+		r.cfg.Logger.Debug("sample", "values", e.values, "workload", w.Name, "system", e.On, "elapsed", e.elapsed, "err", err)
+		rec.add(i, message{Elapsed: e.elapsed, Ops: e.ops, Values: e.values}, err)
 	}
 	return rec.results(), nil
 }
