@@ -163,14 +163,24 @@ func (m *model) add(p string, n *node) bool {
 	return true
 }
 
-// remove takes a name away and reports whether that is possible.
-func (m *model) remove(p string, dir bool) bool {
+// unlink takes the name of a file away and reports whether that is possible.
+func (m *model) unlink(p string) bool {
+	return m.remove(p, func(n *node) bool { return n.kind != unix.S_IFDIR })
+}
+
+// rmdir removes an empty directory and reports whether that is possible.
+func (m *model) rmdir(p string) bool {
+	return m.remove(p, func(n *node) bool { return n.kind == unix.S_IFDIR && len(n.children) == 0 })
+}
+
+// remove takes a name away if it is one of a node that may be removed so.
+func (m *model) remove(p string, may func(*node) bool) bool {
 	d, name := m.parent(p)
 	if d == nil || d.children[name] == nil {
 		return false
 	}
 	n := d.children[name]
-	if dir != (n.kind == unix.S_IFDIR) || len(n.children) > 0 {
+	if !may(n) {
 		return false
 	}
 	delete(d.children, name)

@@ -132,9 +132,9 @@ func (r *runner) name(o Op) error {
 		n := r.m.find(o.A)
 		return expect(n != nil && n.kind != unix.S_IFDIR && r.m.add(o.B, n), r.t.Link(o.A, o.B))
 	case Unlink:
-		return expect(r.m.remove(o.A, false), r.t.Unlink(o.A))
+		return expect(r.m.unlink(o.A), r.t.Unlink(o.A))
 	case Rmdir:
-		return expect(r.m.remove(o.A, true), r.t.Rmdir(o.A))
+		return expect(r.m.rmdir(o.A), r.t.Rmdir(o.A))
 	case RenameNoReplace:
 		return expect(r.m.rename(o.A, o.B, unix.RENAME_NOREPLACE), r.t.Rename(o.A, o.B, unix.RENAME_NOREPLACE))
 	case Exchange:
