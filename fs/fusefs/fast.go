@@ -139,9 +139,8 @@ func (w *worker) dispatch(op uint32, req request) (size int, code fuse.Status, k
 	case opRmdir:
 		code = w.rmdir(req.node(), req.name(0))
 	case opLink:
-		req.caller(&w.caller)
 		w.entry = entry{}
-		size, code = w.entryOut(w.link(&w.caller, req.u64(0), req.node(), req.name(8), &w.entry))
+		size, code = w.entryOut(w.link(req.u64(0), req.node(), req.name(8), &w.entry))
 	case opRename:
 		req.caller(&w.caller)
 		from, to := req.names(8)

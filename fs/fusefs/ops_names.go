@@ -78,12 +78,12 @@ func (f *FS) create(c *union.Caller, dir uint64, name string, in *fuse.CreateIn,
 	return fuse.OK
 }
 
-func (f *FS) link(c *union.Caller, old, dir uint64, name string, e *entry) fuse.Status {
+func (f *FS) link(old, dir uint64, name string, e *entry) fuse.Status {
 	n, d := f.table.node(old), f.table.node(dir)
 	if n == nil || d == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	a, err := f.u.Link(c, n, d, name)
+	a, err := f.u.Link(n, d, name)
 	// For a stale id the answer is the new one, which the kernel accepts.
 	return f.made("link", n, a, err, e)
 }

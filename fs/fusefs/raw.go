@@ -173,9 +173,8 @@ func (r *rawFS) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string
 
 func (r *rawFS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	r.count(opLink)
-	c := caller(&in.InHeader, 0)
 	var e entry
-	return r.fillEntryIf(r.link(&c, in.Oldnodeid, in.NodeId, name, &e), out, &e)
+	return r.fillEntryIf(r.link(in.Oldnodeid, in.NodeId, name, &e), out, &e)
 }
 
 func (r *rawFS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {

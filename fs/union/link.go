@@ -12,7 +12,7 @@ import (
 
 // Link gives n a further name, and returns its attributes then. A file made by Tmpfile gets its first. The new name comes
 // with a reference to n.
-func (u *Union) Link(c *Caller, n, dir *Node, name string) (Attr, error) {
+func (u *Union) Link(n, dir *Node, name string) (Attr, error) {
 	if err := checkName(name); err != nil {
 		return Attr{}, err
 	}

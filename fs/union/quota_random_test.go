@@ -120,7 +120,7 @@ func quotaRandom(t *testing.T, form WhiteoutForm, plain bool, seed uint64) {
 				e, ep := dir()
 				to := names[r.IntN(len(names))]
 				what = fmt.Sprintf("link to %s/%s", ep, to)
-				if _, err = u.Link(c, n, e, to); err == nil {
+				if _, err = u.Link(n, e, to); err == nil {
 					held = append(held, n)
 				}
 			}

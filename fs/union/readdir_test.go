@@ -65,7 +65,7 @@ func (u *Union) changeSomething(c *Caller, rnd *rand.Rand) error {
 		err = u.Rename(c, root, name, root, other, unix.RENAME_EXCHANGE)
 	case 7:
 		if n, _, err = u.Lookup(root, name); err == nil {
-			_, err = u.Link(c, n, root, other)
+			_, err = u.Link(n, root, other)
 		}
 	}
 	if n != nil {

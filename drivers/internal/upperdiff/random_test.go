@@ -128,7 +128,7 @@ func (a *application) step(r *rand.Rand) {
 		err = a.u.Rename(&a.c, dir, name, to, filepath.Base(q), 0)
 	case 5:
 		if n != nil && !n.IsDir() {
-			_, err = a.u.Link(&a.c, n, to, filepath.Base(q))
+			_, err = a.u.Link(n, to, filepath.Base(q))
 		}
 	case 6:
 		if n != nil && !n.IsDir() {

@@ -57,7 +57,7 @@ func (t *Tree) linkNode(n, d *union.Node, name string) error {
 	if n.IsDir() {
 		return unix.EPERM
 	}
-	_, err := t.u.Link(t.caller(), n, d, name)
+	_, err := t.u.Link(n, d, name)
 	if err == nil {
 		t.hold(1)
 		t.forget(n)
