@@ -120,7 +120,7 @@ func (f marked) restore(src int) error {
 	if err := m.Removexattr(fd, "", f.ns.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
-	return m.Fsync(fd, false)
+	return m.Fsync(fd)
 }
 
 // syncOnce syncs the upper's file system, once for all marks: nothing has written to it since.

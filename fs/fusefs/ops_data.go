@@ -141,12 +141,18 @@ func (f *FS) dropPriv(c *union.Caller, id uint64, s *slot) fuse.Status {
 	return fuse.OK
 }
 
-func (f *FS) fsync(id uint64, dataOnly bool) fuse.Status {
+// fsyncDataOnly asks an FSYNC or FSYNCDIR for fdatasync(2) (cf. include/uapi/linux/fuse.h FUSE_FSYNC_FDATASYNC).
+const fsyncDataOnly = 1
+
+func (f *FS) fsync(id uint64, flags uint32) fuse.Status {
 	n := f.table.node(id)
-	if n == nil {
+	switch {
+	case n == nil:
 		return fuse.Status(unix.ESTALE)
+	case flags&fsyncDataOnly != 0:
+		return f.status("fsync", f.u.Fdatasync(n))
 	}
-	return f.status("fsync", f.u.Fsync(n, dataOnly))
+	return f.status("fsync", f.u.Fsync(n))
 }
 
 func (f *FS) fallocate(c *union.Caller, in *fuse.FallocateIn) fuse.Status {

@@ -258,12 +258,12 @@ func (r *rawFS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status {
 
 func (r *rawFS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	r.count(opFsync)
-	return r.fsync(in.NodeId, in.FsyncFlags&1 != 0)
+	return r.fsync(in.NodeId, in.FsyncFlags)
 }
 
 func (r *rawFS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	r.count(opFsyncdir)
-	return r.fsync(in.NodeId, in.FsyncFlags&1 != 0)
+	return r.fsync(in.NodeId, in.FsyncFlags)
 }
 
 func (r *rawFS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {

@@ -313,7 +313,7 @@ func (c *copyUp) stageData() error {
 	}
 	u.copyUpBytes.Add(uint64(copied))
 	if err == nil && u.marks && c.shut {
-		err = u.m.Fsync(c.tmp, true)
+		err = u.m.Fdatasync(c.tmp)
 	}
 	return err
 }

@@ -211,12 +211,18 @@ func (u *Union) unmark(n *Node) error {
 	return nil
 }
 
-// Fsync makes n durable: a file's data and, unless dataOnly, its attributes; a directory's entries. A lower object is
-// durable already. The first fsync of a copied-up file also takes its mark off, durably.
+// Fsync makes n durable: a file's data and attributes, a directory's entries. A lower object is durable already. The first
+// fsync of a copied-up file also takes its mark off, durably.
 //
 // In a volatile mount it makes nothing durable, writes nothing, and fails from the first failed write-back on, whatever n is:
 // what an application wrote and believes to be in the upper may be lost (cf. overlayfs util.c ovl_sync_status).
-func (u *Union) Fsync(n *Node, dataOnly bool) error {
+func (u *Union) Fsync(n *Node) error { return u.flush(n, (*sys.Mutator).Fsync) }
+
+// Fdatasync is Fsync that leaves out the attributes without which the data can be read.
+func (u *Union) Fdatasync(n *Node) error { return u.flush(n, (*sys.Mutator).Fdatasync) }
+
+// flush is Fsync or Fdatasync, of which flushFD is the system call.
+func (u *Union) flush(n *Node, flushFD func(m *sys.Mutator, fd int) error) error {
 	if u.opt.Volatile {
 		return u.volatileStatus(n)
 	}
@@ -232,15 +238,15 @@ func (u *Union) Fsync(n *Node, dataOnly bool) error {
 	}
 	defer f.Close()
 	if !n.has(flagUnsynced) {
-		return u.m.Fsync(f.FD(), dataOnly)
+		return flushFD(u.m, f.FD())
 	}
-	if err := u.m.Fsync(f.FD(), true); err != nil {
+	if err := u.m.Fdatasync(f.FD()); err != nil {
 		return err
 	}
 	if err := u.unmark(n); err != nil {
 		return err
 	}
-	return u.m.Fsync(f.FD(), false)
+	return u.m.Fsync(f.FD())
 }
 
 // syncLeft makes the whole of a rename durable before an fsync does a part of it. On btrfs the fsync of a file that is new in the

@@ -132,7 +132,7 @@ func TestMarkGoesWithFsync(t *testing.T) {
 	if !ok || m.Lower != "f" || m.Boot != u.boot() {
 		t.Fatalf("mark after copy-up: %+v, %v", m, ok)
 	}
-	if err := u.Fsync(n, false); err != nil {
+	if err := u.Fsync(n); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := s.mark(); ok {
@@ -156,14 +156,14 @@ func TestFsyncBeforeUnmark(t *testing.T) {
 	defer u.Close()
 	n := write(t, u, "new")
 	calls = nil
-	if err := u.Fsync(n, true); err != nil {
+	if err := u.Fdatasync(n); err != nil {
 		t.Fatal(err)
 	}
-	if len(calls) != 3 || calls[0] != "fsync" || calls[1] != "removexattr" || calls[2] != "fsync" {
+	if len(calls) != 3 || calls[0] != "fdatasync" || calls[1] != "removexattr" || calls[2] != "fsync" {
 		t.Errorf("calls of the first fsync: %v", calls)
 	}
 	calls = nil
-	if err := u.Fsync(n, true); err != nil {
+	if err := u.Fdatasync(n); err != nil {
 		t.Fatal(err)
 	}
 	if len(calls) != 1 {
@@ -175,14 +175,14 @@ func TestFsyncBeforeUnmark(t *testing.T) {
 func TestNoFsync(t *testing.T) {
 	s := newStack(t)
 	u, err := s.openAs(Options{NoFsync: true, Mutator: &sys.Mutator{Hook: func(op string) error {
-		if op == "fsync" {
+		if op == "fsync" || op == "fdatasync" {
 			t.Error("an fsync")
 		}
 		return nil
 	}}})
 	must(t, err)
 	defer u.Close()
-	must(t, u.Fsync(write(t, u, "new"), false))
+	must(t, u.Fsync(write(t, u, "new")))
 }
 
 func TestCleanEndLeavesNoMark(t *testing.T) {

@@ -58,7 +58,7 @@ func TestVolatileLoss(t *testing.T) {
 	n := create(t, u, "new", make([]byte, 1<<20))
 	calls = nil
 	for _, n := range []*Node{n, lower, u.Root()} {
-		if err := u.Fsync(n, false); err != nil {
+		if err := u.Fsync(n); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -68,7 +68,7 @@ func TestVolatileLoss(t *testing.T) {
 	}
 	for range 2 {
 		for _, n := range []*Node{n, lower, u.Root()} {
-			if err := u.Fsync(n, true); !isLoss(err) {
+			if err := u.Fdatasync(n); !isLoss(err) {
 				t.Errorf("fsync after a failed write-back: %v", err)
 			}
 		}
@@ -88,7 +88,7 @@ func TestVolatileLossOfOne(t *testing.T) {
 	n, other := create(t, u, "new", make([]byte, 1<<20)), create(t, u, "other", []byte("x"))
 	unwatch(t, u)
 	for _, n := range []*Node{n, other, u.Root()} {
-		if err := u.Fsync(n, false); err != nil {
+		if err := u.Fsync(n); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -97,14 +97,14 @@ func TestVolatileLossOfOne(t *testing.T) {
 		t.Fatalf("write-back to a full device: %v", err)
 	}
 	s.Feed(t)
-	if err := u.Fsync(other, false); err != nil {
+	if err := u.Fsync(other); err != nil {
 		t.Errorf("fsync of a file that lost nothing: %v", err)
 	}
-	if err := u.Fsync(n, false); !isLoss(err) {
+	if err := u.Fsync(n); !isLoss(err) {
 		t.Errorf("fsync of the file that lost data: %v", err)
 	}
 	for _, n := range []*Node{n, other, u.Root()} {
-		if err := u.Fsync(n, false); !errors.Is(err, unix.EIO) {
+		if err := u.Fsync(n); !errors.Is(err, unix.EIO) {
 			t.Errorf("fsync after a loss was seen: %v", err)
 		}
 	}
@@ -156,7 +156,7 @@ func TestVolatileFailedWrite(t *testing.T) {
 		if _, err := u.Write(n, []byte("y"), 0, false); !errors.Is(err, c.fail) {
 			t.Fatalf("write: %v, want %v", err, c.fail)
 		}
-		if err := u.Fsync(n, false); !errors.Is(err, c.want) {
+		if err := u.Fsync(n); !errors.Is(err, c.want) {
 			t.Errorf("fsync after a write that gave %v: %v, want %v", c.fail, err, c.want)
 		}
 	}
@@ -174,7 +174,7 @@ func TestVolatileBegins(t *testing.T) {
 			_, err := u.SetAttr(&Caller{}, low, &SetAttrIn{Valid: SetMode, Mode: 0o600})
 			_, _, mkdir := u.Mkdir(&Caller{}, u.Root(), "dir", 0o755)
 			_, read := u.Read(low, make([]byte, 8), 0)
-			return errors.Join(err, mkdir, read, u.Fsync(low, false), u.Rename(&Caller{}, u.Root(), "empty", u.Root(), "moved", 0))
+			return errors.Join(err, mkdir, read, u.Fsync(low), u.Rename(&Caller{}, u.Root(), "empty", u.Root(), "moved", 0))
 		}},
 		{"write", true, func(u *Union, _, empty *Node) error {
 			_, err := u.Write(empty, []byte("x"), 0, false)
@@ -247,7 +247,7 @@ func TestVolatileRefusesData(t *testing.T) {
 		if _, err := u.Write(n, []byte("x"), 0, false); !errors.Is(err, unix.EIO) || !errors.Is(err, cow.ErrUnseenWriteBack) {
 			t.Errorf("write: %v", err)
 		}
-		if err := u.Fsync(n, false); err != nil {
+		if err := u.Fsync(n); err != nil {
 			t.Errorf("fsync while nothing was written: %v", err)
 		}
 	}
@@ -260,7 +260,7 @@ func TestVolatileRefusesData(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	if err := errors.Join(err, u.Fsync(n, false)); err != nil {
+	if err := errors.Join(err, u.Fsync(n)); err != nil {
 		t.Errorf("after it was told: %v", err)
 	}
 }

@@ -326,14 +326,14 @@ func (m *Mutator) Clone(dst, src int) error {
 	return m.do("clone", func() error { return unix.IoctlFileClone(dst, src) })
 }
 
-// Fsync flushes an open file; with dataOnly, as fdatasync(2).
-func (m *Mutator) Fsync(fd int, dataOnly bool) error {
-	return m.do("fsync", func() error {
-		if dataOnly {
-			return unix.Fdatasync(fd)
-		}
-		return unix.Fsync(fd)
-	})
+// Fsync flushes an open file.
+func (m *Mutator) Fsync(fd int) error {
+	return m.do("fsync", func() error { return unix.Fsync(fd) })
+}
+
+// Fdatasync flushes the data of an open file, and of its attributes those without which it can't be read.
+func (m *Mutator) Fdatasync(fd int) error {
+	return m.do("fdatasync", func() error { return unix.Fdatasync(fd) })
 }
 
 // Syncfs flushes the file system that fd lies on.

@@ -55,9 +55,9 @@ func (f *file) Truncate(size int64) error {
 	return uniontest.Errno("ftruncate", "", f.t.truncate(f.n, size))
 }
 
-func (f *file) Sync() error { return uniontest.Errno("fsync", "", f.t.u.Fsync(f.n, false)) }
+func (f *file) Sync() error { return uniontest.Errno("fsync", "", f.t.u.Fsync(f.n)) }
 
-func (f *file) Datasync() error { return uniontest.Errno("fdatasync", "", f.t.u.Fsync(f.n, true)) }
+func (f *file) Datasync() error { return uniontest.Errno("fdatasync", "", f.t.u.Fdatasync(f.n)) }
 
 func (f *file) Fallocate(mode uint32, off, length int64) error {
 	if off < 0 || length <= 0 {
@@ -175,7 +175,7 @@ func (d *dir) SeekTo(off int64) error {
 	return nil
 }
 
-func (d *dir) Sync() error { return d.t.u.Fsync(d.n, false) }
+func (d *dir) Sync() error { return d.t.u.Fsync(d.n) }
 
 func (d *dir) Close() error {
 	if d.n != nil {
