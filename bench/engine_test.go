@@ -160,7 +160,7 @@ func list(b *testing.B, u *union.Union, buf []union.Dirent) int {
 // BenchmarkCopyUp writes a byte to lower files of 4 KiB and 1 MiB, and changes the mode of some (metacopy).
 func BenchmarkCopyUp(b *testing.B) {
 	write := func(u *union.Union, n *union.Node) error {
-		_, err := u.Write(n, []byte{1}, 0, false)
+		_, err := u.Write(n, []byte{1}, 0, union.KeepSetID)
 		return err
 	}
 	chmod := func(u *union.Union, n *union.Node) error {
@@ -213,7 +213,7 @@ func BenchmarkCreateUnlink(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		_, werr := u.Write(n, content, 0, false)
+		_, werr := u.Write(n, content, 0, union.KeepSetID)
 		if err := errors.Join(werr, u.Unlink(u.Root(), "new")); err != nil {
 			b.Fatal(err)
 		}

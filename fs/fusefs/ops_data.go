@@ -38,8 +38,11 @@ func (f *FS) open(c *union.Caller, id uint64, flags, openFlags uint32, o *opened
 			return f.status("open", err)
 		}
 	}
-	write := flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0
-	code := f.openBacking(n, s, write, c.PID, o)
+	want := union.ForReading
+	if flags&unix.O_ACCMODE != unix.O_RDONLY || flags&unix.O_TRUNC != 0 {
+		want = union.ForWriting
+	}
+	code := f.openBacking(n, s, want, c.PID, o)
 	if code.Ok() && s.noteMappable(flags, o) {
 		f.attrChanged(id)
 	}
@@ -64,16 +67,19 @@ func (f *FS) write(id uint64, p []byte, off int64, writeFlags uint32) (int, fuse
 		return 0, fuse.Status(unix.ESTALE)
 	}
 	n := s.node.Load()
-	kill := writeFlags&fuse.WRITE_KILL_SUIDGID != 0
-	k, err := f.u.Write(n, p, off, kill)
+	bits := union.KeepSetID
+	if writeFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		bits = union.KillSetID
+	}
+	k, err := f.u.Write(n, p, off, bits)
 	if err == nil && k < len(p) && writeFlags&fuse.WRITE_CACHE != 0 {
 		// Nobody waits for this answer to write the rest: of write-back the kernel sees only errors.
-		_, err = f.u.Write(n, p[k:], off+int64(k), kill)
+		_, err = f.u.Write(n, p[k:], off+int64(k), bits)
 	}
 	if err != nil {
 		return 0, f.status("write", err)
 	}
-	if kill {
+	if bits == union.KillSetID {
 		f.privKilled(id, s)
 	}
 	if s.stale() {
@@ -161,11 +167,14 @@ func (f *FS) fallocate(c *union.Caller, in *fuse.FallocateIn) fuse.Status {
 		return fuse.Status(unix.ESTALE)
 	}
 	n := s.node.Load()
-	kill := c.UID != 0
-	if err := f.u.Fallocate(n, in.Mode, int64(in.Offset), int64(in.Length), kill); err != nil {
+	bits := union.KeepSetID
+	if c.UID != 0 {
+		bits = union.KillSetID
+	}
+	if err := f.u.Fallocate(n, in.Mode, int64(in.Offset), int64(in.Length), bits); err != nil {
 		return f.status("fallocate", err)
 	}
-	if kill {
+	if bits == union.KillSetID {
 		f.privKilled(in.NodeId, s)
 	}
 	if s.stale() {

@@ -68,7 +68,7 @@ func (f *FS) create(c *union.Caller, dir uint64, name string, in *fuse.CreateIn,
 		}
 		return fuse.OK
 	}
-	if code := f.openBacking(n, s, true, c.PID, o); !code.Ok() {
+	if code := f.openBacking(n, s, union.ForWriting, c.PID, o); !code.Ok() {
 		f.forget(e.id, 1)
 		return code
 	}

@@ -102,10 +102,10 @@ func (s *slot) openState() *openState {
 }
 
 // openBacking answers an OPEN in passthrough mode.
-func (f *FS) openBacking(n *union.Node, s *slot, write bool, pid uint32, out *opened) fuse.Status {
+func (f *FS) openBacking(n *union.Node, s *slot, want union.Access, pid uint32, out *opened) fuse.Status {
 	o := s.openState()
-	if write && o.flagged.Load() {
-		file, _, err := f.u.Backing(n, true)
+	if want == union.ForWriting && o.flagged.Load() {
+		file, _, err := f.u.Backing(n, union.ForWriting)
 		if err != nil {
 			return f.status("open", err)
 		}
@@ -113,10 +113,10 @@ func (f *FS) openBacking(n *union.Node, s *slot, write bool, pid uint32, out *op
 	}
 	for {
 		copies := o.copies.Load()
-		if done, code := f.reuseBacking(o, s, write, pid, out); done {
+		if done, code := f.reuseBacking(o, s, want, pid, out); done {
 			return code
 		}
-		file, upper, err := f.u.Backing(n, write)
+		file, upper, err := f.u.Backing(n, want)
 		if err != nil {
 			return f.status("open", err)
 		}
@@ -145,7 +145,7 @@ func (f *FS) openBacking(n *union.Node, s *slot, write bool, pid uint32, out *op
 }
 
 // reuseBacking answers an OPEN from what is known already, or reports that something has to be opened first.
-func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *opened) (bool, fuse.Status) {
+func (f *FS) reuseBacking(o *openState, s *slot, want union.Access, pid uint32, out *opened) (bool, fuse.Status) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.gone.Load() {
@@ -156,7 +156,7 @@ func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *op
 		switch {
 		case o.kind == backingLower && o.opens == 0:
 			f.dropBacking(o)
-		case o.kind == backingLower && write:
+		case o.kind == backingLower && want == union.ForWriting:
 			// The lower must never be opened for writing, and the inode cannot have a second file.
 			return true, fuse.Status(unix.ESTALE)
 		case o.kind == backingLower:
@@ -169,13 +169,13 @@ func (f *FS) reuseBacking(o *openState, s *slot, write bool, pid uint32, out *op
 	switch o.kind {
 	case backingUpper:
 		*out = opened{fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, o.backing}
-		if write && s.setIDSeen.Load() {
+		if want == union.ForWriting && s.setIDSeen.Load() {
 			// The kernel writes a backing file with this process's privileges, which keeps set-id bits
 			// (cf. fs/attr.c setattr_should_drop_suidgid). Writes have to come here to clear them.
 			out.flags |= fuse.FOPEN_DIRECT_IO
 		}
 	case backingLower:
-		if write {
+		if want == union.ForWriting {
 			return false, fuse.OK
 		}
 		*out = opened{fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, o.backing}

@@ -50,7 +50,7 @@ func TestTableWhileNumberChanges(t *testing.T) {
 	}
 	wg.Go(look)
 	wg.Go(look)
-	if _, err := u.Write(n, []byte("y"), 0, false); err != nil {
+	if _, err := u.Write(n, []byte("y"), 0, union.KeepSetID); err != nil {
 		t.Fatal(err)
 	}
 	if tb.shard(n) != before {

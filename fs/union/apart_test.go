@@ -150,7 +150,7 @@ func TestBrokenLinks(t *testing.T) {
 				must(t, err)
 				n, _, err := u.Lookup(u.Root(), "a2")
 				must(t, err)
-				_, err = u.Write(n, []byte("new"), 0, false)
+				_, err = u.Write(n, []byte("new"), 0, KeepSetID)
 				must(t, err)
 				u.Forget(n, 1)
 				u.Forget(first, 1)

@@ -68,6 +68,26 @@ type SetAttrIn struct {
 	Mtime sys.Time
 }
 
+// Access is what the data of a file is wanted for.
+type Access int
+
+const (
+	// ForReading takes the data where it is.
+	ForReading Access = iota
+	// ForWriting wants it in the upper.
+	ForWriting
+)
+
+// SetIDBits says what a change of a file's data does to its set-id bits.
+type SetIDBits int
+
+const (
+	// KeepSetID leaves them, as a process with CAP_FSETID does.
+	KeepSetID SetIDBits = iota
+	// KillSetID clears them, as a process without it does (FUSE_WRITE_KILL_SUIDGID).
+	KillSetID
+)
+
 // Dirent is one entry of a merged directory.
 type Dirent struct {
 	Name string

@@ -256,7 +256,7 @@ func (u *Union) truncate(n *Node, in *SetAttrIn, c *charge) error {
 	if err := u.beginData(); err != nil {
 		return err
 	}
-	f, err := u.dataFile(n, true)
+	f, err := u.dataFile(n, ForWriting)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func BenchmarkRequest(b *testing.B) {
 			for b.Loop() {
 				n, _, err := u.Create(root, dir, "f", 0o644, unix.O_EXCL)
 				okB(b, err)
-				_, err = u.Write(n, data, 0, false)
+				_, err = u.Write(n, data, 0, KeepSetID)
 				okB(b, err)
 				okB(b, u.Unlink(dir, "f"))
 				u.Forget(n, 1)

@@ -48,7 +48,7 @@ func TestOwnChangesKeepCtime(t *testing.T) {
 	}
 	tick := func() { time.Sleep(20 * time.Millisecond) } // the kernel's clock may be as coarse as 10 ms
 	tick()
-	if _, err := u.Write(g, []byte("new"), 0, false); err != nil {
+	if _, err := u.Write(g, []byte("new"), 0, KeepSetID); err != nil {
 		t.Fatal(err)
 	}
 	for what, n := range dirs {

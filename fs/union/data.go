@@ -10,38 +10,38 @@ import (
 	"plyfs/internal/sys"
 )
 
-// file returns n's data for reading, or for writing with its data in the upper. The caller closes it.
-func (u *Union) file(n *Node, write bool) (*layer.File, error) {
+// file returns n's data, which it copies up for writing. The caller closes it.
+func (u *Union) file(n *Node, want Access) (*layer.File, error) {
 	if n.mode != unix.S_IFREG {
 		if n.IsDir() {
 			return nil, unix.EISDIR
 		}
 		return nil, unix.EINVAL
 	}
-	if write {
+	if want == ForWriting {
 		if err := u.beginData(); err != nil {
 			return nil, err
 		}
 	}
 	if f := u.files.Get(&n.data); f != nil {
-		if (f.Writable || !write) && !n.has(flagUnlinked|flagMetacopy) {
+		if (f.Writable || want == ForReading) && !n.has(flagUnlinked|flagMetacopy) {
 			return f, nil
 		}
 		f.Close()
 	}
-	if write {
+	if want == ForWriting {
 		if err := u.copyUpData(n); err != nil {
 			return nil, err
 		}
 	}
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
-	return u.dataFile(n, write)
+	return u.dataFile(n, want)
 }
 
 // Read reads from n at off into p and returns how much it got: less than len(p) only at the end of the file.
 func (u *Union) Read(n *Node, p []byte, off int64) (int, error) {
-	f, err := u.file(n, false)
+	f, err := u.file(n, ForReading)
 	if err != nil {
 		return 0, err
 	}
@@ -71,22 +71,22 @@ func (u *Union) Read(n *Node, p []byte, off int64) (int, error) {
 	return got, nil
 }
 
-// Write writes p to n at off, copying its data up first. With killPriv, set-id bits are cleared as by a write of a
-// process without CAP_FSETID. It returns how much was written.
-func (u *Union) Write(n *Node, p []byte, off int64, killPriv bool) (int, error) {
-	f, err := u.file(n, true)
+// Write writes p to n at off, copying its data up first, and then does to its set-id bits what bits says. It returns how much
+// was written.
+func (u *Union) Write(n *Node, p []byte, off int64, bits SetIDBits) (int, error) {
+	f, err := u.file(n, ForWriting)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
 	if u.quota != nil {
-		return u.writeCharged(n, f, p, off, killPriv)
+		return u.writeCharged(n, f, p, off, bits)
 	}
-	return u.writeTo(f, p, off, killPriv)
+	return u.writeTo(f, p, off, bits)
 }
 
 // writeTo is Write to the upper file f.
-func (u *Union) writeTo(f *layer.File, p []byte, off int64, killPriv bool) (int, error) {
+func (u *Union) writeTo(f *layer.File, p []byte, off int64, bits SetIDBits) (int, error) {
 	done := 0
 	for done < len(p) {
 		k, err := u.m.Pwrite(f.FD(), p[done:], off+int64(done))
@@ -98,7 +98,7 @@ func (u *Union) writeTo(f *layer.File, p []byte, off int64, killPriv bool) (int,
 		}
 		done += k
 	}
-	if killPriv {
+	if bits == KillSetID {
 		if err := u.killSetID(f.FD()); err != nil {
 			return 0, err
 		}
@@ -107,8 +107,8 @@ func (u *Union) writeTo(f *layer.File, p []byte, off int64, killPriv bool) (int,
 }
 
 // Fallocate is fallocate(2) on n, with every mode that the upper's file system has.
-func (u *Union) Fallocate(n *Node, mode uint32, off, length int64, killPriv bool) error {
-	f, err := u.file(n, true)
+func (u *Union) Fallocate(n *Node, mode uint32, off, length int64, bits SetIDBits) error {
+	f, err := u.file(n, ForWriting)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (u *Union) Fallocate(n *Node, mode uint32, off, length int64, killPriv bool
 	if err := u.m.Fallocate(f.FD(), mode, off, length); err != nil {
 		return err
 	}
-	if killPriv {
+	if bits == KillSetID {
 		return u.killSetID(f.FD())
 	}
 	return nil
@@ -132,7 +132,7 @@ func (u *Union) Fallocate(n *Node, mode uint32, off, length int64, killPriv bool
 
 // Seek finds data or holes (SEEK_DATA, SEEK_HOLE); ENXIO beyond the end.
 func (u *Union) Seek(n *Node, off int64, whence int) (int64, error) {
-	f, err := u.file(n, false)
+	f, err := u.file(n, ForReading)
 	if err != nil {
 		return 0, err
 	}
@@ -143,12 +143,12 @@ func (u *Union) Seek(n *Node, off int64, whence int) (int64, error) {
 // CopyRange copies length bytes between two files of the union, by reflink where the layers allow it. It returns how
 // much was copied; 0 at the end of src.
 func (u *Union) CopyRange(src *Node, soff int64, dst *Node, doff, length int64) (int, error) {
-	out, err := u.file(dst, true)
+	out, err := u.file(dst, ForWriting)
 	if err != nil {
 		return 0, err
 	}
 	defer out.Close()
-	in, err := u.file(src, false)
+	in, err := u.file(src, ForReading)
 	if err != nil {
 		return 0, err
 	}
@@ -220,7 +220,7 @@ func (u *Union) changeFlags(n *Node, set func(fd int) error) error {
 
 func (u *Union) openForFlags(n *Node) (*layer.File, error) {
 	if n.mode == unix.S_IFREG {
-		return u.file(n, false)
+		return u.file(n, ForReading)
 	}
 	if !n.IsDir() || n.isOwnMount() {
 		return nil, unix.ENOTTY
@@ -245,15 +245,15 @@ func (u *Union) openForFlags(n *Node) (*layer.File, error) {
 }
 
 // Backing returns the descriptor that a front end may let the kernel read and write directly, and whether it is the
-// upper's. With write, the data is copied up. The caller closes it. EOPNOTSUPP with a quota, which the kernel knows nothing of.
-func (u *Union) Backing(n *Node, write bool) (f *layer.File, upper bool, err error) {
+// upper's. For writing, the data is copied up. The caller closes it. EOPNOTSUPP with a quota, which the kernel knows nothing of.
+func (u *Union) Backing(n *Node, want Access) (f *layer.File, upper bool, err error) {
 	if u.quota != nil {
 		return nil, false, fmt.Errorf("passthrough with a quota: %w", unix.EOPNOTSUPP)
 	}
 	if n.mode != unix.S_IFREG {
 		return nil, false, unix.EINVAL
 	}
-	if write {
+	if want == ForWriting {
 		if err := u.beginData(); err != nil {
 			return nil, false, err
 		}
@@ -264,6 +264,6 @@ func (u *Union) Backing(n *Node, write bool) (f *layer.File, upper bool, err err
 	u.renameMu.RLock()
 	defer u.renameMu.RUnlock()
 	upper = n.has(flagUpper) && !n.has(flagMetacopy)
-	f, err = u.dataFile(n, write)
+	f, err = u.dataFile(n, want)
 	return f, upper, err
 }

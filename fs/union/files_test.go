@@ -37,7 +37,7 @@ func TestFewFiles(t *testing.T) {
 	for _, dir := range all {
 		f, _, err := u.Lookup(dir, "f")
 		okT(t, err)
-		_, err = u.Write(f, []byte("changed"), 0, false)
+		_, err = u.Write(f, []byte("changed"), 0, KeepSetID)
 		okT(t, err)
 	}
 }

@@ -153,11 +153,10 @@ func (u *Union) attrLoc(n *Node) (loc, error) {
 	return u.lowerLoc(n)
 }
 
-// dataFile returns a descriptor of n's data. With write, the node's data must be in the upper. Precondition: renameMu is
-// held.
-func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
+// dataFile returns a descriptor of n's data. Precondition: renameMu is held; for writing, the data is in the upper.
+func (u *Union) dataFile(n *Node, want Access) (*layer.File, error) {
 	if f := u.files.Get(&n.data); f != nil {
-		if (!write || f.Writable) && !n.has(flagUnlinked) && !(f.Writable && n.has(flagMetacopy)) {
+		if (want == ForReading || f.Writable) && !n.has(flagUnlinked) && !(f.Writable && n.has(flagMetacopy)) {
 			return f, nil
 		}
 		f.Close()
@@ -167,10 +166,10 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	if n.has(flagUnlinked) && n.has(flagUpper) {
-		return u.unlinkedFileLocked(n, write)
+		return u.unlinkedFileLocked(n, want)
 	}
 	inUpper := n.has(flagUpper) && !n.has(flagMetacopy)
-	if write && !inUpper {
+	if want == ForWriting && !inUpper {
 		return nil, unix.ESTALE // a caller's copy-up was undone: cannot happen
 	}
 	if !inUpper {
@@ -186,7 +185,7 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 	}
 	defer l.close()
 	if l.name == "" { // the names that are left are not known
-		return u.unlinkedFileLocked(n, write)
+		return u.unlinkedFileLocked(n, want)
 	}
 	writable := !u.opt.ReadOnly
 	flags := unix.O_RDWR
@@ -195,7 +194,7 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 	}
 	fd, err := u.retryFiles(func() (int, error) {
 		fd, err := sys.Openat(l.fd(), l.name, flags)
-		if !write && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EROFS) ||
+		if want == ForReading && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EROFS) ||
 			errors.Is(err, unix.EPERM)) {
 			writable = false
 			fd, err = sys.Openat(l.fd(), l.name, unix.O_RDONLY)
@@ -210,7 +209,7 @@ func (u *Union) dataFile(n *Node, write bool) (*layer.File, error) {
 
 // unlinkedFileLocked reopens the pinned descriptor of an unlinked object for I/O, if it is an O_PATH one. Precondition:
 // n.copyMu is held.
-func (u *Union) unlinkedFileLocked(n *Node, write bool) (*layer.File, error) {
+func (u *Union) unlinkedFileLocked(n *Node, want Access) (*layer.File, error) {
 	f := u.files.Get(&n.data)
 	if f == nil {
 		return nil, unix.ESTALE
@@ -219,7 +218,7 @@ func (u *Union) unlinkedFileLocked(n *Node, write bool) (*layer.File, error) {
 		f.Close()
 		return u.openLowerDataUncached(n)
 	}
-	if f.Writable || !write && readable(f.FD()) {
+	if f.Writable || want == ForReading && readable(f.FD()) {
 		return f, nil
 	}
 	defer f.Close()

@@ -28,7 +28,7 @@ func TestReadWhileUnlinkedWithOverride(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := u.Write(n, []byte("A"), 0, false); err != nil {
+	if _, err := u.Write(n, []byte("A"), 0, KeepSetID); err != nil {
 		t.Fatal(err)
 	}
 	u.files.Drop(&n.data) // as the cache does when it is full

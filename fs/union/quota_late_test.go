@@ -53,7 +53,7 @@ func (l *late) file(name string, data []byte, offs ...int64) (*Node, error) {
 		return nil, err
 	}
 	for _, off := range offs {
-		if _, err := l.u.Write(n, data, off, false); err != nil {
+		if _, err := l.u.Write(n, data, off, KeepSetID); err != nil {
 			return n, err
 		}
 	}
@@ -181,7 +181,7 @@ func (l *late) overwritten(x *Node, name string, data []byte) *Node {
 	if k != len(data) {
 		l.t.Fatalf("%d of %d bytes could be copied", k, len(data))
 	}
-	_, err = l.u.Write(n, data, 0, false)
+	_, err = l.u.Write(n, data, 0, KeepSetID)
 	okT(l.t, err)
 	return n
 }
@@ -195,7 +195,7 @@ func TestQuotaFull(t *testing.T) {
 	defer l.u.Forget(n, 1)
 	off, refused := int64(0), 0
 	for refused < 500 {
-		_, err := l.u.Write(n, data, off, false)
+		_, err := l.u.Write(n, data, off, KeepSetID)
 		switch {
 		case err == nil:
 			off += int64(len(data))

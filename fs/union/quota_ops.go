@@ -12,7 +12,7 @@ import (
 // What operations reserve, and what they tell the account when they are done.
 
 // writeCharged is writeTo with a quota.
-func (u *Union) writeCharged(n *Node, f *layer.File, p []byte, off int64, killPriv bool) (int, error) {
+func (u *Union) writeCharged(n *Node, f *layer.File, p []byte, off int64, bits SetIDBits) (int, error) {
 	c, err := u.reserveSpan(f.FD(), off, int64(len(p)))
 	if err != nil {
 		return 0, err
@@ -21,7 +21,7 @@ func (u *Union) writeCharged(n *Node, f *layer.File, p []byte, off int64, killPr
 	if err := c.on(n, f.FD(), ""); err != nil {
 		return 0, err
 	}
-	return u.writeTo(f, p, off, killPriv)
+	return u.writeTo(f, p, off, bits)
 }
 
 // reserveFallocate reserves what fallocate(2) on f adds: it either allocates or gives back.

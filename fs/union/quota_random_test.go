@@ -104,7 +104,7 @@ func quotaRandom(t *testing.T, form WhiteoutForm, plain bool, seed uint64) {
 		case 11:
 			if n, _, err = u.Lookup(d, name); err == nil {
 				what = "write"
-				_, err = u.Write(n, make([]byte, 1+r.IntN(20000)), int64(r.IntN(30000)), false)
+				_, err = u.Write(n, make([]byte, 1+r.IntN(20000)), int64(r.IntN(30000)), KeepSetID)
 			}
 		case 12:
 			if n, _, err = u.Lookup(d, name); err == nil {

@@ -46,10 +46,10 @@ func TestQuotaOfKilled(t *testing.T) {
 	u := s.withQuota(q)
 	n, _, err := u.Create(root, u.Root(), "new", 0o644, unix.O_EXCL)
 	okT(t, err)
-	_, err = u.Write(n, make([]byte, 48<<10), 0, false)
+	_, err = u.Write(n, make([]byte, 48<<10), 0, KeepSetID)
 	okT(t, err)
 	exact(t, u)
-	if _, err := u.Write(n, make([]byte, 48<<10), 48<<10, false); !errors.Is(err, unix.EDQUOT) {
+	if _, err := u.Write(n, make([]byte, 48<<10), 48<<10, KeepSetID); !errors.Is(err, unix.EDQUOT) {
 		t.Errorf("wrote beyond the quota: %v", err)
 	}
 	// u is abandoned.
@@ -84,7 +84,7 @@ func TestQuotaManyNodes(t *testing.T) {
 					return
 				}
 				nodes = append(nodes, n)
-				if _, err := u.Write(n, make([]byte, 5000), int64(i%3)*4000, false); err != nil {
+				if _, err := u.Write(n, make([]byte, 5000), int64(i%3)*4000, KeepSetID); err != nil {
 					t.Error(err)
 				}
 			}
@@ -138,7 +138,7 @@ func TestQuotaSweptMeanwhile(t *testing.T) {
 	})
 	data := make([]byte, 64<<10)
 	for range 5000 {
-		_, err := u.Write(n, data, 0, false)
+		_, err := u.Write(n, data, 0, KeepSetID)
 		okT(t, err)
 		_, err = u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetSize})
 		okT(t, err)
@@ -181,7 +181,7 @@ func BenchmarkQuota(b *testing.B) {
 				for b.Loop() {
 					n, _, err := u.Create(root, u.Root(), "new", 0o644, unix.O_EXCL)
 					okB(b, err)
-					_, err = u.Write(n, data, 0, false)
+					_, err = u.Write(n, data, 0, KeepSetID)
 					okB(b, err)
 					okB(b, u.Unlink(u.Root(), "new"))
 					u.Forget(n, 1)
@@ -192,7 +192,7 @@ func BenchmarkQuota(b *testing.B) {
 				okB(b, err)
 				defer u.Forget(n, 1)
 				for b.Loop() {
-					_, err = u.Write(n, data, 0, false)
+					_, err = u.Write(n, data, 0, KeepSetID)
 					okB(b, err)
 				}
 			})

@@ -45,7 +45,7 @@ func TestSecondReader(t *testing.T) {
 		if err != nil || string(buf[:k]) != "new" || a.Nlink != 2 || a.Ino != n.Ino() {
 			t.Errorf("%s reads %q, links %d, inode %d instead of %d, %v", name, buf[:k], a.Nlink, a.Ino, n.Ino(), err)
 		}
-		if _, err := r.Write(got, []byte("x"), 0, false); !errors.Is(err, unix.EROFS) {
+		if _, err := r.Write(got, []byte("x"), 0, KeepSetID); !errors.Is(err, unix.EROFS) {
 			t.Errorf("write to the reader: %v", err)
 		}
 		r.Forget(got, 1)

@@ -337,7 +337,7 @@ func (u *Union) syncFile(n *Node) (*layer.File, error) {
 		return layer.Own(fd), err
 	}
 	if n.mode == unix.S_IFREG {
-		return u.dataFile(n, false)
+		return u.dataFile(n, ForReading)
 	}
 	if !n.IsDir() {
 		return nil, unix.EINVAL

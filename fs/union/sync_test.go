@@ -118,7 +118,7 @@ func write(t *testing.T, u *Union, text string) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := u.Write(n, []byte(text), 0, false); err != nil {
+	if _, err := u.Write(n, []byte(text), 0, KeepSetID); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -222,7 +222,7 @@ func TestUnlinkedLeavesBatch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := u.Write(n, []byte("er"), 3, false); err != nil {
+		if _, err := u.Write(n, []byte("er"), 3, KeepSetID); err != nil {
 			t.Error(err)
 		}
 		u.Forget(n, 1)

@@ -153,7 +153,7 @@ func TestVolatileFailedWrite(t *testing.T) {
 	n := create(t, u, "new", []byte("x"))
 	for _, c := range []struct{ fail, want error }{{unix.ENOSPC, nil}, {unix.EIO, unix.EIO}, {nil, unix.EIO}} {
 		fail = c.fail
-		if _, err := u.Write(n, []byte("y"), 0, false); !errors.Is(err, c.fail) {
+		if _, err := u.Write(n, []byte("y"), 0, KeepSetID); !errors.Is(err, c.fail) {
 			t.Fatalf("write: %v, want %v", err, c.fail)
 		}
 		if err := u.Fsync(n); !errors.Is(err, c.want) {
@@ -177,24 +177,24 @@ func TestVolatileBegins(t *testing.T) {
 			return errors.Join(err, mkdir, read, u.Fsync(low), u.Rename(&Caller{}, u.Root(), "empty", u.Root(), "moved", 0))
 		}},
 		{"write", true, func(u *Union, _, empty *Node) error {
-			_, err := u.Write(empty, []byte("x"), 0, false)
+			_, err := u.Write(empty, []byte("x"), 0, KeepSetID)
 			return err
 		}},
 		{"copy-up", true, func(u *Union, low, _ *Node) error {
-			_, err := u.Write(low, []byte("x"), 0, false)
+			_, err := u.Write(low, []byte("x"), 0, KeepSetID)
 			return err
 		}},
 		{"truncate", true, func(u *Union, low, _ *Node) error {
 			_, err := u.SetAttr(&Caller{}, low, &SetAttrIn{Valid: SetSize, Size: 1})
 			return err
 		}},
-		{"fallocate", true, func(u *Union, _, empty *Node) error { return u.Fallocate(empty, 0, 0, 4096, false) }},
+		{"fallocate", true, func(u *Union, _, empty *Node) error { return u.Fallocate(empty, 0, 0, 4096, KeepSetID) }},
 		{"copy range", true, func(u *Union, low, empty *Node) error {
 			_, err := u.CopyRange(low, 0, empty, 0, 3)
 			return err
 		}},
 		{"passthrough", true, func(u *Union, _, empty *Node) error {
-			f, _, err := u.Backing(empty, true)
+			f, _, err := u.Backing(empty, ForWriting)
 			if err == nil {
 				f.Close()
 			}
@@ -244,7 +244,7 @@ func TestVolatileRefusesData(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := u.Write(n, []byte("x"), 0, false); !errors.Is(err, unix.EIO) || !errors.Is(err, cow.ErrUnseenWriteBack) {
+		if _, err := u.Write(n, []byte("x"), 0, KeepSetID); !errors.Is(err, unix.EIO) || !errors.Is(err, cow.ErrUnseenWriteBack) {
 			t.Errorf("write: %v", err)
 		}
 		if err := u.Fsync(n); err != nil {
@@ -255,7 +255,7 @@ func TestVolatileRefusesData(t *testing.T) {
 		t.Error("syncfs tells no error")
 	}
 	for range 100 {
-		if _, err = u.Write(n, []byte("x"), 0, false); err == nil {
+		if _, err = u.Write(n, []byte("x"), 0, KeepSetID); err == nil {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -271,7 +271,7 @@ func create(t *testing.T, u *Union, name string, content []byte) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := u.Write(n, content, 0, false); err != nil {
+	if _, err := u.Write(n, content, 0, KeepSetID); err != nil {
 		t.Fatal(err)
 	}
 	return n

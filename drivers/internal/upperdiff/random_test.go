@@ -132,7 +132,7 @@ func (a *application) step(r *rand.Rand) {
 		}
 	case 6:
 		if n != nil && !n.IsDir() {
-			_, err = a.u.Write(n, fmt.Appendf(nil, "%d", a.n), int64(r.IntN(8)), false)
+			_, err = a.u.Write(n, fmt.Appendf(nil, "%d", a.n), int64(r.IntN(8)), union.KeepSetID)
 		}
 	case 7:
 		if n != nil {

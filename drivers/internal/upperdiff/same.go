@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/union"
 	"plyfs/internal/sys"
 )
 
@@ -63,7 +64,7 @@ func (c *comparer) sameTarget(newer, older side) (bool, error) {
 // sameContent compares files that are equal in all else, if the data of the newer is its own: what it shows of a lower
 // is what the older shows.
 func (c *comparer) sameContent(newer, older side) (bool, error) {
-	f, own, err := c.newer.u.Backing(newer.node, false)
+	f, own, err := c.newer.u.Backing(newer.node, union.ForReading)
 	if err != nil {
 		return false, err
 	}

@@ -26,14 +26,19 @@ func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	return n, uniontest.Errno("read", "", err)
 }
 
-// killPriv is what the VFS finds out before a write by somebody without CAP_FSETID.
-func (f *file) killPriv() bool { return f.t.cred.UID != 0 }
+// setIDBits is what the VFS finds out before a write: whether the process has CAP_FSETID.
+func (f *file) setIDBits() union.SetIDBits {
+	if f.t.cred.UID != 0 {
+		return union.KillSetID
+	}
+	return union.KeepSetID
+}
 
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, uniontest.Errno("write", "", unix.EINVAL)
 	}
-	n, err := f.t.u.Write(f.n, p, off, f.killPriv())
+	n, err := f.t.u.Write(f.n, p, off, f.setIDBits())
 	return n, uniontest.Errno("write", "", err)
 }
 
@@ -63,7 +68,7 @@ func (f *file) Fallocate(mode uint32, off, length int64) error {
 	if off < 0 || length <= 0 {
 		return uniontest.Errno("fallocate", "", unix.EINVAL)
 	}
-	return uniontest.Errno("fallocate", "", f.t.u.Fallocate(f.n, mode, off, length, f.killPriv()))
+	return uniontest.Errno("fallocate", "", f.t.u.Fallocate(f.n, mode, off, length, f.setIDBits()))
 }
 
 func (f *file) Seek(off int64, whence int) (int64, error) {
