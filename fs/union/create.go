@@ -112,91 +112,6 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	return n, u.toAttr(n, &e.st), nil
 }
 
-// place is a free name in an upper directory.
-type place struct {
-	parent *Node
-	dir    *layer.File
-	name   string
-	hint   createHint
-	// below says that lowers have the name too: it is hidden by a whiteout that the new object replaces, and a new
-	// directory must be opaque.
-	below    bool
-	whiteout bool // a whiteout of the kernel's form is in place
-	aufs     bool // a whiteout of the AUFS form lies beside
-	// last says that the whiteout is the last name of its inode.
-	last bool
-}
-
-// placeLocked finds out what a new object called name in dir replaces; EEXIST if the name is taken. Preconditions:
-// renameMu and dir.dir.mu are held, dir has an upper. The caller closes place.dir.
-func (u *Union) placeLocked(dir *Node, name string) (p place, err error) {
-	if dir.dir.dead {
-		return p, unix.ENOENT
-	}
-	u.treeMu.Lock()
-	taken := dir.dir.children[name] != nil
-	u.treeMu.Unlock()
-	if taken {
-		return p, unix.EEXIST
-	}
-	if err := u.resolveLocked(dir); err != nil {
-		return p, err
-	}
-	f, err := u.dirUpper(dir)
-	if err != nil {
-		return p, err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	u.quota.grow(dir, f.FD(), name)
-	p = place{parent: dir, dir: f, name: name}
-	if p.below, err = u.lowerHasLocked(dir, name); err != nil {
-		return p, err
-	}
-	if p.below {
-		if err := u.examine(dir, &p); err != nil {
-			return p, err
-		}
-	}
-	p.hint, err = u.hintLocked(dir, f.FD())
-	return p, err
-}
-
-// lowerHasLocked says whether the lowers of dir show name. Precondition: dir.dir.mu and renameMu are held.
-func (u *Union) lowerHasLocked(dir *Node, name string) (bool, error) {
-	if len(dir.dir.lowers) == 0 {
-		return false, nil
-	}
-	ln, ok, err := u.lowerNameLocked(dir, name, &entry{})
-	return ok && ln.first >= 0, err
-}
-
-// examine looks at what the upper has under the name: a whiteout is noted, an object is EEXIST.
-func (u *Union) examine(dir *Node, p *place) error {
-	var st unix.Statx_t
-	err := sys.Statx(p.dir.FD(), p.name, &st)
-	switch {
-	case err == nil && ovl.IsAUFSName(p.name) && u.aufsHidden(p.dir.FD(), p.name, direntType(uint32(st.Mode))):
-		return unix.EINVAL // the union's own: without it, what it deletes would be back
-	case err == nil && u.isUpperWhiteout(p.dir.FD(), p.name, &st):
-		p.whiteout, p.last = true, st.Nlink == 1
-		return nil
-	case err == nil:
-		return unix.EEXIST
-	case !errors.Is(err, unix.ENOENT):
-		return err
-	}
-	if p.below {
-		if p.aufs = u.aufsWhiteoutIn(dir, p.name); !p.aufs {
-			return unix.EEXIST
-		}
-	}
-	return nil
-}
-
 // staged is an object on its way into the upper.
 type staged struct {
 	u       *Union
@@ -425,18 +340,6 @@ func (s *staged) stageAttrs(p place) error {
 		return u.makeOpaque(dirfd, name)
 	}
 	return nil
-}
-
-// makeOpaque makes a directory of the upper hide the layers below.
-func (u *Union) makeOpaque(dirfd int, name string) error {
-	form, err := u.whiteouts()
-	switch {
-	case err != nil:
-		return err
-	case form.aufs:
-		return u.work.MakeOpaqueAUFS(dirfd, name)
-	}
-	return u.work.MakeOpaque(dirfd, name)
 }
 
 // publish gives the staged object its name, replacing a whiteout.

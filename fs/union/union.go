@@ -226,25 +226,6 @@ func (u *Union) beginOverrides(attr string) error {
 	return nil
 }
 
-// whiteoutForm is how deletions are written.
-type whiteoutForm struct {
-	// aufs says that they are in the AUFS form, and stay so.
-	aufs bool
-	// byRename says that renameat2 can leave a whiteout of the kernel's form behind (RENAME_WHITEOUT), exchange that it can let a
-	// whiteout and a directory change places (RENAME_EXCHANGE). Where a step needs what is missing, a whiteout of the AUFS form hides
-	// the lowers between the two steps that it takes instead: it has a name of its own, so it can be there beforehand.
-	byRename, exchange bool
-}
-
-// bridged says whether a rename away from a name of the lowers needs a whiteout of the AUFS form first, to stay or as that bridge.
-func (f whiteoutForm) bridged() bool { return f.aufs || !f.byRename && !f.exchange }
-
-// whiteouts says how deletions are written. Precondition: the union is writable.
-func (u *Union) whiteouts() (whiteoutForm, error) {
-	f, err := u.work.Whiteouts()
-	return whiteoutForm{aufs: u.opt.Whiteout == WhiteoutAUFS || !f.Mknod, byRename: f.Rename, exchange: f.Exchange}, err
-}
-
 // beginData is called before data is written to the upper.
 func (u *Union) beginData() error {
 	if u.work == nil {
