@@ -83,7 +83,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	defer u.renameMu.RUnlock()
 	dir.dir.mu.Lock()
 	defer dir.dir.mu.Unlock()
-	p, err := u.placeLocked(dir, name)
+	p, err := u.freePlaceLocked(dir, name)
 	if err != nil {
 		return nil, Attr{}, err
 	}
@@ -147,7 +147,7 @@ func (s *staged) create(p place) error {
 	}
 	if !p.below {
 		// Not looked at yet: a whiteout without a victim may be in the way.
-		if err := s.u.examine(p.parent, &p); err != nil {
+		if err := s.u.examine(&p); err != nil {
 			return err
 		}
 	}

@@ -57,13 +57,13 @@ func (u *Union) Link(n, dir *Node, name string) (Attr, error) {
 func (u *Union) linkName(n, dir *Node, name string) error {
 	dir.dir.mu.Lock()
 	defer dir.dir.mu.Unlock()
-	p, err := u.placeLocked(dir, name)
+	p, err := u.freePlaceLocked(dir, name)
 	if err != nil {
 		return err
 	}
 	defer p.dir.Close()
 	if !p.below {
-		if err := u.examine(dir, &p); err != nil {
+		if err := u.examine(&p); err != nil {
 			return err
 		}
 	}
@@ -74,7 +74,7 @@ func (u *Union) linkName(n, dir *Node, name string) error {
 		return err
 	}
 	defer from.close()
-	if err := u.markMoved(n, dir, p.dir, name, from); err != nil {
+	if err := u.markMoved(n, &p, from); err != nil {
 		return err
 	}
 	if err := u.linkInto(from, p); err != nil {
@@ -130,14 +130,14 @@ func (u *Union) linkInto(from loc, p place) error {
 	return nil
 }
 
-// markMoved leaves the marks that an object needs in a directory that it was not made in, before it arrives there.
-func (u *Union) markMoved(n, dir *Node, f *layer.File, name string, at loc) error {
+// markMoved leaves the marks that n, whose upper object is at, needs at a place where it was not made, before it arrives there.
+func (u *Union) markMoved(n *Node, p *place, at loc) error {
 	if n.has(flagSpecial) {
-		if err := u.markSpecials(dir, f.FD()); err != nil {
+		if err := u.markSpecials(p.parent, p.dir.FD()); err != nil {
 			return err
 		}
 	}
-	if needsLiteral(n.Mode(), name) {
+	if needsLiteral(n.Mode(), p.name) {
 		if u.names == nil {
 			return unix.EINVAL
 		}
@@ -146,11 +146,11 @@ func (u *Union) markMoved(n, dir *Node, f *layer.File, name string, at loc) erro
 			return err
 		}
 	}
-	if u.names == nil || dir.has(flagImpure) {
+	if u.names == nil || p.parent.has(flagImpure) {
 		return nil
 	}
 	if _, err := sys.Getxattrat(at.fd(), at.name, u.names.Origin, nil); err == nil {
-		u.markImpure(dir, f)
+		u.markImpure(p.parent, p.dir)
 	}
 	return nil
 }

@@ -10,24 +10,27 @@ import (
 	"plyfs/internal/sys"
 )
 
-// place is a free name in an upper directory.
+// place is a name in an upper directory that an operation gives to an object, or takes from one, and what it has to know of it.
 type place struct {
 	parent *Node
-	dir    *layer.File
+	dir    *layer.File // the upper of parent
 	name   string
-	hint   createHint
-	// below says that lowers have the name too: it is hidden by a whiteout that the new object replaces, and a new
-	// directory must be opaque.
-	below    bool
-	whiteout bool // a whiteout of the kernel's form is in place
-	aufs     bool // a whiteout of the AUFS form lies beside
-	// last says that the whiteout is the last name of its inode.
-	last bool
+	// hint is what a new object needs to know of parent.
+	hint createHint
+
+	// below says that the lowers show the name: without an object there, a whiteout hides theirs, and a new directory must be opaque.
+	below bool
+	// upper says that the upper has an object of that name, which is known only of one that is to go.
+	upper bool
+	// whiteout says that a whiteout of the kernel's form has the name; last that this is the last name of the whiteout's inode.
+	whiteout, last bool
+	// aufs says that a whiteout of the AUFS form lies beside.
+	aufs bool
 }
 
-// placeLocked finds out what a new object called name in dir replaces; EEXIST if the name is taken. Preconditions:
-// renameMu and dir.dir.mu are held, dir has an upper. The caller closes place.dir.
-func (u *Union) placeLocked(dir *Node, name string) (p place, err error) {
+// freePlaceLocked is the place of a new object called name in dir; EEXIST if the name is taken. Preconditions: renameMu and dir.dir.mu
+// are held, dir has an upper. The caller closes place.dir.
+func (u *Union) freePlaceLocked(dir *Node, name string) (p place, err error) {
 	if dir.dir.dead {
 		return p, unix.ENOENT
 	}
@@ -55,11 +58,26 @@ func (u *Union) placeLocked(dir *Node, name string) (p place, err error) {
 		return p, err
 	}
 	if p.below {
-		if err := u.examine(dir, &p); err != nil {
+		if err := u.examine(&p); err != nil {
 			return p, err
 		}
 	}
 	p.hint, err = u.hintLocked(dir, f.FD())
+	return p, err
+}
+
+// takenPlaceLocked is the place of a name of n that is to go. Precondition: renameMu and dir.dir.mu are held. The caller closes place.dir.
+func (u *Union) takenPlaceLocked(dir *Node, name string, n *Node) (p place, err error) {
+	if err := u.resolveLocked(dir); err != nil {
+		return p, err
+	}
+	p = place{parent: dir, name: name, upper: u.linkIsUpper(n, dir, name)}
+	if p.below, err = u.lowerHasLocked(dir, name); err != nil {
+		return p, err
+	}
+	if p.dir, err = u.dirUpper(dir); err == nil {
+		u.quota.grow(dir, p.dir.FD(), name) // by a whiteout; or it shrinks
+	}
 	return p, err
 }
 
@@ -72,8 +90,8 @@ func (u *Union) lowerHasLocked(dir *Node, name string) (bool, error) {
 	return ok && ln.first >= 0, err
 }
 
-// examine looks at what the upper has under the name: a whiteout is noted, an object is EEXIST.
-func (u *Union) examine(dir *Node, p *place) error {
+// examine looks at what the upper has under a name that is free in the merged view: a whiteout is noted, an object is EEXIST.
+func (u *Union) examine(p *place) error {
 	var st unix.Statx_t
 	err := sys.Statx(p.dir.FD(), p.name, &st)
 	switch {
@@ -88,32 +106,9 @@ func (u *Union) examine(dir *Node, p *place) error {
 		return err
 	}
 	if p.below {
-		if p.aufs = u.aufsWhiteoutIn(dir, p.name); !p.aufs {
+		if p.aufs = u.aufsWhiteoutIn(p.parent, p.name); !p.aufs {
 			return unix.EEXIST
 		}
 	}
 	return nil
-}
-
-// removal is what has to be done to the layers to make one name go away.
-type removal struct {
-	dir   *layer.File // the upper directory
-	name  string
-	upper bool // the upper has an object of that name
-	below bool // the lowers show the name
-}
-
-// removalLocked finds out what the removal of a name of n takes. Precondition: renameMu and dir.dir.mu are held; the caller closes r.dir.
-func (u *Union) removalLocked(dir *Node, name string, n *Node) (r removal, err error) {
-	if err := u.resolveLocked(dir); err != nil {
-		return r, err
-	}
-	r = removal{name: name, upper: u.linkIsUpper(n, dir, name)}
-	if r.below, err = u.lowerHasLocked(dir, name); err != nil {
-		return r, err
-	}
-	if r.dir, err = u.dirUpper(dir); err == nil {
-		u.quota.grow(dir, r.dir.FD(), name) // by a whiteout; or it shrinks
-	}
-	return r, err
 }

@@ -79,11 +79,11 @@ func (u *Union) prepareUnlink(n, dir *Node, name string) error {
 
 // unlinkLocked removes a name of n, which is no directory. Precondition: renameMu and dir.dir.mu are held.
 func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
-	r, err := u.removalLocked(dir, name, n)
+	p, err := u.takenPlaceLocked(dir, name, n)
 	if err != nil {
 		return err
 	}
-	defer r.dir.Close()
+	defer p.dir.Close()
 	names := u.namesLock(n)
 	names.Lock()
 	defer names.Unlock()
@@ -96,7 +96,7 @@ func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
 			return err
 		}
 	}
-	if err := u.removeName(r); err != nil {
+	if err := u.removeName(&p); err != nil {
 		if last {
 			u.release(n)
 		}
@@ -108,24 +108,24 @@ func (u *Union) unlinkLocked(dir *Node, name string, n *Node) error {
 }
 
 // removeName does to the upper what removes a non-directory.
-func (u *Union) removeName(r removal) error {
-	w, fd := u.work, r.dir.FD()
-	if !r.below {
-		return u.unlinkUpper(fd, r.name)
+func (u *Union) removeName(p *place) error {
+	w, fd := u.work, p.dir.FD()
+	if !p.below {
+		return u.unlinkUpper(fd, p.name)
 	}
 	form, err := u.whiteouts()
 	switch {
 	case err != nil:
 		return err
 	case form.aufs:
-		if err := u.aufsWhiteout(fd, r.name); err != nil || !r.upper {
+		if err := u.aufsWhiteout(fd, p.name); err != nil || !p.upper {
 			return err
 		}
-		return u.unlinkUpper(fd, r.name)
-	case r.upper:
-		return w.WhiteoutFile(fd, r.name)
+		return u.unlinkUpper(fd, p.name)
+	case p.upper:
+		return w.WhiteoutFile(fd, p.name)
 	}
-	err = w.WhiteoutAt(fd, r.name)
+	err = w.WhiteoutAt(fd, p.name)
 	if errors.Is(err, unix.EEXIST) {
 		return unix.ESTALE // somebody else changed the upper
 	}
@@ -264,15 +264,15 @@ func (u *Union) dropIndexLocked(n *Node) {
 func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
 	n.dir.mu.Lock()
 	defer n.dir.mu.Unlock()
-	r, err := u.removalLocked(dir, name, n)
+	p, err := u.takenPlaceLocked(dir, name, n)
 	if err != nil {
 		return err
 	}
-	defer r.dir.Close()
+	defer p.dir.Close()
 	if err := u.resolveLocked(n); err != nil {
 		return err
 	}
-	if done, err := u.rmdirPlainLocked(r, n); done {
+	if done, err := u.rmdirPlainLocked(&p, n); done {
 		if err == nil {
 			u.forgetDirLocked(dir, name, n)
 		}
@@ -290,7 +290,7 @@ func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
 			return err
 		}
 	}
-	if err := u.removeDir(r); err != nil {
+	if err := u.removeDir(&p); err != nil {
 		u.dirs.Drop(&n.dir.upper)
 		return err
 	}
@@ -300,14 +300,14 @@ func (u *Union) rmdirLocked(dir *Node, name string, n *Node) error {
 
 // rmdirPlainLocked removes a directory that only the upper has with one system call: the file system knows whether it is
 // empty. It reports false when that did not settle the matter. Precondition: n.dir.mu is held, n is resolved.
-func (u *Union) rmdirPlainLocked(r removal, n *Node) (done bool, err error) {
-	if r.below || len(n.dir.lowers) > 0 || !n.has(flagUpper) {
+func (u *Union) rmdirPlainLocked(p *place, n *Node) (done bool, err error) {
+	if p.below || len(n.dir.lowers) > 0 || !n.has(flagUpper) {
 		return false, nil
 	}
 	if err := u.holdDir(n); err != nil {
 		return true, err
 	}
-	if err = u.m.Rmdir(r.dir.FD(), r.name); err == nil {
+	if err = u.m.Rmdir(p.dir.FD(), p.name); err == nil {
 		return true, nil
 	}
 	u.dirs.Drop(&n.dir.upper)
@@ -342,27 +342,26 @@ func (u *Union) forgetDirLocked(dir *Node, name string, n *Node) {
 }
 
 // removeDir does to the upper what removes a directory that shows nothing, but may hold whiteouts.
-func (u *Union) removeDir(r removal) error {
-	w, fd := u.work, r.dir.FD()
-	if !r.below {
-		return w.RemoveDir(fd, r.name)
+func (u *Union) removeDir(p *place) error {
+	w, fd := u.work, p.dir.FD()
+	if !p.below {
+		return w.RemoveDir(fd, p.name)
 	}
 	form, err := u.whiteouts()
 	switch {
 	case err != nil:
 		return err
-	case !r.upper:
-		return u.removeName(r)
+	case !p.upper:
+		return u.removeName(p)
 	case !form.aufs && form.exchange:
-		return w.WhiteoutDir(fd, r.name)
+		return w.WhiteoutDir(fd, p.name)
 	}
-	if err := u.aufsWhiteout(fd, r.name); err != nil {
+	if err := u.aufsWhiteout(fd, p.name); err != nil {
 		return err
 	}
-	if err := w.RemoveDir(fd, r.name); err != nil {
+	if err := w.RemoveDir(fd, p.name); err != nil {
 		return err
 	}
-	u.endBridge(form, fd, r.name)
+	u.endBridge(form, fd, p.name)
 	return nil
 }
-

@@ -23,7 +23,7 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 		return unix.EROFS
 	}
 	r := &rename{
-		u: u, caller: c, odir: odir, oname: oname, ndir: ndir, nname: nname,
+		u: u, caller: c, from: place{parent: odir, name: oname}, to: place{parent: ndir, name: nname},
 		exchange: flags&unix.RENAME_EXCHANGE != 0, leaveWhiteout: flags&unix.RENAME_WHITEOUT != 0,
 	}
 	defer r.forget()
@@ -59,36 +59,33 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 
 // rename is one running rename: prepared without locks, marked and acted under them (cf. overlayfs dir.c ovl_rename).
 type rename struct {
-	u            *Union
-	caller       *Caller
-	odir, ndir   *Node
-	oname, nname string
+	u      *Union
+	caller *Caller
 	// exchange is RENAME_EXCHANGE; leaveWhiteout is RENAME_WHITEOUT: an application's own whiteout gets the old name.
 	exchange, leaveWhiteout bool
 
-	src, dst *Node       // dst is nil for a free name
-	topology bool        // a directory moves
-	of, nf   *layer.File // the upper directories odir and ndir
-	// oldBelow and newBelow say that the lowers show the old and the new name.
-	oldBelow, newBelow bool
-	newPlace           place
-	held               bool // dst is about to lose its last name
+	// from is the old name, to the new one. Under the locks check opens their directories, and finds what else is known of them.
+	from, to place
+	src, dst *Node // what has the two names; dst is nil for a free one
 	// form is what Union.whiteouts says, if a whiteout comes or goes.
 	form whiteoutForm
 	// takeAway says that the directory dst can't be made empty, so it has to leave its name before src gets it.
 	takeAway bool
 }
 
+// topology says whether a directory moves.
+func (r *rename) topology() bool { return r.src.IsDir() || r.dst != nil && r.dst.IsDir() }
+
 // find looks both names up.
 func (r *rename) find(noReplace bool) (err error) {
 	u := r.u
-	if r.odir.dir == nil || r.ndir.dir == nil {
+	if r.from.parent.dir == nil || r.to.parent.dir == nil {
 		return unix.ENOTDIR
 	}
-	if r.src, err = u.find(r.odir, r.oname); err != nil {
+	if r.src, err = u.find(r.from.parent, r.from.name); err != nil {
 		return err
 	}
-	r.dst, err = u.find(r.ndir, r.nname)
+	r.dst, err = u.find(r.to.parent, r.to.name)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		if r.exchange {
@@ -105,7 +102,6 @@ func (r *rename) find(noReplace bool) (err error) {
 	case !r.dst.IsDir() && r.src.IsDir():
 		return unix.ENOTDIR
 	}
-	r.topology = r.src.IsDir() || r.dst != nil && r.dst.IsDir()
 	return nil
 }
 
@@ -131,21 +127,21 @@ func (r *rename) prepare() error {
 			return err
 		}
 	}
-	for _, n := range append(moving, r.odir, r.ndir) {
+	for _, n := range append(moving, r.from.parent, r.to.parent) {
 		if err := u.copyUpMeta(n); err != nil {
 			return err
 		}
 	}
-	if err := u.linkUp(r.src, r.odir, r.oname); err != nil {
+	if err := u.linkUp(r.src, r.from.parent, r.from.name); err != nil {
 		return err
 	}
 	if r.dst == nil {
 		return nil
 	}
 	if r.exchange {
-		return u.linkUp(r.dst, r.ndir, r.nname)
+		return u.linkUp(r.dst, r.to.parent, r.to.name)
 	}
-	return u.prepareUnlink(r.dst, r.ndir, r.nname)
+	return u.prepareUnlink(r.dst, r.to.parent, r.to.name)
 }
 
 // movable says whether n can move; EXDEV for a directory of lowers where redirects are off.
@@ -171,12 +167,12 @@ func (u *Union) movable(n *Node) error {
 
 func (r *rename) lock() {
 	u := r.u
-	if r.topology {
+	if r.topology() {
 		u.renameMu.Lock()
 	} else {
 		u.renameMu.RLock()
 	}
-	a, b := r.odir, r.ndir
+	a, b := r.from.parent, r.to.parent
 	if a == b {
 		a.dir.mu.Lock()
 		return
@@ -189,16 +185,16 @@ func (r *rename) lock() {
 }
 
 func (r *rename) unlock() {
-	for _, f := range []*layer.File{r.of, r.nf} {
+	for _, f := range []*layer.File{r.from.dir, r.to.dir} {
 		if f != nil {
 			f.Close()
 		}
 	}
-	r.odir.dir.mu.Unlock()
-	if r.ndir != r.odir {
-		r.ndir.dir.mu.Unlock()
+	r.from.parent.dir.mu.Unlock()
+	if r.to.parent != r.from.parent {
+		r.to.parent.dir.mu.Unlock()
 	}
-	if r.topology {
+	if r.topology() {
 		r.u.renameMu.Unlock()
 	} else {
 		r.u.renameMu.RUnlock()
@@ -219,46 +215,45 @@ func (u *Union) isAncestor(a, b *Node) bool {
 
 // check repeats under the locks what find saw, and opens the two directories.
 func (r *rename) check() (err error) {
-	u := r.u
+	u, from, to := r.u, &r.from, &r.to
 	u.treeMu.Lock()
-	same := r.odir.dir.children[r.oname] == r.src && r.ndir.dir.children[r.nname] == r.dst
+	same := from.parent.dir.children[from.name] == r.src && to.parent.dir.children[to.name] == r.dst
 	u.treeMu.Unlock()
 	switch {
-	case r.odir.dir.dead || r.ndir.dir.dead:
+	case from.parent.dir.dead || to.parent.dir.dead:
 		return unix.ENOENT
 	case !same:
 		return unix.ESTALE // lost a race: the front end looks up again
-	case r.src.IsDir() && u.isAncestor(r.src, r.ndir):
+	case r.src.IsDir() && u.isAncestor(r.src, to.parent):
 		return unix.EINVAL
-	case r.dst != nil && r.dst.IsDir() && u.isAncestor(r.dst, r.odir):
+	case r.dst != nil && r.dst.IsDir() && u.isAncestor(r.dst, from.parent):
 		if r.exchange {
 			return unix.EINVAL
 		}
 		return unix.ENOTEMPTY
 	}
-	if err := u.resolveLocked(r.odir); err != nil {
+	if err := u.resolveLocked(from.parent); err != nil {
 		return err
 	}
-	if err := u.resolveLocked(r.ndir); err != nil {
+	if err := u.resolveLocked(to.parent); err != nil {
 		return err
 	}
-	if r.of, err = u.dirUpper(r.odir); err != nil {
+	if from.dir, err = u.dirUpper(from.parent); err != nil {
 		return err
 	}
-	if r.nf, err = u.dirUpper(r.ndir); err != nil {
+	if to.dir, err = u.dirUpper(to.parent); err != nil {
 		return err
 	}
-	u.quota.grow(r.odir, r.of.FD(), r.oname)
-	u.quota.grow(r.ndir, r.nf.FD(), r.nname)
-	if r.oldBelow, err = u.lowerHasLocked(r.odir, r.oname); err != nil {
+	u.quota.grow(from.parent, from.dir.FD(), from.name)
+	u.quota.grow(to.parent, to.dir.FD(), to.name)
+	if from.below, err = u.lowerHasLocked(from.parent, from.name); err != nil {
 		return err
 	}
-	if r.newBelow, err = u.lowerHasLocked(r.ndir, r.nname); err != nil {
+	if to.below, err = u.lowerHasLocked(to.parent, to.name); err != nil {
 		return err
 	}
-	r.newPlace = place{parent: r.ndir, dir: r.nf, name: r.nname, below: r.newBelow}
 	if r.dst == nil {
-		return u.examine(r.ndir, &r.newPlace)
+		return u.examine(to)
 	}
 	if r.dst.IsDir() && !r.exchange {
 		return r.checkEmpty()
@@ -269,16 +264,17 @@ func (r *rename) check() (err error) {
 // mark records, before anything moves, what the moved objects need at their new places: each mark is true at the old
 // place too.
 func (r *rename) mark() error {
-	if err := r.markOne(r.src, r.ndir, r.nf, r.nname, r.newBelow); err != nil {
+	if err := r.markOne(r.src, &r.to); err != nil {
 		return err
 	}
 	if r.exchange {
-		return r.markOne(r.dst, r.odir, r.of, r.oname, r.oldBelow)
+		return r.markOne(r.dst, &r.from)
 	}
 	return nil
 }
 
-func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) error {
+// markOne marks n, which is about to move to p.
+func (r *rename) markOne(n *Node, p *place) error {
 	u := r.u
 	l, err := u.upperLoc(n)
 	if err != nil {
@@ -290,7 +286,7 @@ func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) e
 		if err := u.setRedirect(n, l, n.dir.view); err != nil {
 			return err
 		}
-	case n.IsDir() && below:
+	case n.IsDir() && p.below:
 		u.quota.mark(n, l, 1)
 		if err := u.makeOpaque(l.fd(), l.name); err != nil {
 			return err
@@ -300,101 +296,111 @@ func (r *rename) markOne(n, dir *Node, f *layer.File, name string, below bool) e
 			return err
 		}
 	}
-	return u.markMoved(n, dir, f, name, l)
+	return u.markMoved(n, p, l)
+}
+
+// renameat2 is the system call, with the flags of renameat2(2).
+func (r *rename) renameat2(flags uint) error {
+	return r.u.m.Rename(r.from.dir.FD(), r.from.name, r.to.dir.FD(), r.to.name, flags)
 }
 
 // act changes the upper: one renameat2 wherever the file system has the flags for it.
 func (r *rename) act() error {
 	u := r.u
 	if r.exchange {
-		return u.m.Rename(r.of.FD(), r.oname, r.nf.FD(), r.nname, unix.RENAME_EXCHANGE)
+		return r.renameat2(unix.RENAME_EXCHANGE)
 	}
-	if err := r.hold(); err != nil {
+	held, err := r.hold()
+	if err != nil {
 		return err
 	}
-	err := r.move()
+	err = r.move()
 	switch {
-	case err != nil && r.held:
+	case err != nil && held:
 		u.release(r.dst)
-	case err == nil && !r.oldBelow: // else it went to the old name
-		u.replacedWhiteout(&r.newPlace)
+	case err == nil && !r.from.below: // else it went to the old name
+		u.replacedWhiteout(&r.to)
 	}
 	return err
 }
 
-// hold keeps what is about to be replaced reachable for those who have it open.
-func (r *rename) hold() error {
+// hold keeps what is about to be replaced reachable for those who have it open. held says that a failure has to release it.
+func (r *rename) hold() (held bool, err error) {
 	u := r.u
 	switch {
 	case r.dst == nil:
 	case r.dst.IsDir():
 		if r.dst.has(flagUpper) {
-			return u.holdDir(r.dst)
+			return false, u.holdDir(r.dst)
 		}
 	case u.isLastName(r.dst):
-		if err := u.holdUnlinked(r.dst); err != nil {
-			return err
-		}
-		r.held = true
+		err := u.holdUnlinked(r.dst)
+		return err == nil, err
 	}
-	return nil
+	return false, nil
 }
 
 // move is the rename itself, leaving a whiteout where the lowers show the old name.
-func (r *rename) move() error {
-	u := r.u
-	ofd, nfd := r.of.FD(), r.nf.FD()
-	if r.oldBelow || r.newBelow || r.leaveWhiteout {
-		var err error
+func (r *rename) move() (err error) {
+	u, from, to := r.u, &r.from, &r.to
+	if from.below || to.below || r.leaveWhiteout {
 		if r.form, err = u.whiteouts(); err != nil {
 			return err
 		}
 	}
-	if r.newPlace.whiteout && (r.src.IsDir() || r.oldBelow) {
-		if err := u.unblock(&r.newPlace); err != nil {
+	// A file replaces a whiteout by itself. A directory does not, and an old name that needs a whiteout can have this one.
+	swap := to.whiteout && (r.src.IsDir() || from.below)
+	if swap {
+		if err := u.unblock(to); err != nil {
 			return err
 		}
+		swap = to.whiteout
 	}
 	if r.takeAway {
 		if err := r.takeDstAway(); err != nil {
 			return err
 		}
 	}
-	whiteout := r.oldBelow || r.leaveWhiteout && r.form.byRename
 	switch {
-	case r.newPlace.whiteout && (r.src.IsDir() || r.oldBelow):
-		// The whiteout at the new name is what the old one needs.
-		if err := u.m.Rename(ofd, r.oname, nfd, r.nname, unix.RENAME_EXCHANGE); err != nil {
-			return err
-		}
-		if !r.oldBelow {
-			return ignoreNotExist(u.m.Unlink(ofd, r.oname))
-		}
-		return nil
-	case r.oldBelow && r.form.bridged():
-		if err := u.aufsWhiteout(ofd, r.oname); err != nil {
-			return err
-		}
-		if err := u.m.Rename(ofd, r.oname, nfd, r.nname, 0); err != nil {
-			return err
-		}
-		u.endBridge(r.form, ofd, r.oname)
-	case whiteout && r.form.byRename:
-		err := u.m.Rename(ofd, r.oname, nfd, r.nname, unix.RENAME_WHITEOUT)
-		if err == nil {
+	case swap:
+		return r.swapWhiteout()
+	case from.below && r.form.bridged():
+		err = r.moveBridged()
+	case r.form.byRename && (from.below || r.leaveWhiteout):
+		if err = r.renameat2(unix.RENAME_WHITEOUT); err == nil {
 			u.quota.inodes(1)
 		}
 		return err
-	case r.oldBelow:
+	case from.below:
 		return r.moveExchange()
 	default:
-		if err := u.m.Rename(ofd, r.oname, nfd, r.nname, 0); err != nil {
-			return err
-		}
+		err = r.renameat2(0)
 	}
-	if r.newPlace.aufs || r.form.aufs && r.newBelow {
-		return u.dropAUFSWhiteout(nfd, r.nname)
+	if err == nil && (to.aufs || r.form.aufs && to.below) {
+		err = u.dropAUFSWhiteout(to.dir.FD(), to.name)
 	}
+	return err
+}
+
+// swapWhiteout lets the object and the whiteout at the new name change places, and removes the whiteout where no lower shows the
+// old name.
+func (r *rename) swapWhiteout() error {
+	if err := r.renameat2(unix.RENAME_EXCHANGE); err != nil || r.from.below {
+		return err
+	}
+	return ignoreNotExist(r.u.m.Unlink(r.from.dir.FD(), r.from.name))
+}
+
+// moveBridged leaves a whiteout without the flags of renameat2: one of the AUFS form is there before the object goes.
+func (r *rename) moveBridged() error {
+	ofd := r.from.dir.FD()
+	if err := r.u.aufsWhiteout(ofd, r.from.name); err != nil {
+		return err
+	}
+	if err := r.renameat2(0); err != nil {
+		return err
+	}
+	r.u.endBridge(r.form, ofd, r.from.name)
 	return nil
 }
 
@@ -402,95 +408,100 @@ func (r *rename) move() error {
 // have of it until src has the name; a kill in between leaves src at its old one.
 func (r *rename) takeDstAway() error {
 	u := r.u
-	if r.newBelow {
-		if err := u.aufsWhiteout(r.nf.FD(), r.nname); err != nil {
+	if r.to.below {
+		if err := u.aufsWhiteout(r.to.dir.FD(), r.to.name); err != nil {
 			return err
 		}
-		r.newPlace.aufs = true
+		r.to.aufs = true
 	}
-	return u.work.RemoveDir(r.nf.FD(), r.nname)
+	return u.work.RemoveDir(r.to.dir.FD(), r.to.name)
 }
 
 // moveExchange leaves a whiteout on a file system that has no RENAME_WHITEOUT: a whiteout takes the new name first and
 // changes places with the object.
-func (r *rename) moveExchange() error {
-	u := r.u
-	if r.dst != nil && u.linkIsUpper(r.dst, r.ndir, r.nname) {
-		var err error
-		if r.dst.IsDir() {
-			err = u.work.WhiteoutDir(r.nf.FD(), r.nname)
-		} else {
-			err = u.work.WhiteoutFile(r.nf.FD(), r.nname)
-		}
-		if err != nil {
-			return err
-		}
-	} else if err := u.work.WhiteoutAt(r.nf.FD(), r.nname); err != nil {
+func (r *rename) moveExchange() (err error) {
+	w, nfd := r.u.work, r.to.dir.FD()
+	switch {
+	case r.dst == nil || !r.u.linkIsUpper(r.dst, r.to.parent, r.to.name):
+		err = w.WhiteoutAt(nfd, r.to.name)
+	case r.dst.IsDir():
+		err = w.WhiteoutDir(nfd, r.to.name)
+	default:
+		err = w.WhiteoutFile(nfd, r.to.name)
+	}
+	if err != nil {
 		return err
 	}
-	return u.m.Rename(r.of.FD(), r.oname, r.nf.FD(), r.nname, unix.RENAME_EXCHANGE)
+	return r.renameat2(unix.RENAME_EXCHANGE)
 }
 
 // settle brings the tree in step with the layers.
 func (r *rename) settle() {
-	u := r.u
+	u, odir, ndir := r.u, r.from.parent, r.to.parent
 	r.noteLeft()
 	r.src.showCtime()
 	if r.exchange {
 		r.dst.showCtime()
 	}
 	if r.dst != nil && !r.exchange {
-		if r.dst.IsDir() {
-			r.dst.dir.mu.Lock()
-			r.dst.dir.dead = true
-			r.dst.dir.listing = nil
-			r.dst.dir.mu.Unlock()
-			u.unlinked(r.dst)
-		}
-		u.forgetName(r.ndir, r.nname, r.dst)
+		r.settleReplaced()
 	}
 	if r.src.IsDir() {
-		r.odir.dir.countDirLocked(-1)
-		r.ndir.dir.countDirLocked(1)
+		odir.dir.countDirLocked(-1)
+		ndir.dir.countDirLocked(1)
 	}
 	if r.dst != nil && r.dst.IsDir() {
-		r.ndir.dir.countDirLocked(-1)
+		ndir.dir.countDirLocked(-1)
 		if r.exchange {
-			r.odir.dir.countDirLocked(1)
+			odir.dir.countDirLocked(1)
 		}
 	}
 	u.treeMu.Lock()
 	if r.exchange {
-		u.swapLinksLocked(r)
+		r.swapLinksLocked()
 	} else {
-		u.renameLinkLocked(r.src, r.odir, r.oname, r.ndir, r.nname)
+		u.renameLinkLocked(r.src, odir, r.from.name, ndir, r.to.name)
 	}
 	u.treeMu.Unlock()
 	if r.exchange {
-		r.odir.dir.listAddedLocked(r.oname, r.dst.Mode())
+		odir.dir.listAddedLocked(r.from.name, r.dst.Mode())
 	} else {
-		r.odir.dir.listRemovedLocked(r.oname)
+		odir.dir.listRemovedLocked(r.from.name)
 	}
-	r.ndir.dir.listAddedLocked(r.nname, r.src.Mode())
+	ndir.dir.listAddedLocked(r.to.name, r.src.Mode())
+}
+
+// settleReplaced takes the new name from what had it.
+func (r *rename) settleReplaced() {
+	if d := r.dst.dir; d != nil {
+		d.mu.Lock()
+		d.dead = true
+		d.listing = nil
+		d.mu.Unlock()
+		r.u.unlinked(r.dst)
+	}
+	r.u.forgetName(r.to.parent, r.to.name, r.dst)
 }
 
 // noteLeft remembers a file that syncLeft has to look after. What btrfs exchanges, and directories, its fsync gets right.
 func (r *rename) noteLeft() {
-	if r.u.upper.FSType == unix.BTRFS_SUPER_MAGIC && r.oldBelow && !r.exchange && !r.src.IsDir() {
+	if r.u.upper.FSType == unix.BTRFS_SUPER_MAGIC && r.from.below && !r.exchange && !r.src.IsDir() {
 		r.src.set(flagLeft)
 	}
 }
 
-func (u *Union) swapLinksLocked(r *rename) {
-	r.odir.refs += 2
-	r.ndir.refs += 2
-	u.detachLocked(r.src, r.odir, r.oname)
-	u.detachLocked(r.dst, r.ndir, r.nname)
-	u.attachLocked(r.src, r.ndir, r.nname, true)
-	u.attachLocked(r.dst, r.odir, r.oname, true)
+// swapLinksLocked exchanges the names of src and dst. Precondition: treeMu is held.
+func (r *rename) swapLinksLocked() {
+	u, odir, ndir := r.u, r.from.parent, r.to.parent
+	odir.refs += 2
+	ndir.refs += 2
+	u.detachLocked(r.src, odir, r.from.name)
+	u.detachLocked(r.dst, ndir, r.to.name)
+	u.attachLocked(r.src, ndir, r.to.name, true)
+	u.attachLocked(r.dst, odir, r.from.name, true)
 	// The links' own references moved with them: one each way, and those taken above.
-	u.unrefLocked(r.odir, 3, nil)
-	u.unrefLocked(r.ndir, 3, nil)
+	u.unrefLocked(odir, 3, nil)
+	u.unrefLocked(ndir, 3, nil)
 }
 
 // actLeaving is act for RENAME_WHITEOUT by a nested overlay: an application's own whiteout, escaped, takes the old name.
@@ -503,9 +514,9 @@ func (r *rename) actLeaving() error {
 	}
 	s := &staged{u: u, fd: -1, o: newObject{mode: unix.S_IFCHR, caller: r.caller}}
 	defer s.close()
-	p := place{parent: r.odir, dir: r.of, name: r.oname}
+	p := place{parent: r.from.parent, dir: r.from.dir, name: r.from.name}
 	var err error
-	if p.hint, err = u.hintLocked(r.odir, r.of.FD()); err != nil {
+	if p.hint, err = u.hintLocked(p.parent, p.dir.FD()); err != nil {
 		return err
 	}
 	if err := s.plan(p); err != nil {
@@ -524,8 +535,8 @@ func (r *rename) actLeaving() error {
 		return err
 	}
 	var left unix.Statx_t
-	last := u.quota != nil && sys.Statx(r.of.FD(), r.oname, &left) == nil && left.Nlink == 1
-	if err := u.m.Rename(u.work.StageFD(), s.name, r.of.FD(), r.oname, 0); err != nil {
+	last := u.quota != nil && sys.Statx(r.from.dir.FD(), r.from.name, &left) == nil && left.Nlink == 1
+	if err := u.m.Rename(u.work.StageFD(), s.name, r.from.dir.FD(), r.from.name, 0); err != nil {
 		if r.dst == nil {
 			if undo := r.undo(); undo == nil {
 				return err
@@ -539,7 +550,7 @@ func (r *rename) actLeaving() error {
 		u.quota.inodes(1)
 	}
 	r.settle()
-	r.odir.dir.listAddedLocked(r.oname, unix.S_IFCHR)
+	r.from.parent.dir.listAddedLocked(r.from.name, unix.S_IFCHR)
 	return nil
 }
 
@@ -549,22 +560,22 @@ func (r *rename) undo() error {
 	if r.form.bridged() {
 		return r.undoBridged()
 	}
-	err := u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, unix.RENAME_EXCHANGE)
+	err := u.m.Rename(r.to.dir.FD(), r.to.name, r.from.dir.FD(), r.from.name, unix.RENAME_EXCHANGE)
 	if err != nil { // no whiteout was left
-		return u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, unix.RENAME_NOREPLACE)
+		return u.m.Rename(r.to.dir.FD(), r.to.name, r.from.dir.FD(), r.from.name, unix.RENAME_NOREPLACE)
 	}
-	if r.newBelow {
+	if r.to.below {
 		return nil
 	}
-	return u.m.Unlink(r.nf.FD(), r.nname)
+	return u.m.Unlink(r.to.dir.FD(), r.to.name)
 }
 
 // undoBridged is undo without the flags of renameat2.
 func (r *rename) undoBridged() error {
 	u := r.u
-	old := place{parent: r.odir, dir: r.of, name: r.oname, below: r.oldBelow}
-	if r.oldBelow {
-		if err := u.examine(r.odir, &old); err != nil {
+	old := r.from
+	if r.from.below {
+		if err := u.examine(&old); err != nil {
 			return err
 		}
 	}
@@ -573,22 +584,22 @@ func (r *rename) undoBridged() error {
 			return err
 		}
 	}
-	if r.newBelow {
-		if err := u.aufsWhiteout(r.nf.FD(), r.nname); err != nil {
+	if r.to.below {
+		if err := u.aufsWhiteout(r.to.dir.FD(), r.to.name); err != nil {
 			return err
 		}
 	}
-	if err := u.m.Rename(r.nf.FD(), r.nname, r.of.FD(), r.oname, 0); err != nil {
+	if err := u.m.Rename(r.to.dir.FD(), r.to.name, r.from.dir.FD(), r.from.name, 0); err != nil {
 		return err
 	}
 	if old.whiteout {
 		u.replacedWhiteout(&old)
 	}
-	if r.newBelow {
-		u.endBridge(r.form, r.nf.FD(), r.nname)
+	if r.to.below {
+		u.endBridge(r.form, r.to.dir.FD(), r.to.name)
 	}
 	if old.aufs {
-		return u.dropAUFSWhiteout(r.of.FD(), r.oname)
+		return u.dropAUFSWhiteout(r.from.dir.FD(), r.from.name)
 	}
 	return nil
 }

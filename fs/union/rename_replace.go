@@ -101,11 +101,11 @@ func (r *rename) clearEmpty(old *layer.File) error {
 	if err := u.m.Utimes(stage, name, sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
 		return err
 	}
-	if err := u.m.Rename(stage, name, r.nf.FD(), r.nname, unix.RENAME_EXCHANGE); err != nil {
+	if err := u.m.Rename(stage, name, r.to.dir.FD(), r.to.name, unix.RENAME_EXCHANGE); err != nil {
 		return err
 	}
 	swapped = true
-	u.quota.replacedDir(r.dst, st.Blocks, name, r.nf.FD(), r.nname)
+	u.quota.replacedDir(r.dst, st.Blocks, name, r.to.dir.FD(), r.to.name)
 	u.dirs.Drop(&r.dst.dir.upper)
 	r.dst.dir.hideLowersLocked()
 	w.Discard(name)
@@ -116,7 +116,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 // Precondition: dst.dir.mu is held.
 func (r *rename) clearInPlace(old *layer.File) error {
 	u, dst := r.u, r.dst
-	if err := u.work.MakeOpaque(r.nf.FD(), r.nname); err != nil {
+	if err := u.work.MakeOpaque(r.to.dir.FD(), r.to.name); err != nil {
 		return err
 	}
 	dst.dir.hideLowersLocked()

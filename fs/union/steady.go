@@ -31,7 +31,7 @@ func (u *Union) unsteady(n *Node) {
 // holdNames keeps others from reaching the nodes that move by their names, until release is called. A change of topology needs
 // nothing: it holds renameMu for writing.
 func (r *rename) holdNames() (release func()) {
-	if r.topology {
+	if r.topology() {
 		return func() {}
 	}
 	a, b := r.src.spread%nameLocks, r.src.spread%nameLocks
