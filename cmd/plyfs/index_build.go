@@ -252,7 +252,7 @@ func (b *buildRun) build(ctx context.Context, u *union.Union, id *metadata.Stack
 		return err
 	}
 	stop := b.report(builder)
-	err = u.Describe(ctx, builder, b.digests)
+	err = u.Describe(ctx, builder, union.DescribeOptions{Digests: b.digests})
 	stop()
 	if err == nil {
 		err = ctx.Err()

@@ -71,7 +71,7 @@ func indexOf(
 	ok(t, os.Chmod(cache.Dir(), 0o700))
 	b, err := cache.Build(id, indexdb.BuildOptions{Digests: true})
 	ok(t, err)
-	ok(t, u.Describe(t.Context(), forger{b, forge, sums}, true))
+	ok(t, u.Describe(t.Context(), forger{b, forge, sums}, union.DescribeOptions{Digests: true}))
 	ok(t, b.Commit())
 	x, err := cache.Open(id)
 	ok(t, err)

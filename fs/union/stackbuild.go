@@ -27,17 +27,23 @@ type StackSink interface {
 	PutDigests(view string, ds []metadata.Digest) error
 }
 
-// Describe walks the merged lowers of u and gives a record of each directory to sink, children first; with digests also those of the
-// files' contents. u must have neither an upper nor an index, and must not be used otherwise. A directory that cannot be read
-// is left out, and one that changes meanwhile gives a record that does not fit it, which is found out when it is used. As
-// many directories are held in memory as the tree is deep. It blocks until it is through or ctx ends.
-func (u *Union) Describe(ctx context.Context, sink StackSink, digests bool) error {
+// DescribeOptions say what Describe gives to its sink besides records.
+type DescribeOptions struct {
+	// Digests adds those of the files' contents, which are all read for it.
+	Digests bool
+}
+
+// Describe walks the merged lowers of u and gives a record of each directory to sink, children first. u must have neither an
+// upper nor an index, and must not be used otherwise. A directory that cannot be read is left out, and one that changes meanwhile
+// gives a record that does not fit it, which is found out when it is used. As many directories are held in memory as the tree is
+// deep. It blocks until it is through or ctx ends.
+func (u *Union) Describe(ctx context.Context, sink StackSink, o DescribeOptions) error {
 	if u.upper != nil || u.opt.StackIndex != nil {
 		return fmt.Errorf("only a union of lowers without an index can be described: %w", unix.EINVAL)
 	}
-	d := &describer{u: u, ctx: ctx, sink: sink, digests: digests}
+	d := &describer{u: u, ctx: ctx, sink: sink, digests: o.Digests}
 	u.describer = d
-	if digests {
+	if o.Digests {
 		d.buf = make([]byte, 1<<20)
 	}
 	return d.walk()

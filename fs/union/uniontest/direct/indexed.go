@@ -57,7 +57,7 @@ func describe(o union.Options) (*memoryIndex, error) {
 		return nil, err
 	}
 	x := &memoryIndex{dirs: map[string]*metadata.Dir{}}
-	return x, errors.Join(u.Describe(context.Background(), x, false), u.Close())
+	return x, errors.Join(u.Describe(context.Background(), x, union.DescribeOptions{}), u.Close())
 }
 
 // Stale is the reason why the index of an Indexed engine is not believed any more, "" if it is.
