@@ -25,7 +25,7 @@ func arrows() map[string][]string {
 		},
 		// Every container waits for its start: no package that brings a database, a command-line framework or a network.
 		"cmd/plyfs-mount":       {"fs/mountopt", "fs/server", "fs/union", "internal/exit", "internal/sibling"},
-		"fs/server":             {"cow/layer", "fs/fusefs", "fs/mountopt", "fs/union", "internal/control", "internal/exit", "internal/launch/...", "internal/sys", "internal/version"},
+		"fs/server":             {"cow", "cow/layer", "fs/fusefs", "fs/mountopt", "fs/union", "internal/control", "internal/exit", "internal/launch/...", "internal/sys", "internal/version"},
 		"internal/exit":         {},
 		"internal/version":      {},
 		"internal/sibling":      {},

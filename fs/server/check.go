@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
 	"plyfs/cow/layer"
 	"plyfs/internal/exit"
 	"plyfs/internal/sys"
@@ -128,7 +129,7 @@ func (s *Stack) checkWork(p Personality, roots map[place]string) (warnings []str
 // checkIncompat refuses an upper that a volatile mount left, since what it holds may be incomplete after a crash, and one
 // that was marked as beyond mounts that do not know the mark (cf. overlayfs readdir.c ovl_workdir_cleanup_recurse).
 func (s *Stack) checkIncompat() error {
-	const marks = "work/incompat"
+	const marks = cow.StageDir + "/" + cow.IncompatDir
 	fd, err := sys.OpenBeneath(s.Work.FD(), marks, unix.O_RDONLY|unix.O_DIRECTORY)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
@@ -138,7 +139,7 @@ func (s *Stack) checkIncompat() error {
 	}
 	defer unix.Close(fd)
 	return layer.List(fd, func(e layer.RawDirent) error {
-		if e.Name == "volatile" {
+		if e.Name == cow.VolatileMark {
 			return exit.Faultf(exit.Mount, "upperdir=%s was last used by a volatile mount and may be incomplete; start with an empty one, "+
 				"or, if the system did not crash since, remove %s/%s/%s", s.Upper.Path, s.Work.Path, marks, e.Name)
 		}
