@@ -56,7 +56,7 @@ type mountIdentity struct {
 // Mount opens /dev/fuse and mounts it. Nobody serves the mount yet: every access to it blocks until FS.Serve runs.
 // It calls mount(2) itself where it may (root, and root of a user namespace), else fusermount3.
 func Mount(cfg MountConfig) (*Device, error) {
-	if fd, ok := passedFD(cfg.Target); ok {
+	if fd, ok := PassedFD(cfg.Target); ok {
 		return adopt(fd)
 	}
 	if cfg.AllowOther {
@@ -221,9 +221,15 @@ func identify(target string) (mountIdentity, error) {
 	return mountIdentity{id: st.Mnt_id, major: st.Dev_major, minor: st.Dev_minor}, nil
 }
 
-// passedFD reports whether target names a descriptor.
-func passedFD(target string) (int, bool) {
-	num, ok := strings.CutPrefix(target, "/dev/fd/")
+// passedPrefix is what the Target of a passed descriptor begins with.
+const passedPrefix = "/dev/fd/"
+
+// PassedTarget is the Target of a mount whose /dev/fuse descriptor was passed.
+func PassedTarget(fd int) string { return passedPrefix + strconv.Itoa(fd) }
+
+// PassedFD returns the descriptor that target names, if it is a PassedTarget.
+func PassedFD(target string) (fd int, ok bool) {
+	num, ok := strings.CutPrefix(target, passedPrefix)
 	if !ok {
 		return 0, false
 	}

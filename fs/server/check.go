@@ -8,6 +8,7 @@ import (
 
 	"plyfs/cow"
 	"plyfs/cow/layer"
+	"plyfs/fs/fusefs"
 	"plyfs/internal/exit"
 	"plyfs/internal/sys"
 )
@@ -188,7 +189,7 @@ func ancestors(l *layer.Layer, stop map[place]bool) []place {
 // contain says whether the directory target lies in one of the layers, whatever is mounted in between. It is false where that
 // can't be found out.
 func (s *Stack) contain(target string) bool {
-	if _, passed := descriptor(target); passed {
+	if _, passed := fusefs.PassedFD(target); passed {
 		return false
 	}
 	fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/fs/fusefs"
 	"plyfs/fs/mountopt"
 	"plyfs/internal/exit"
 	"plyfs/internal/launch"
@@ -27,7 +28,7 @@ const (
 // launch.Start. It returns nil only if the mount serves.
 func startDaemon(r request) error {
 	server := launch.Server{Program: SelfPath(), Args: os.Args, Target: -1}
-	if fd, ok := descriptor(r.target); ok {
+	if fd, ok := fusefs.PassedFD(r.target); ok {
 		server.Target = fd
 	}
 	return launchFault(launch.Start(server))
@@ -90,7 +91,7 @@ func becomeDaemon(r *request) (*daemon, bool) {
 	if n, err := strconv.Atoi(os.Getenv(targetEnv)); err == nil {
 		_ = os.Unsetenv(targetEnv)
 		unix.CloseOnExec(n)
-		d.target, r.target = n, fmt.Sprintf("/dev/fd/%d", n)
+		d.target, r.target = n, fusefs.PassedTarget(n)
 	}
 	r.warnings = nil // the caller printed them
 	return d, true

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +16,7 @@ const fuseDevice = "/dev/fuse"
 
 // checkTarget looks whether target can be mounted on, or is a descriptor that someone else mounted already.
 func checkTarget(target string) error {
-	if fd, ok := descriptor(target); ok {
+	if fd, ok := fusefs.PassedFD(target); ok {
 		return checkDescriptor(target, fd)
 	}
 	var st unix.Stat_t
@@ -49,16 +48,6 @@ func checkDescriptor(target string, fd int) error {
 		return exit.Faultf(exit.Usage, "mount point %s: is not a /dev/fuse descriptor; pass one that is mounted already", target)
 	}
 	return nil
-}
-
-// descriptor returns N of /dev/fd/N.
-func descriptor(target string) (int, bool) {
-	num, ok := strings.CutPrefix(target, "/dev/fd/")
-	if !ok {
-		return 0, false
-	}
-	fd, err := strconv.Atoi(num)
-	return fd, err == nil && fd >= 0
 }
 
 // checkFUSE looks whether this system can mount FUSE, as far as that can be told without mounting. Root needs to open the

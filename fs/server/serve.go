@@ -200,7 +200,7 @@ const settleWithin = time.Second
 
 // passed reports whether somebody else mounted, and this process only serves.
 func (s *server) passed() bool {
-	_, ok := descriptor(s.target)
+	_, ok := fusefs.PassedFD(s.target)
 	return ok
 }
 
