@@ -80,14 +80,14 @@ func (s *Store) register(ctx context.Context, in *input, parent ChainID, o Regis
 		return Layer{}, err
 	}
 	defer land()
-	known, lost, err := s.knows(ctx, id)
+	state, err := s.state(ctx, id)
 	if err != nil {
 		return Layer{}, err
 	}
-	if !known {
+	switch state {
+	case layerUnknown:
 		return s.makeLayer(ctx, in, below, o)
-	}
-	if lost {
+	case layerLost:
 		if err := s.restore(ctx, in, id, below, o); err != nil {
 			return Layer{}, err
 		}
@@ -181,8 +181,8 @@ func (s *Store) makeLayer(ctx context.Context, in *input, below Record, o Regist
 
 // mend returns a layer of the store, which is restored if it was lost. The input was read.
 func (s *Store) mend(ctx context.Context, in *input, l Layer, below Record, o RegisterOptions) (Layer, error) {
-	_, lost, err := s.knows(ctx, l.ID)
-	if err != nil || !lost {
+	state, err := s.state(ctx, l.ID)
+	if err != nil || state != layerLost {
 		return l, err
 	}
 	r, err := in.again()

@@ -141,11 +141,11 @@ func (b *batch) pin(id ChainID) error {
 // find adopts the layers that the store has, from the lowest up to the first that it does not have, or has lost.
 func (b *batch) find(ctx context.Context) error {
 	for _, id := range b.ids {
-		known, lost, err := b.store.knows(ctx, id)
+		state, err := b.store.state(ctx, id)
 		if err != nil {
 			return err
 		}
-		if b.lost = lost; !known || lost {
+		if b.lost = state == layerLost; state != layerWhole {
 			return nil
 		}
 		if err := b.adopt(id); err != nil {
@@ -206,20 +206,20 @@ func (b *batch) sequence(ctx context.Context) error {
 // else only adopts it, since above a lost layer there may be others that are whole.
 func (b *batch) makeOrRestore(ctx context.Context, i int) error {
 	id := b.ids[i]
-	known, lost, err := b.store.knows(ctx, id)
+	state, err := b.store.state(ctx, id)
 	if err != nil {
 		return err
 	}
-	if !known || lost {
+	if state != layerWhole {
 		err = b.withSource(ctx, i, func(in *input) error {
-			if lost {
+			if state == layerLost {
 				return b.store.restore(ctx, in, id, b.below, b.options(i))
 			}
 			_, err := b.store.makeLayer(ctx, in, b.below, b.options(i))
 			return err
 		})
 	}
-	if hold := b.options(i).Hold; err == nil && known && hold != nil {
+	if hold := b.options(i).Hold; err == nil && state != layerUnknown && hold != nil {
 		_, err = b.store.existing(ctx, id, hold)
 	}
 	if err != nil {

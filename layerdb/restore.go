@@ -10,18 +10,32 @@ import (
 	"plyfs/internal/sys"
 )
 
-// knows says whether the database names a layer, and, if it does, whether the layer is lost: the driver does not have it, or the file
-// of its stream is gone.
-func (s *Store) knows(ctx context.Context, id ChainID) (known, lost bool, err error) {
+// layerState is what the store has of a layer.
+type layerState int
+
+const (
+	// layerUnknown: the database does not name it.
+	layerUnknown layerState = iota
+	// layerLost: the database names it, and the driver does not have it, or the file of its stream is gone.
+	layerLost
+	// layerWhole: it can be used.
+	layerWhole
+)
+
+// state says what the store has of a layer.
+func (s *Store) state(ctx context.Context, id ChainID) (layerState, error) {
 	r, unpin, err := s.pinLayer(id)
 	if errors.Is(err, drivers.ErrNotFound) {
-		return false, false, ctx.Err()
+		return layerUnknown, ctx.Err()
 	} else if err != nil {
-		return false, false, err
+		return layerUnknown, err
 	}
 	defer unpin()
 	there, err := s.drv.Exists(ctx, r.cacheID())
-	return true, !there || !exists(s.streamPath(*r.Layer)), err
+	if !there || !exists(s.streamPath(*r.Layer)) {
+		return layerLost, err
+	}
+	return layerWhole, err
 }
 
 // restore makes a lost layer anew, of the stream that it was made of: in its place in the driver if the driver lost it, so that the
