@@ -79,7 +79,7 @@ func (f *FS) serveFast(dev *Device, report func(error)) error {
 		return err
 	}
 	t.mu.Lock()
-	t.enlist(r)
+	t.enlistLocked(r)
 	t.mu.Unlock()
 	go t.run(r)
 	go t.dog.run()
@@ -175,13 +175,13 @@ func (t *fastTransport) handshake(r *reader) (bool, error) {
 	return true, nil
 }
 
-// enlist counts r among the readers. Preconditions: t.mu is held.
-func (t *fastTransport) enlist(r *reader) {
+// enlistLocked counts r among the readers. Precondition: t.mu is held.
+func (t *fastTransport) enlistLocked(r *reader) {
 	t.active = append(t.active, r)
 	t.crowd.Store(int32(len(t.active)))
 }
 
-// addReaderLocked starts a reader, unless the mount is gone or there are too many. Preconditions: t.mu is held.
+// addReaderLocked starts a reader, unless the mount is gone or there are too many. Precondition: t.mu is held.
 func (t *fastTransport) addReaderLocked() {
 	if t.ending || len(t.active) >= maxReaders {
 		return
@@ -196,7 +196,7 @@ func (t *fastTransport) addReaderLocked() {
 			return
 		}
 	}
-	t.enlist(r)
+	t.enlistLocked(r)
 	t.counts.readers.Add(1)
 	go t.run(r)
 }
@@ -205,13 +205,13 @@ func (t *fastTransport) addReaderLocked() {
 func (t *fastTransport) relieve(r *reader) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.idle(r) == 0 {
+	if t.idleLocked(r) == 0 {
 		t.addReaderLocked()
 	}
 }
 
-// idle returns the number of readers besides r that wait for a request. Preconditions: t.mu is held.
-func (t *fastTransport) idle(r *reader) (n int) {
+// idleLocked returns the number of readers besides r that wait for a request. Precondition: t.mu is held.
+func (t *fastTransport) idleLocked(r *reader) (n int) {
 	for _, other := range t.active {
 		if other != r && other.state.Load()&1 == 0 {
 			n++
@@ -224,10 +224,10 @@ func (t *fastTransport) idle(r *reader) (n int) {
 func (t *fastTransport) leave(r *reader) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.active) <= t.dog.wanted() || t.idle(r) == 0 {
+	if len(t.active) <= t.dog.wanted() || t.idleLocked(r) == 0 {
 		return false
 	}
-	t.strike(r)
+	t.strikeLocked(r)
 	if len(t.spare) < sparePool {
 		t.spare = append(t.spare, r)
 	} else {
@@ -236,8 +236,8 @@ func (t *fastTransport) leave(r *reader) bool {
 	return true
 }
 
-// strike removes r from the readers. Preconditions: t.mu is held.
-func (t *fastTransport) strike(r *reader) {
+// strikeLocked removes r from the readers. Precondition: t.mu is held.
+func (t *fastTransport) strikeLocked(r *reader) {
 	for i, other := range t.active {
 		if other == r {
 			last := len(t.active) - 1
@@ -261,7 +261,7 @@ func (t *fastTransport) end(r *reader, err error) {
 	if t.failure == nil {
 		t.failure = err
 	}
-	t.strike(r)
+	t.strikeLocked(r)
 	r.free()
 	if len(t.active) == 0 {
 		close(t.left)
