@@ -64,8 +64,8 @@ type retry struct {
 	at  uint64
 }
 
-// retried reports whether r was noted before, and notes it. Precondition: o.mu is held.
-func (o *openState) retried(r retry) bool {
+// retriedLocked reports whether r was noted before, and notes it. Precondition: o.mu is held.
+func (o *openState) retriedLocked(r retry) bool {
 	i := slices.IndexFunc(o.retries, func(x retry) bool { return x.pid == r.pid })
 	switch {
 	case i >= 0 && o.retries[i] == r:
@@ -105,6 +105,7 @@ func (s *slot) openState() *openState {
 func (f *FS) openBacking(n *union.Node, s *slot, want union.Access, pid uint32, out *opened) fuse.Status {
 	o := s.openState()
 	if want == union.ForWriting && o.flagged.Load() {
+		// The backing file that reuseBacking would hand out may be older than the flags: another open tells what they forbid.
 		file, _, err := f.u.Backing(n, union.ForWriting)
 		if err != nil {
 			return f.status("open", err)
@@ -121,27 +122,29 @@ func (f *FS) openBacking(n *union.Node, s *slot, want union.Access, pid uint32, 
 			return f.status("open", err)
 		}
 		o.mu.Lock()
-		if o.copies.Load() != copies {
-			// Copied up meanwhile, perhaps by this very call: everything may look different now.
-			o.mu.Unlock()
-			file.Close()
-			continue
-		}
-		if o.kind == backingNone {
-			o.kind = backingLower
+		// Else it was copied up meanwhile, perhaps by this very call: everything may look different now.
+		if o.copies.Load() == copies && o.kind == backingNone {
+			kind := backingLower
 			if upper {
-				o.kind = backingUpper
+				kind = backingUpper
 			}
-			if o.backing, err = sys.BackingOpen(f.dev.Load().Fd(), file.FD()); err != nil {
-				o.kind = backingCached
-				f.warned.Do(func() {
-					f.log.Warn("passthrough refused for a file, which is served without", "error", err)
-				})
-			}
+			f.registerBackingLocked(o, file.FD(), kind)
 		}
 		o.mu.Unlock()
 		file.Close()
 	}
+}
+
+// registerBackingLocked makes the open file fd, of this kind, the backing file of an id. Precondition: o.mu is held.
+func (f *FS) registerBackingLocked(o *openState, fd int, kind backingKind) {
+	var err error
+	if o.backing, err = sys.BackingOpen(f.dev.Load().Fd(), fd); err != nil {
+		kind = backingCached
+		f.warned.Do(func() {
+			f.log.Warn("passthrough refused for a file, which is served without", "error", err)
+		})
+	}
+	o.kind = kind
 }
 
 // reuseBacking answers an OPEN from what is known already, or reports that something has to be opened first.
@@ -149,13 +152,13 @@ func (f *FS) reuseBacking(o *openState, s *slot, want union.Access, pid uint32, 
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.gone.Load() {
-		if !o.retried(retry{pid, f.lookups[pid%lookupThreads].Load()}) {
+		if !o.retriedLocked(retry{pid, f.lookups[pid%lookupThreads].Load()}) {
 			return true, fuse.Status(unix.ESTALE)
 		}
 		// No lookup came between: a reopen of /proc/self/fd/N, which the kernel has no path to retry with.
 		switch {
 		case o.kind == backingLower && o.opens == 0:
-			f.dropBacking(o)
+			f.dropBackingLocked(o)
 		case o.kind == backingLower && want == union.ForWriting:
 			// The lower must never be opened for writing, and the inode cannot have a second file.
 			return true, fuse.Status(unix.ESTALE)
@@ -239,12 +242,12 @@ func (f *FS) copiedUp(n *union.Node) {
 		f.counts.stale.Add(1)
 		f.notices.attr(id)
 	case o.kind == backingLower, o.kind == backingCached && o.opens == 0:
-		f.dropBacking(o)
+		f.dropBackingLocked(o)
 	}
 }
 
-// dropBacking forgets the backing file of an id that has no file open. Preconditions: o.mu is held.
-func (f *FS) dropBacking(o *openState) {
+// dropBackingLocked forgets the backing file of an id that has no file open. Precondition: o.mu is held.
+func (f *FS) dropBackingLocked(o *openState) {
 	if o.kind == backingLower || o.kind == backingUpper {
 		if err := sys.BackingClose(f.dev.Load().Fd(), o.backing); err != nil {
 			f.log.Debug("backing id not closed", "error", err)
@@ -257,5 +260,5 @@ func (f *FS) dropBacking(o *openState) {
 func (f *FS) closeBacking(o *openState) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	f.dropBacking(o)
+	f.dropBackingLocked(o)
 }
