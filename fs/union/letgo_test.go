@@ -34,7 +34,7 @@ func TestReadOnlyAgain(t *testing.T) {
 	must(t, err)
 	t.Cleanup(func() { u.Forget(n, 1) })
 	write := func() error {
-		_, err := u.Write(n, []byte("text"), 0, false)
+		_, err := u.Write(n, []byte("text"), 0, KeepSetID)
 		return err
 	}
 	must(t, write())

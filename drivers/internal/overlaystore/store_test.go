@@ -204,8 +204,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// TestCleanup: what a crash may have left goes, and what it may have lost is made anew.
-// What a list has to read of a damaged layer may take long, and keeps nobody from the others.
+// TestListSlowly: what a list has to read of a damaged layer may take long, and keeps nobody from the others.
 func TestListSlowly(t *testing.T) {
 	base := testenv.Scratch(t)
 	chain(t, open(t, base), "a", "b")
@@ -241,6 +240,7 @@ func TestListSlowly(t *testing.T) {
 	listing.Wait()
 }
 
+// TestCleanup: what a crash may have left goes, and what it may have lost is made anew.
 func TestCleanup(t *testing.T) {
 	base := testenv.Scratch(t)
 	s := open(t, base)
