@@ -48,6 +48,9 @@ func (e *entry) mode() uint32 {
 	return uint32(e.st.Mode) & unix.S_IFMT
 }
 
+// upperName says whether the upper has the name. What the hard-link index stands in for has an upper object, and a lower name.
+func (e *entry) upperName() bool { return e.upper && e.index == "" }
+
 // Lookup finds name in dir and returns its node with a reference, which the caller gives back with Forget. ENOENT if
 // there is none; ENAMETOOLONG if no layer's file system could have it.
 func (u *Union) Lookup(dir *Node, name string) (*Node, Attr, error) {
@@ -173,11 +176,11 @@ func (u *Union) probeLocked(dir *Node, name string, e *entry) error {
 			return err
 		}
 	}
-	if dir.has(flagUpper) && (e.index != "" || !e.upper || len(e.dirs) > 0) && u.aufsWhiteoutIn(dir, name) {
-		if !e.upper || e.index != "" {
+	if dir.has(flagUpper) && (!e.upperName() || len(e.dirs) > 0) && u.aufsWhiteoutIn(dir, name) {
+		if !e.upperName() {
 			return unix.ENOENT
 		}
-		e.dirs = nil
+		e.dirs = nil // beside an upper directory it hides what would merge
 	}
 	return nil
 }
@@ -470,12 +473,11 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	keys, index, delta, ofLower := u.hardKeys(e)
 	u.treeMu.Lock()
 	defer u.treeMu.Unlock()
-	upperName := e.upper && e.index == ""
 	for _, k := range keys {
 		if n := u.inodes[k]; n != nil {
 			n.refs++
 			n.clear(flagUnlinked) // it has a name that nobody had looked up
-			u.attachLocked(n, dir, name, upperName)
+			u.attachLocked(n, dir, name, e.upperName())
 			for _, k := range keys {
 				u.addKeyLocked(n, k)
 			}
@@ -519,6 +521,6 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 		n.hard().setIndex(index)
 		n.hard().delta, n.hard().ofLower = delta, ofLower
 	}
-	u.attachLocked(n, dir, name, upperName)
+	u.attachLocked(n, dir, name, e.upperName())
 	return n
 }
