@@ -462,34 +462,9 @@ func (c *copyUp) publish() error {
 	if err := sys.Statx(pf.FD(), "", &pst); err != nil {
 		return err
 	}
-	if c.origin != nil {
-		u.markImpure(l.parent, pf)
-	}
-	if n.has(flagSpecial) && u.names != nil { // who reads the upper as a lower looks for the file's mark only then
-		if err := u.markSpecials(l.parent, pf.FD()); err != nil {
-			return err
-		}
-	}
-	index, err := c.publishIndex()
+	index, err := c.publishAt(l, pf)
 	if err != nil {
 		return err
-	}
-	if index != "" {
-		err = u.m.Link(u.indexFD(), index, pf.FD(), l.name)
-	} else {
-		err = c.publishName(pf.FD(), l.name)
-	}
-	if err != nil {
-		return err
-	}
-	if c.shut && n.IsDir() {
-		// Who may not write to a directory can't move it to another one.
-		if err := u.m.Chmod(pf.FD(), l.name, u.copiedMode(&c.st)); err != nil {
-			u.log.Warn("a copied-up directory has mode 0700", "name", l.name, "err", err)
-		}
-	}
-	if c.st.Nlink > 1 && !n.IsDir() {
-		c.renumber(pf, l.name)
 	}
 	// Best effort: a copy-up is no change of the directory that anybody should see.
 	_ = u.m.Utimes(pf.FD(), ".", sys.TimeOf(pst.Atime).Timespec(), sys.TimeOf(pst.Mtime).Timespec())
@@ -504,6 +479,41 @@ func (c *copyUp) publish() error {
 		}
 	})
 	return nil
+}
+
+// publishAt gives the staged object the name l in the upper directory pf, which gets the marks that go with it first. It returns
+// the name of the object's entry in the hard-link index, "" for none.
+func (c *copyUp) publishAt(l link, pf *layer.File) (index string, err error) {
+	u, n := c.u, c.n
+	if c.origin != nil {
+		u.markImpure(l.parent, pf)
+	}
+	if n.has(flagSpecial) && u.names != nil { // who reads the upper as a lower looks for the file's mark only then
+		if err := u.markSpecials(l.parent, pf.FD()); err != nil {
+			return "", err
+		}
+	}
+	if index, err = c.publishIndex(); err != nil {
+		return "", err
+	}
+	if index != "" {
+		err = u.m.Link(u.indexFD(), index, pf.FD(), l.name)
+	} else {
+		err = c.publishName(pf.FD(), l.name)
+	}
+	if err != nil {
+		return "", err
+	}
+	if c.shut && n.IsDir() {
+		// Who may not write to a directory can't move it to another one.
+		if err := u.m.Chmod(pf.FD(), l.name, u.copiedMode(&c.st)); err != nil {
+			u.log.Warn("a copied-up directory has mode 0700", "name", l.name, "err", err)
+		}
+	}
+	if c.st.Nlink > 1 && !n.IsDir() {
+		c.renumber(pf, l.name)
+	}
+	return index, nil
 }
 
 // renumber makes the node of a hard-linked object known by its upper inode too. Without an index the copy is another file
@@ -589,15 +599,18 @@ func (c *copyUp) keep(writable bool) {
 	c.tmp = -1
 }
 
-// settle switches the node to its new upper object.
+// settle switches the node to its new upper object. more is what else changes with that: flagUpper, which others read without a
+// lock, comes last.
 func (c *copyUp) settle(more func()) {
 	u, n := c.u, c.n
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	u.files.Drop(&n.data)
-	if c.tmp >= 0 && !c.meta && !n.IsDir() {
+	switch {
+	case c.tmp < 0 || n.IsDir():
+	case !c.meta:
 		c.keep(n.mode == unix.S_IFREG || c.name == "")
-	} else if c.tmp >= 0 && n.mode == unix.S_IFREG && u.firstLink(n).parent == nil {
+	case u.firstLink(n).parent == nil: // a metadata-only copy is reached by its name, but this one lost it
 		c.keep(true)
 	}
 	if c.meta {
