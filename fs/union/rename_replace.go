@@ -78,27 +78,7 @@ func (r *rename) clearEmpty(old *layer.File) error {
 	if err := sys.Statx(old.FD(), "", &st); err != nil {
 		return err
 	}
-	if err := cow.CopyXattrs(u.m, old.FD(), ".", stage, name, nil); err != nil {
-		return err
-	}
-	if o := u.upper.Override(); o != "" {
-		if v, err := cow.GetXattr(old.FD(), ".", o); err == nil {
-			if err := u.m.Setxattr(stage, name, o, v, 0); err != nil {
-				return err
-			}
-		}
-	}
-	// By an attribute, whatever the form of whiteouts is: it is there for a moment only.
-	if err := w.MakeOpaque(stage, name); err != nil {
-		return err
-	}
-	if err := u.m.Chown(stage, name, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	if err := u.m.Chmod(stage, name, uint32(st.Mode)&0o7777); err != nil {
-		return err
-	}
-	if err := u.m.Utimes(stage, name, sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec()); err != nil {
+	if err := u.stageOpaque(old, &st, stage, name); err != nil {
 		return err
 	}
 	if err := u.m.Rename(stage, name, r.to.dir.FD(), r.to.name, unix.RENAME_EXCHANGE); err != nil {
@@ -110,6 +90,31 @@ func (r *rename) clearEmpty(old *layer.File) error {
 	r.dst.dir.hideLowersLocked()
 	w.Discard(name)
 	return nil
+}
+
+// stageOpaque gives the staged directory name the attributes of the upper directory old, which st describes, and makes it opaque.
+func (u *Union) stageOpaque(old *layer.File, st *unix.Statx_t, stage int, name string) error {
+	if err := cow.CopyXattrs(u.m, old.FD(), ".", stage, name, nil); err != nil {
+		return err
+	}
+	if o := u.upper.Override(); o != "" {
+		if v, err := cow.GetXattr(old.FD(), ".", o); err == nil {
+			if err := u.m.Setxattr(stage, name, o, v, 0); err != nil {
+				return err
+			}
+		}
+	}
+	// By an attribute, whatever the form of whiteouts is: it is there for a moment only.
+	if err := u.work.MakeOpaque(stage, name); err != nil {
+		return err
+	}
+	if err := u.m.Chown(stage, name, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := u.m.Chmod(stage, name, uint32(st.Mode)&0o7777); err != nil {
+		return err
+	}
+	return u.m.Utimes(stage, name, sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec())
 }
 
 // clearInPlace makes the upper of an empty merged directory opaque, and then removes the whiteouts in it: it shows nothing at any moment.
