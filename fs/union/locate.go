@@ -187,24 +187,29 @@ func (u *Union) dataFile(n *Node, want Access) (*layer.File, error) {
 	if l.name == "" { // the names that are left are not known
 		return u.unlinkedFileLocked(n, want)
 	}
-	writable := !u.opt.ReadOnly
-	flags := unix.O_RDWR
-	if !writable {
-		flags = unix.O_RDONLY
-	}
-	fd, err := u.retryFiles(func() (int, error) {
-		fd, err := sys.Openat(l.fd(), l.name, flags)
-		if want == ForReading && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EROFS) ||
-			errors.Is(err, unix.EPERM)) {
-			writable = false
-			fd, err = sys.Openat(l.fd(), l.name, unix.O_RDONLY)
-		}
-		return fd, err
-	})
+	fd, writable, err := u.openUpperData(l, want)
 	if err != nil {
 		return nil, err
 	}
 	return u.files.Put(&n.data, fd, writable), nil
+}
+
+// openUpperData opens the upper file at l, for writing too wherever that is possible, so that one descriptor serves all.
+func (u *Union) openUpperData(l loc, want Access) (fd int, writable bool, err error) {
+	flags := unix.O_RDWR
+	if u.opt.ReadOnly {
+		flags = unix.O_RDONLY
+	}
+	fd, err = u.retryFiles(func() (int, error) {
+		fd, err := sys.Openat(l.fd(), l.name, flags)
+		if want == ForReading && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, unix.EROFS) ||
+			errors.Is(err, unix.EPERM)) {
+			flags = unix.O_RDONLY
+			fd, err = sys.Openat(l.fd(), l.name, flags)
+		}
+		return fd, err
+	})
+	return fd, flags == unix.O_RDWR, err
 }
 
 // unlinkedFileLocked reopens the pinned descriptor of an unlinked object for I/O, if it is an O_PATH one. Precondition:
