@@ -1,30 +1,32 @@
 package union
 
+import "sync"
+
 // TakeLocks takes each lock of the union that requests hold, and gives it back before it takes the next: it returns when it has had all
 // of them, and never if one was lost, as by a request that panicked. Left out are the locks that are held for as long as files are copied
 // or synced (sync.run, and quota.running and quota.sweeping), and those of nodes without a name.
 func (u *Union) TakeLocks() {
-	u.renameMu.Lock()
-	u.renameMu.Unlock() //nolint:staticcheck // it was free: that is all there is to know, here and below
+	take(&u.renameMu)
 	for i := range u.moving {
-		u.moving[i].Lock()
-		u.moving[i].Unlock() //nolint:staticcheck // see above
+		take(&u.moving[i])
 	}
-	u.sync.mu.Lock()
-	u.sync.mu.Unlock() //nolint:staticcheck // see above
+	take(&u.sync.mu)
 	if u.quota != nil {
-		u.quota.mu.Lock()
-		u.quota.mu.Unlock() //nolint:staticcheck // see above
+		take(&u.quota.mu)
 	}
 	u.Stats() // which counts descriptors under the locks of their caches
 	for _, n := range u.named() {
-		n.copyMu.Lock()
-		n.copyMu.Unlock() //nolint:staticcheck // see above
+		take(&n.copyMu)
 		if n.dir != nil {
-			n.dir.mu.Lock()
-			n.dir.mu.Unlock() //nolint:staticcheck // see above
+			take(&n.dir.mu)
 		}
 	}
+}
+
+// take returns when nobody has the lock.
+func take(l sync.Locker) {
+	l.Lock()
+	defer l.Unlock()
 }
 
 // named are the nodes in memory that have a name.
