@@ -31,22 +31,12 @@ func controlled(t *testing.T) string {
 func sockets(t *testing.T, n int) []control.Socket {
 	t.Helper()
 	var list []control.Socket
-	waitUntil(t, fmt.Sprintf("%d sockets", n), func() bool {
+	testenv.Eventually(t, fmt.Sprintf("%d sockets", n), func() bool {
 		var err error
 		list, err = control.List(control.Own)
 		return err == nil && len(list) == n
 	})
 	return list
-}
-
-func waitUntil(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(longest); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("not within %v: %s", longest, what)
 }
 
 func measure(t *testing.T, s control.Socket) control.Metrics {
@@ -186,11 +176,11 @@ func TestPS(t *testing.T) {
 	if err := syscall.Kill(m.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the mount has no server", func() bool {
+	testenv.Eventually(t, "the mount has no server", func() bool {
 		list = listMounts(t, dir)
 		return len(list) == 1 && list[0].State == control.StateNoServer
 	})
-	waitUntil(t, "the socket is gone", func() bool {
+	testenv.Eventually(t, "the socket is gone", func() bool {
 		listMounts(t, dir)
 		names, err := os.ReadDir(socketDir)
 		return err == nil && len(names) == 1
@@ -379,7 +369,7 @@ func TestPSUserNamespace(t *testing.T) {
 		list := mountsIn(t, dir, finish(t, cmd))
 		return len(list) == 1 && list[0].State == control.StateOK && list[0].Foreign && list[0].UID == uid && list[0].LowerCount == 2
 	}
-	waitUntil(t, "the user sees the mount", func() bool { return seen(asUser(command(t, dir, "plyfs", "ps", "--json"))) })
+	testenv.Eventually(t, "the user sees the mount", func() bool { return seen(asUser(command(t, dir, "plyfs", "ps", "--json"))) })
 	t.Setenv(control.EnvRuntimeDir, filepath.Join(run, "plyfs"))
 	if !seen(command(t, dir, "plyfs", "ps", "--json")) {
 		t.Error("root does not see the mount")

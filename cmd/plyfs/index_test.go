@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -295,16 +294,6 @@ func leftovers(t *testing.T, dir string) []string {
 	return names
 }
 
-// waitFor fails the test unless cond holds before long.
-func waitFor(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(longest); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
-}
-
 // TestIndexBuildInterrupted: a build that is ended leaves nothing, and what one that was killed leaves goes with the next.
 func TestIndexBuildInterrupted(t *testing.T) {
 	for sig, code := range map[unix.Signal]int{unix.SIGTERM: indexInterrupted, unix.SIGINT: indexInterrupted, unix.SIGKILL: -1} {
@@ -313,7 +302,7 @@ func TestIndexBuildInterrupted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the build began", func() bool { return len(leftovers(t, dir)) == 1 })
+		testenv.Eventually(t, "the build began", func() bool { return len(leftovers(t, dir)) == 1 })
 		if err := cmd.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}
@@ -353,7 +342,7 @@ echo $!; wait`, server.LayerPathsEnv, program(t, "plyfs"))
 	if _, err := fmt.Fscan(out, &pid); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the build began", func() bool { return len(leftovers(t, dir)) == 1 })
+	testenv.Eventually(t, "the build began", func() bool { return len(leftovers(t, dir)) == 1 })
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	if err != nil || len(tasks) == 0 {
 		t.Fatal(tasks, err)
@@ -373,7 +362,7 @@ echo $!; wait`, server.LayerPathsEnv, program(t, "plyfs"))
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	waitFor(t, "the builder ended", func() bool { return len(leftovers(t, dir)) == 0 })
+	testenv.Eventually(t, "the builder ended", func() bool { return len(leftovers(t, dir)) == 0 })
 
 	for paths, want := range map[string][]string{
 		`["/a","/b"]`: {"/a", "/b"}, "": {filepath.Join(dir, "low2"), filepath.Join(dir, "low2/d")},

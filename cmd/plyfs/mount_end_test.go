@@ -175,7 +175,7 @@ func TestPsWithoutSocket(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 	mustMount(t, dir, "plyfs", "umount", "merged")
-	waitUntil(t, "the server ends", func() bool { return len(listMounts(t, dir)) == 0 })
+	testenv.Eventually(t, "the server ends", func() bool { return len(listMounts(t, dir)) == 0 })
 }
 
 // TestStandbyLetsGo: of a mount that is over, a server that stands by keeps nothing, whatever index it had.
@@ -225,14 +225,14 @@ func TestStandbyLetsGo(t *testing.T) {
 		}
 		testenv.Unmount(t, filepath.Join(dir, "merged"))
 		verdict()
-		waitUntil(t, "layers and index are closed", func() bool {
+		testenv.Eventually(t, "layers and index are closed", func() bool {
 			return len(descriptors(t, cmd.Process.Pid, dir+"/"))+len(descriptors(t, cmd.Process.Pid, "/dev/fuse")) == 0
 		})
 		if i < 2 {
 			kept = len(descriptors(t, cmd.Process.Pid, ""))
 			continue
 		}
-		waitUntil(t, fmt.Sprintf("no more than %d descriptors are open", kept), func() bool {
+		testenv.Eventually(t, fmt.Sprintf("no more than %d descriptors are open", kept), func() bool {
 			return len(descriptors(t, cmd.Process.Pid, "")) <= kept
 		})
 	}

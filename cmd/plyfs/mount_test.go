@@ -425,14 +425,7 @@ func TestCounters(t *testing.T) {
 func TestDebug(t *testing.T) {
 	dir := unionTree(t)
 	cmd := command(t, dir, "plyfs", "mount", "-d", "-o", allLayers, "merged")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for len(mountsOn(t, filepath.Join(dir, "merged"))) == 0 {
-		time.Sleep(5 * time.Millisecond)
-	}
+	stderr := awaitMount(t, dir, cmd)
 	shell(t, dir, "cat merged/file")
 	testenv.Unmount(t, filepath.Join(dir, "merged"))
 	if err := cmd.Wait(); err != nil || !strings.Contains(stderr.String(), "LOOKUP") {

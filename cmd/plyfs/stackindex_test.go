@@ -8,22 +8,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"plyfs/fs/server"
 	"plyfs/internal/testenv"
 )
-
-// until waits for something that takes a mount's builder a few seconds.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	t.Fatalf("waited a minute for %s", what)
-}
 
 // builders returns the processes that build an index in dir's cache.
 func builders(t *testing.T, dir string) int {
@@ -78,7 +66,7 @@ func indexLife(t *testing.T, mount ...string) {
 	if _, err := os.Stat(filepath.Join(dir, "cache")); err == nil {
 		t.Error("the cache directory was made at once")
 	}
-	until(t, "the index", func() bool { return strings.Contains(readLog(t, dir), `msg="stack index built"`) })
+	testenv.Eventually(t, "the index", func() bool { return strings.Contains(readLog(t, dir), `msg="stack index built"`) })
 	shell(t, dir, "umount merged")
 	waitGone(t, dir)
 
@@ -105,7 +93,7 @@ func indexLife(t *testing.T, mount ...string) {
 	}
 
 	mustMount(t, dir, mount[0], append(mount[1:], "-o", indexedLayers, "merged")...)
-	until(t, "the second index", func() bool { return strings.Count(readLog(t, dir), "stack index built") == 2 })
+	testenv.Eventually(t, "the second index", func() bool { return strings.Count(readLog(t, dir), "stack index built") == 2 })
 	shell(t, dir, "umount merged")
 	waitGone(t, dir)
 }
@@ -213,10 +201,10 @@ func TestIndexBuilderEnds(t *testing.T) {
 		shell(t, dir, "for i in $(seq 200); do mkdir lower/d$i; (cd lower/d$i && seq 400 | xargs touch); done")
 		cmd, _ := startForeground(t, dir, indexedLayers)
 		shell(t, dir, "echo "+strconv.Itoa(cmd.Process.Pid)+" >pid")
-		until(t, "the builder", func() bool { return builders(t, dir) > 0 })
+		testenv.Eventually(t, "the builder", func() bool { return builders(t, dir) > 0 })
 		shell(t, dir, how)
 		_ = cmd.Wait()
-		until(t, "the end of the builder", func() bool { return builders(t, dir) == 0 })
+		testenv.Eventually(t, "the end of the builder", func() bool { return builders(t, dir) == 0 })
 		got := shell(t, dir, program(t, "plyfs")+" index ls --json --dir cache/index")
 		if strings.Contains(got, `"state": "broken"`) {
 			t.Errorf("after %s: %s", how, got)

@@ -332,15 +332,10 @@ func TestStoreKilledPull(t *testing.T) {
 	}
 	<-received
 	part := filepath.Join(r.root, "blobs/partial", "sha256-"+d.Hex)
-	for i := 0; ; i++ {
-		if fi, err := os.Stat(part); err == nil && fi.Size() == int64(len(data)/2) {
-			break
-		}
-		if i > 1000 {
-			t.Fatal("nothing is received")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	testenv.Eventually(t, "a half is received", func() bool {
+		fi, err := os.Stat(part)
+		return err == nil && fi.Size() == int64(len(data)/2)
+	})
 	if res := r.plyfs("image", "ls", "--wait", "0s"); res.code != storeLocked || !strings.Contains(res.stderr, fmt.Sprint(cmd.Process.Pid)) {
 		t.Errorf("exit code %d, %q; want one that names process %d", res.code, res.stderr, cmd.Process.Pid)
 	}

@@ -327,7 +327,7 @@ func TestWatch(t *testing.T) {
 	if err != nil || fmt.Sprint(paths) != "[/1 /2 /3]" {
 		t.Errorf("watched %v, %v", paths, err)
 	}
-	eventually(t, "the watcher is closed", func() bool { return m.watching.Load() == 0 })
+	testenv.Eventually(t, "the watcher is closed", func() bool { return m.watching.Load() == 0 })
 
 	enough := errors.New("enough")
 	if err := sock.Watch(patience(t), time.Second, func(control.Sample) error { return enough }); !errors.Is(err, enough) {
@@ -355,17 +355,6 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for range 2000 {
-		if cond() {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Fatalf("not within 10 seconds: %s", what)
-}
-
 // TestManyClients asks from many sides at once, beyond the room there is, while a watcher and the end come in between.
 func TestManyClients(t *testing.T) {
 	dir := runtimeDir(t)
@@ -386,7 +375,7 @@ func TestManyClients(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "some answers", func() bool { return answered.Load() > 20 })
+	testenv.Eventually(t, "some answers", func() bool { return answered.Load() > 20 })
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/testenv"
 )
 
 // check compares what a container shows.
@@ -87,7 +89,7 @@ func (d *dockerTest) container(t *testing.T) {
 func (d *dockerTest) commitOpen(t *testing.T) {
 	d.start(t, imageName, "sh", "-c",
 		"exec 3>/data/dirty; dd if=/dev/zero bs=65536 count=10 >&3 2>/dev/null; echo ready; sleep 1000")
-	waitUntil(t, "the container is ready", func() bool { return strings.Contains(d.docker(t, "logs", "box"), "ready") })
+	testenv.Eventually(t, "the container is ready", func() bool { return strings.Contains(d.docker(t, "logs", "box"), "ready") })
 	d.docker(t, "commit", "box", "dirty")
 	expect(t, "size of a dirty file in the commit",
 		d.docker(t, "run", "--rm", "--network", "none", "dirty", "stat", "-c", "%s", "/data/dirty"), "655360\n")
@@ -171,7 +173,7 @@ func (d *dockerTest) beats(t *testing.T) (next func()) {
 	return func() {
 		t.Helper()
 		var was string
-		waitUntil(t, "the container writes", func() bool {
+		testenv.Eventually(t, "the container writes", func() bool {
 			text, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatalf("the file of a running container: %v", err)

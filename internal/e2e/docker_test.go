@@ -181,7 +181,7 @@ func (d *dockerTest) killDaemon(t *testing.T) {
 	if _, err := fmt.Sscan(string(text), &pid); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "dockerd's containerd ends", func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) })
+	testenv.Eventually(t, "dockerd's containerd ends", func() bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) })
 }
 
 // pluginSocket is where dockerd looks for the plugin; /run is the test's own.
@@ -198,16 +198,6 @@ func (d *dockerTest) startPlugin(t *testing.T) {
 		_, err := os.Stat(pluginSocket)
 		return err
 	})
-}
-
-// waitUntil waits for something that another process does.
-func waitUntil(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it takes too long until %s", what)
-		}
-	}
 }
 
 // docker runs the client.

@@ -324,11 +324,7 @@ func TestDoctorBrokenMounts(t *testing.T) {
 	signal(t, pid, unix.SIGKILL)
 	// Attributes would be answered from the kernel's cache.
 	gone := func() bool { return errors.Is(unix.Statfs(merged, new(unix.Statfs_t)), unix.ENOTCONN) }
-	for deadline := time.Now().Add(patience); !gone(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the mount of a killed server goes on")
-		}
-	}
+	testenv.Eventually(t, "the mount of a killed server ends", gone)
 	p.follow(t, p.ask(t).want(t, "left.mounts", "problem"), 1)
 	p.ask(t).want(t, "left.mounts", "ok")
 	if isMountPoint(merged) {

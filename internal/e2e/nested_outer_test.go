@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"plyfs/internal/testenv"
 )
 
 // run runs those of the page's blocks that are named, and works on within for a shorter time than TestNested.
@@ -148,7 +150,7 @@ func removeGroups(t *testing.T, ids []string) {
 				t.Fatal(err)
 			}
 			for _, g := range groups {
-				waitUntil(t, g+" can be removed", func() bool { return unix.Rmdir(g) == nil })
+				testenv.Eventually(t, g+" can be removed", func() bool { return unix.Rmdir(g) == nil })
 			}
 		}
 	}
