@@ -138,9 +138,7 @@ func (u *Union) attr(n *Node) (Attr, error) {
 		}
 		n.copyMu.Unlock()
 	}
-	if n.has(flagMetacopy) {
-		u.setBlocks(n, &a)
-	}
+	u.setBlocks(n, &a)
 	return a, nil
 }
 
@@ -162,8 +160,11 @@ func (u *Union) statNode(n *Node, st *unix.Statx_t) error {
 	return u.statOwn(st)
 }
 
-// setBlocks gives a the blocks of the lower whose data the metadata-only copy n stands for.
+// setBlocks gives a the blocks of the data, if n or its lower is a metadata-only copy. Precondition: renameMu is held.
 func (u *Union) setBlocks(n *Node, a *Attr) {
+	if !n.has(flagMetacopy) && (n.has(flagUpper) || n.mode != unix.S_IFREG || a.Blocks*512 >= a.Size) {
+		return
+	}
 	if known := n.lowerBlocks.Load(); known != 0 {
 		a.Blocks = uint64(known) - 1
 		return
@@ -174,10 +175,27 @@ func (u *Union) setBlocks(n *Node, a *Attr) {
 	}
 	defer l.close()
 	var st unix.Statx_t
-	if l.layer.Stat(l.fd(), l.name, &st) == nil {
-		a.Blocks = st.Blocks
-		n.keepBlocks(st.Blocks)
+	if l.layer.Stat(l.fd(), l.name, &st) != nil {
+		return
 	}
+	if st.Blocks*512 < st.Size && n.lower.layer < int32(len(u.lowers)-1) && u.isMetacopy(l) {
+		fd, err := u.openLowerFD(n)
+		if err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		if sys.Statx(fd, "", &st) != nil {
+			return
+		}
+	}
+	a.Blocks = st.Blocks
+	n.keepBlocks(st.Blocks)
+}
+
+// isMetacopy says whether the object of a layer is a metadata-only copy.
+func (u *Union) isMetacopy(l loc) bool {
+	_, err := u.anyXattr(l.fd(), l.name, func(ns *ovl.Names) string { return ns.Metacopy })
+	return err == nil
 }
 
 // SetAttr applies chmod, chown, truncate and utimens, in that order of precedence of their side effects, and returns the

@@ -615,7 +615,9 @@ func (c *copyUp) settle(more func()) {
 	}
 	if c.meta {
 		n.set(flagMetacopy)
-		n.keepBlocks(c.st.Blocks)
+		if n.lowerBlocks.Load() == 0 && c.st.Blocks*512 >= c.st.Size { // fewer may be those of a metadata-only copy
+			n.keepBlocks(c.st.Blocks)
+		}
 	}
 	if c.marked {
 		n.set(flagUnsynced)

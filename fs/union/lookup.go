@@ -118,7 +118,9 @@ func (u *Union) lookup(dir *Node, name string) (*Node, Attr, error) {
 		}
 		return n, a, err
 	}
-	return n, u.toAttr(n, &e.st), nil
+	a := u.toAttr(n, &e.st)
+	u.setBlocks(n, &a)
+	return n, a, nil
 }
 
 // find is Lookup for a caller that wants no attributes.

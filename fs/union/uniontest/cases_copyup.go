@@ -483,13 +483,23 @@ func caseMetacopyRename(c *C) {
 }
 
 func caseMetacopyInLower(c *C) {
+	blocks := func(what string) {
+		for _, name := range []string{"f", "moved"} {
+			if c.Stat(name).Blocks == 0 {
+				c.Errorf("%s: %s has no blocks", what, name)
+			}
+		}
+	}
+	blocks("first look")
 	c.Has("f", "content")
 	Eq(c, "mode", c.Stat("f").Perm(), 0o600)
 	c.Has("moved", "data")
 	c.Absent("orig")
 	c.Append("f", "+")
 	c.OK(c.Chmod("moved", 0o600))
+	blocks("copied up")
 	c.OK(c.Remount())
+	blocks("mounted again")
 	c.Has("f", "content+")
 	c.Has("moved", "data")
 	c.Append("moved", "+")
