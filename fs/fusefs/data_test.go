@@ -115,6 +115,32 @@ func TestCopyUpWhileOpen(t *testing.T) {
 	})
 }
 
+// TestBrokenLinkIsAnother: a hard link of a lower that copy-up breaks is another inode at once, also where the attributes of
+// the lower are cached. Whoever sees one inode with two names copies one of them alone.
+func TestBrokenLinkIsAnother(t *testing.T) {
+	for _, mode := range dataModes {
+		t.Run(mode.name, func(t *testing.T) {
+			m := mountUnion(t, func(lower string) {
+				writeFile(t, lower+"/a", "lower")
+				must(t, os.Link(lower+"/a", lower+"/b"))
+			}, func(c *serverConfig) { c.Data, c.NoIndex = mode.mode, true })
+			var a, b unix.Stat_t
+			must(t, unix.Stat(m.path("a"), &a))
+			must(t, unix.Stat(m.path("b"), &b))
+			f, err := os.OpenFile(m.path("a"), os.O_WRONLY|os.O_APPEND, 0)
+			must(t, err)
+			_, err = f.WriteString(" and more")
+			must(t, err)
+			must(t, unix.Stat(m.path("a"), &a))
+			must(t, unix.Stat(m.path("b"), &b))
+			must(t, f.Close())
+			if a.Ino == b.Ino || a.Nlink != 1 || a.Size != int64(len("lower and more")) {
+				t.Errorf("inode %d, %d links, %d bytes; the other name is inode %d", a.Ino, a.Nlink, a.Size, b.Ino)
+			}
+		})
+	}
+}
+
 // TestReopenBesideLookups: a file whose id is stale can be opened through its descriptor by several threads, whatever others look up.
 func TestReopenBesideLookups(t *testing.T) {
 	eachMode(t, func(lower string) { writeFile(t, lower+"/file", "lower content") }, func(t *testing.T, m *mounted) {

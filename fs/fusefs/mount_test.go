@@ -48,6 +48,7 @@ type serverConfig struct {
 	Timeout            time.Duration
 	ACL, Debug         bool
 	ReadOnly, NoXattrs bool
+	NoIndex            bool
 	SlowWrite          time.Duration // added to each write to the upper
 	Hold               string        // a file that holds up each write to the upper while it exists
 
@@ -74,7 +75,7 @@ func serverMain() error {
 		return err
 	}
 	obs := new(Observer)
-	o := union.Options{Observer: obs, ReadOnly: cfg.ReadOnly}
+	o := union.Options{Observer: obs, ReadOnly: cfg.ReadOnly, NoIndex: cfg.NoIndex}
 	if cfg.SlowWrite > 0 || cfg.Hold != "" {
 		o.Mutator = &sys.Mutator{Hook: func(op string) error {
 			if op == "write" {

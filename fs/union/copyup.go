@@ -478,6 +478,9 @@ func (c *copyUp) publish() error {
 			n.hard().delta, n.hard().ofLower = int(c.st.Nlink)-2, true
 		}
 	})
+	if c.st.Nlink > 1 && !n.IsDir() && index == "" {
+		u.corrected(n) // it has another inode number and link count
+	}
 	return nil
 }
 
