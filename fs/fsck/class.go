@@ -75,7 +75,7 @@ const (
 	// an origin that is missing or malformed; another valid one is left alone.
 	IndexOriginDiffers Class = "index-origin-differs"
 	// IndexOrphan: the file in the hard-link index has no name in the union any more. Repair removes it if the lowers have
-	// names of the file that it is a copy of, and the upper hides them all.
+	// names of the file that it is a copy of, and the upper hides them all or the stored link count leaves them to the lowers.
 	IndexOrphan Class = "index-orphan"
 	// NlinkWrong: the stored link count is not the number of names in the union. Repair writes the right one.
 	NlinkWrong Class = "nlink-wrong"

@@ -352,6 +352,20 @@ func indexDamages() []damage {
 			},
 		}),
 		onIndex(damage{
+			name: "upper-names-removed-by-hand", class: fsck.IndexOrphan,
+			use: func(t testing.TB, u uniontest.Tree) {
+				write(t, u)
+				for _, name := range []string{"d/f", "d/g", "h"} {
+					ok(t, u.Chmod(name, 0o600))
+				}
+			},
+			hurt: func(t testing.TB, s uniontest.Spec) {
+				for _, name := range []string{"d/f", "d/g", "h"} {
+					ok(t, os.Remove(filepath.Join(s.Upper, name)))
+				}
+			},
+		}),
+		onIndex(damage{
 			name: "layer-copied", class: fsck.IndexOrphan, kept: true, brings: []fsck.Class{fsck.WhiteoutWithoutVictim},
 			use: func(t testing.TB, u uniontest.Tree) {
 				write(t, u)

@@ -98,6 +98,12 @@ func (c *checker) checkCount(name string, st *unix.Statx_t, m *marks, n linkCoun
 		c.report(f, func() error { return c.m.Unlink(c.index, name) })
 		return
 	}
+	if d, ok := storedLinks(st, m, n); ok && d <= 0 && st.Nlink == 1 {
+		f.Class, f.Repair = IndexOrphan, "removes it"
+		f.Explanation = "the upper has no name of the file any more, and by its link count the lowers have none: theirs show the lower's file"
+		c.report(f, func() error { return c.m.Unlink(c.index, name) })
+		return
+	}
 	right := ovl.NlinkDelta{Delta: int(n.shown) - 1}
 	ns := ovl.Trusted()
 	if m.nlink != nil {
@@ -133,6 +139,21 @@ func (c *checker) checkCount(name string, st *unix.Statx_t, m *marks, n linkCoun
 	f.Class = NlinkWrong
 	f.Explanation = fmt.Sprintf("the stored link count says %d, and the file has %d names in the union", stored, names)
 	c.report(f, fix)
+}
+
+// storedLinks is the link count that is stored for an entry, if there is one that can be told.
+func storedLinks(st *unix.Statx_t, m *marks, n linkCount) (int, bool) {
+	if m.nlink == nil {
+		return 0, false
+	}
+	d, err := ovl.ParseNlink(m.nlink.value)
+	switch {
+	case err != nil || d.OfLower && n.lower == 0:
+		return 0, false
+	case d.OfLower:
+		return int(n.lower) + d.Delta, true
+	}
+	return int(st.Nlink) + d.Delta, true
 }
 
 // linkWalk walks the merged tree to count names.

@@ -57,6 +57,9 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) {
 	if u.upper.Stat(idx, key, &st) != nil {
 		return // no entry
 	}
+	if u.indexOrphan(idx, key, &st, e.st.Nlink) {
+		return
+	}
 	e.origin = u.mapIno(sys.Dev(&e.st), e.st.Ino)
 	e.lowerNlink = e.st.Nlink
 	e.lowerKey = inodeKey{sys.Dev(&e.st), e.st.Ino}
@@ -66,6 +69,27 @@ func (u *Union) probeIndex(dirfd int, name string, e *entry) {
 			e.metacopy = true
 		}
 	}
+}
+
+// indexOrphan says whether an entry of the index is one that the union has no name for: the upper has none, and by the stored link
+// count the lowers show none. The upper was changed while it was not mounted. The kernel removes such an entry when it mounts
+// (cf. overlayfs namei.c ovl_verify_index); here the next copy-up does.
+func (u *Union) indexOrphan(idx int, key string, st *unix.Statx_t, lowerNlink uint32) bool {
+	if st.Nlink > 1 {
+		return false
+	}
+	v, err := u.anyXattr(idx, key, func(ns *ovl.Names) string { return ns.Nlink })
+	if err != nil {
+		return false // it may be that none can be written: see readDelta
+	}
+	d, err := ovl.ParseNlink(v)
+	if err != nil {
+		return false
+	}
+	if d.OfLower {
+		return int(lowerNlink)+d.Delta <= 0
+	}
+	return int(st.Nlink)+d.Delta <= 0
 }
 
 // hardKeys are the inodes by which other names of the object may be recognised, and its place in the hard-link index

@@ -1,6 +1,7 @@
 package uniontest
 
 import (
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -93,6 +94,7 @@ func copyUpCases() []Case {
 			c.Has("a", "xy")
 			c.Has("b", "x")
 		}},
+		{Name: "copy-up/hard-links-removed-by-hand", Lowers: []Layer{{Reg("a", "x"), Hard("a", "b"), Hard("a", "c")}}, Run: caseHardLinksRemoved},
 		{Name: "copy-up/identity", Lowers: []Layer{every, {Reg("m/x", ""), Reg("p/below", "")}}, Run: caseCopyUpIdentity},
 		{Name: "copy-up/open-handles", Lowers: []Layer{{Reg("f", "old content")}}, Run: caseOpenHandles},
 		{Name: "copy-up/read-does-not", Lowers: []Layer{{Reg("d/f", "x"), Sym("d/l", "f"), Xattr("d/f", "user.k", "v")}}, Run: func(c *C) {
@@ -480,6 +482,34 @@ func caseMetacopyRename(c *C) {
 	c.OK(f.Close())
 	c.OK(c.Remount())
 	Eq(c, "owner", c.Stat("d/r").UID, 7)
+}
+
+// caseHardLinksRemoved removes all upper names of a file from the upper: the names of the lower show its content again.
+func caseHardLinksRemoved(c *C) {
+	for _, name := range []string{"a", "b", "c"} {
+		c.Append(name, "y")
+		c.OK(c.Chmod(name, 0o640)) // the write alone may leave the name in the lower
+	}
+	c.OK(c.Remount())
+	for _, name := range []string{"a", "b", "c"} {
+		c.OK(os.Remove(c.InUpper(name)))
+	}
+	c.OK(c.Remount())
+	for _, name := range []string{"a", "b", "c"} {
+		c.Has(name, "x")
+		Eq(c, name+" links", c.Stat(name).Nlink, 3)
+	}
+	c.OK(c.Link("a", "d"))
+	c.Append("b", "z")
+	check := func() {
+		for _, name := range []string{"a", "b", "c", "d"} {
+			c.Has(name, "xz")
+			Eq(c, name+" links", c.Stat(name).Nlink, 4)
+		}
+	}
+	check()
+	c.OK(c.Remount())
+	check()
 }
 
 func caseMetacopyInLower(c *C) {
