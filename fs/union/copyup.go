@@ -500,7 +500,9 @@ func (c *copyUp) publishAt(l link, pf *layer.File) (index string, err error) {
 		return "", err
 	}
 	if index != "" {
-		err = u.m.Link(u.indexFD(), index, pf.FD(), l.name)
+		if err = u.m.Link(u.indexFD(), index, pf.FD(), l.name); err != nil {
+			_ = u.m.Unlink(u.indexFD(), index) // the quota does not count it
+		}
 	} else {
 		err = c.publishName(pf.FD(), l.name)
 	}
@@ -560,8 +562,8 @@ func (c *copyUp) publishIndex() (string, error) {
 	}
 	err = c.publishName(idx, key)
 	if errors.Is(err, unix.EEXIST) {
-		// A copy-up that failed after this step left it; a lookup would have found one in use.
-		if err = u.m.Unlink(idx, key); err == nil {
+		// A kill after this step left it, or somebody removed its names from the upper: a lookup would have found one in use.
+		if err = u.quota.removed(idx, key, func() error { return u.m.Unlink(idx, key) }); err == nil {
 			err = c.publishName(idx, key)
 		}
 	}

@@ -165,6 +165,23 @@ func (c *copyUp) runCharged() error {
 	return nil
 }
 
+// removed calls remove for an object at fd and name that counted holds and no node stands for. Precondition: within an operation.
+func (q *quota) removed(fd int, name string, remove func() error) error {
+	if q == nil {
+		return remove()
+	}
+	var st unix.Statx_t
+	if err := sys.Statx(fd, name, &st); err != nil {
+		return err
+	}
+	had := amount{-q.allocated(fd, name, &st), -1}
+	if err := remove(); err != nil || st.Nlink > 1 {
+		return err
+	}
+	q.commit(amount{}, had)
+	return nil
+}
+
 // replacedDir notes that the empty upper directory of n, which had this many blocks, was replaced by the one at fd and name,
 // and is staged, about to be removed with the whiteouts in it. Precondition: within an operation.
 func (q *quota) replacedDir(n *Node, blocks uint64, stagedName string, fd int, name string) {
