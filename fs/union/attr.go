@@ -133,8 +133,11 @@ func (u *Union) attr(n *Node) (Attr, error) {
 		a.Nlink = 0
 	} else if n.hard() != nil {
 		n.copyMu.Lock()
-		if n.hard().index() != "" {
+		switch {
+		case n.hard().index() != "":
 			a.Nlink = uint32(max(int(st.Nlink)+n.hard().delta, 0))
+		case !n.has(flagUpper):
+			a.Nlink = uint32(max(int(st.Nlink)+n.hard().adjust, 1))
 		}
 		n.copyMu.Unlock()
 	}

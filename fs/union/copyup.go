@@ -145,6 +145,7 @@ type copyUp struct {
 	from   loc // nowhere, for an own mount's root
 	st     unix.Statx_t
 	origin *ovl.Origin
+	adjust int // see hardlink.adjust
 
 	name   string // in the staging directory, "" for an unnamed file
 	tmp    int    // descriptor of the staged object, -1 for none
@@ -171,6 +172,9 @@ func (c *copyUp) prepare() (err error) {
 	}
 	if err := c.from.layer.Stat(c.from.fd(), c.from.name, &c.st); err != nil {
 		return err
+	}
+	if h := c.n.hard(); h != nil {
+		c.adjust = h.adjust
 	}
 	if c.from.layer.Handles() && u.names != nil {
 		h, err := sys.Handle(c.from.fd(), c.from.name)
@@ -388,7 +392,7 @@ func (c *copyUp) stageOwnXattrs(dirfd int, name string) error {
 		}
 	}
 	if c.indexed() {
-		if err := set(u.names.Nlink, ovl.NlinkDelta{OfLower: true}.Encode()); err != nil {
+		if err := set(u.names.Nlink, ovl.NlinkDelta{OfLower: true, Delta: c.adjust}.Encode()); err != nil {
 			return err
 		}
 	}
@@ -475,7 +479,7 @@ func (c *copyUp) publish() error {
 		u.treeMu.Unlock()
 		if index != "" {
 			n.hard().setIndex(index)
-			n.hard().delta, n.hard().ofLower = int(c.st.Nlink)-2, true
+			n.hard().delta, n.hard().ofLower = int(c.st.Nlink)+c.adjust-2, true
 		}
 	})
 	if c.st.Nlink > 1 && !n.IsDir() && index == "" {

@@ -35,6 +35,7 @@ type entry struct {
 	originKey string
 	// lowerNlink is the link count of the lower file, 0 where it is not known.
 	lowerNlink uint32
+	adjust     int // see hardlink.adjust
 
 	// recorded says that st is from the stack index; subdirs is dirState.subdirs of a directory then.
 	recorded bool
@@ -371,7 +372,7 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 		return nil
 	}
 	e.special = top.marks.specials && u.isSpecial(f.FD(), name, &e.st)
-	u.probeIndex(f.FD(), name, e)
+	u.probeLinks(f.FD(), name, e)
 	return nil
 }
 
@@ -465,7 +466,7 @@ func (u *Union) probeOnlyLower(d *dirState, name string, e *entry) (lowerName, b
 		return ln, true, nil
 	}
 	e.special = low.marks.specials && u.isSpecial(f.FD(), name, st)
-	u.probeIndex(f.FD(), name, e)
+	u.probeLinks(f.FD(), name, e)
 	return ln, true, nil
 }
 
@@ -518,6 +519,9 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	}
 	for _, k := range keys {
 		u.addKeyLocked(n, k)
+	}
+	if len(keys) > 0 {
+		n.hard().adjust = e.adjust
 	}
 	if index != "" {
 		n.hard().setIndex(index)

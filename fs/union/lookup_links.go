@@ -3,6 +3,8 @@ package union
 import (
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow"
+	"plyfs/cow/layer"
 	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 )
@@ -41,11 +43,60 @@ func (u *Union) lowerLinks(dir *Node, name string, e *entry) {
 	}
 }
 
+// probeLinks looks at the further names of a lower file.
+func (u *Union) probeLinks(dirfd int, name string, e *entry) {
+	if e.st.Nlink < 2 {
+		return
+	}
+	for _, ns := range u.opt.Forms.Namespaces() {
+		var buf [32]byte
+		n, err := sys.Getxattrat(dirfd, name, ns.Nlink, buf[:])
+		if err != nil {
+			continue
+		}
+		origin, err := cow.GetXattr(dirfd, name, ns.Origin)
+		if err != nil {
+			continue
+		}
+		if e.adjust = formerIndexLinks(e.layer, &e.st, buf[:n], origin); e.adjust != 0 {
+			break
+		}
+	}
+	u.probeIndex(dirfd, name, e)
+}
+
+// formerIndex is where the work directory of a layer that was an upper has its hard-link index, by the layout that all engines use.
+const formerIndex = "../work/" + cow.IndexDir + "/"
+
+// formerIndexLinks is hardlink.adjust of a file with these attributes in a layer that was an upper: what its link count allowed for
+// the entry in the hard-link index of that upper, if the entry is still there: engines may have removed it, and a copy of the layer
+// never had one.
+func formerIndexLinks(l *layer.Layer, st *unix.Statx_t, nlink, origin []byte) int {
+	d, err := ovl.ParseNlink(nlink)
+	if err != nil || d.OfLower || d.Delta == 0 || int(st.Nlink)+d.Delta <= 0 {
+		return 0
+	}
+	o, err := ovl.ParseOrigin(origin)
+	if err != nil {
+		return 0
+	}
+	fd, err := sys.OpenInMount(l.FD(), formerIndex+o.IndexName(), unix.O_PATH)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	var entry unix.Statx_t
+	if sys.Statx(fd, "", &entry) != nil || entry.Ino != st.Ino || sys.Dev(&entry) != sys.Dev(st) {
+		return 0
+	}
+	return d.Delta
+}
+
 // probeIndex replaces a hard-linked lower file by its entry in the index, if another of its names was copied up (cf.
 // overlayfs namei.c ovl_lookup_index).
 func (u *Union) probeIndex(dirfd int, name string, e *entry) {
 	idx := u.indexFD()
-	if e.st.Nlink < 2 || u.opt.NoIndex || idx < 0 || !e.layer.Handles() {
+	if u.opt.NoIndex || idx < 0 || !e.layer.Handles() {
 		return
 	}
 	h, err := sys.Handle(dirfd, name)

@@ -83,6 +83,9 @@ type hardlink struct {
 	fresh []linkKey
 	// more are the links besides Node.link; the value is link.upper.
 	more map[linkKey]bool
+	// adjust is added to the link count of a lower file. It is not 0 where the layer was once an upper, whose hard-link index held
+	// a link to the inode that is no name of the file. Set once.
+	adjust int
 	// entry is the name of the node's entry in the hard-link index, nil for none. Changed under Node.copyMu.
 	entry atomic.Pointer[string]
 	// delta is the union's link count minus the upper inode's, while the node has an entry. Guarded by Node.copyMu.

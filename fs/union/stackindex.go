@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/cow/layer"
+	"plyfs/cow/ovl"
 	"plyfs/internal/sys"
 	"plyfs/metadata"
 )
@@ -219,6 +220,9 @@ func (u *Union) recordedLocked(dir *Node, rec *metadata.Dir, name string, e *ent
 	e.special, e.recorded = m.Special, true
 	e.subdirs = m.Subdirs
 	fillStatx(&e.st, &m, e.layer.Dev)
+	if m.Nlink > 1 && ln.typ != unix.DT_DIR {
+		e.adjust = recordedAdjust(e.layer, &m, &e.st)
+	}
 	return ln, true, nil
 }
 
@@ -239,6 +243,27 @@ func (u *Union) verifyEntry(d *dirState, m *metadata.Entry, hidden bool) error {
 		return nil
 	}
 	return fmt.Errorf("/%s in layer %s is not what was recorded", joinPath(low.path, m.Name), u.lowers[low.layer].Path)
+}
+
+// recordedAdjust is hardlink.adjust of a recorded entry, with the attributes st, as probeLinks finds it out of the layer.
+func recordedAdjust(l *layer.Layer, m *metadata.Entry, st *unix.Statx_t) int {
+	for _, ns := range [...]*ovl.Names{ovl.Trusted(), ovl.User()} {
+		var nlink, origin []byte
+		for i := range m.Xattrs {
+			switch m.Xattrs[i].Name {
+			case ns.Nlink:
+				nlink = m.Xattrs[i].Value
+			case ns.Origin:
+				origin = m.Xattrs[i].Value
+			}
+		}
+		if nlink != nil && origin != nil {
+			if adjust := formerIndexLinks(l, st, nlink, origin); adjust != 0 {
+				return adjust
+			}
+		}
+	}
+	return 0
 }
 
 // fillStatx is what statx(2) said of the object.

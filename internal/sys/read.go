@@ -79,10 +79,17 @@ func OpenBeneath(dirfd int, path string, flags int) (int, error) {
 	if path == "" {
 		path = "."
 	}
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
-	}
+	return openat2(dirfd, path, flags, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_SYMLINKS)
+}
+
+// OpenInMount opens path relative to dirfd, which may lead out of dirfd by "..", but neither over a symlink nor into another mount
+// (EXDEV): it never waits for a server of a file system that dirfd is not in.
+func OpenInMount(dirfd int, path string, flags int) (int, error) {
+	return openat2(dirfd, path, flags, unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_SYMLINKS)
+}
+
+func openat2(dirfd int, path string, flags int, resolve uint64) (int, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW), Resolve: resolve}
 	for {
 		fd, err := unix.Openat2(dirfd, path, &how)
 		// EAGAIN: a rename raced with the walk and the kernel could not prove that it stayed beneath.
