@@ -89,7 +89,13 @@ func (s *server) prepare() (*Stack, error) {
 	if err := checkTarget(s.target); err != nil {
 		return nil, err
 	}
-	layers, err := OpenStack(s.opts)
+	o := s.opts
+	if s.subtype == NameFuseOverlayfs {
+		var unsure []string
+		o.LowerDirs, unsure = beneathIDMaps(o)
+		s.warn(unsure...)
+	}
+	layers, err := OpenStack(o)
 	if err != nil {
 		return nil, err
 	}
