@@ -434,3 +434,22 @@ func TestApplyFailsAtEachCall(t *testing.T) {
 		}
 	}
 }
+
+// A directory with a default ACL that the stream does not describe is left and come back to: what is made in it then inherits as little
+// as what was made first.
+func TestApplyComesBackToDirectoryWithDefaultACL(t *testing.T) {
+	dir := testenv.Scratch(t)
+	must(t, os.Mkdir(filepath.Join(dir, "d"), 0o755), os.WriteFile(filepath.Join(dir, "old"), []byte("o"), 0o644),
+		unix.Setxattr(filepath.Join(dir, "d"), "system.posix_acl_default", []byte(acl), 0))
+	// A symlink that replaces a file empties the cache of directories.
+	apply(t, dir, tarlayer.ApplyOptions{}, file("d/first", "1").mode(0o666), symlink("old", "d"), file("d/second", "2").mode(0o666),
+		file("d/sub/third", "3").mode(0o666))
+	for path, mode := range map[string]uint32{"d/first": 0o666, "d/second": 0o666, "d/sub": 0o755, "d/sub/third": 0o666} {
+		want(t, "mode of "+path, fmt.Sprintf("%o", lstat(t, filepath.Join(dir, path)).Mode&0o7777), fmt.Sprintf("%o", mode))
+		for _, attr := range []string{"system.posix_acl_access", "system.posix_acl_default"} {
+			if got := xattr(filepath.Join(dir, path), attr); !strings.HasPrefix(got, "no ") {
+				t.Errorf("%s inherited %s", path, attr)
+			}
+		}
+	}
+}

@@ -120,6 +120,8 @@ type lateDir struct {
 	setMode      bool
 	// acl is the default ACL, which entries made meanwhile would inherit; nil for none.
 	acl *xattr
+	// inherits says that the directory has a default ACL already, and keeps it: entries made meanwhile do inherit it.
+	inherits bool
 }
 
 // dir returns the directory that a clean path of the stream leads to, made if it does not exist. A symlink on the way
@@ -238,16 +240,19 @@ func (a *applier) adopt(fd int, key, where string) (*dir, error) {
 		unix.Close(fd)
 		return nil, pathError("parent", where, err)
 	}
-	d := &dir{fd: fd, path: where, key: key, gid: st.Gid, setgid: st.Mode&unix.S_ISGID != 0}
-	if a.late[where] == nil {
+	late := a.late[where]
+	if late == nil {
 		// A directory that the stream does not describe stays as it was, its times included.
-		a.late[where] = &lateDir{
+		late = &lateDir{
 			atime: sys.TimeOf(st.Atime).Timespec(),
 			mtime: sys.TimeOf(st.Mtime).Timespec(),
 		}
-		if _, err := cow.GetXattr(fd, "", xattrACLDefault); err == nil {
-			d.inherits = true
-		}
+		_, err := cow.GetXattr(fd, "", xattrACLDefault)
+		late.inherits = err == nil
+		a.late[where] = late
+	}
+	d := &dir{
+		fd: fd, path: where, key: key, gid: st.Gid, setgid: st.Mode&unix.S_ISGID != 0, inherits: late.inherits,
 	}
 	a.dirs.add(d)
 	return d, nil
