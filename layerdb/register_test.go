@@ -485,3 +485,36 @@ func TestExactSizeOfWhatHasNoContent(t *testing.T) {
 		t.Error("the stream is another one")
 	}
 }
+
+// Once the driver has refused a stream, nobody reads the rest of it: that may be endless, and the names in it are remembered.
+func TestRegisterStopsReadingWhatIsRefused(t *testing.T) {
+	s := newStore(t)
+	many := &manyMembers{left: 1 << 18}
+	_, err := s.Register(context.Background(), many, "", RegisterOptions{Limits: tarlayer.Limits{Entries: 10}})
+	if !errors.Is(err, tarlayer.ErrLimit) {
+		t.Errorf("error %v, want that of the limit", err)
+	}
+	if many.left == 0 {
+		t.Error("all members were read for the first ten")
+	}
+	emptyStore(t, s)
+}
+
+// manyMembers is a stream of empty files, each of another name.
+type manyMembers struct {
+	left int
+	buf  bytes.Buffer
+}
+
+func (m *manyMembers) Read(p []byte) (int, error) {
+	if m.buf.Len() == 0 && m.left > 0 {
+		w := tar.NewWriter(&m.buf)
+		for range 1 << 10 {
+			m.left--
+			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", m.left), Mode: 0o644, Typeflag: tar.TypeReg}); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return m.buf.Read(p)
+}

@@ -101,6 +101,10 @@ func (u *unpacking) run(ctx context.Context, split io.Writer) (inexact string, r
 		splitting <- err
 	}()
 	res, err = u.apply(ctx)
+	if err != nil {
+		// The splitter alone must not go on: nothing bounds what it takes, and the stream may not end.
+		u.stop(err)
+	}
 	fed, was := <-feeding, <-splitting
 	switch {
 	case was != nil && !errors.Is(was, errAbandoned) && (fed == nil || !errors.Is(was, fed)):
