@@ -42,9 +42,13 @@ func newStore(t testing.TB) *Store {
 
 func openStore(t testing.TB, root string) *Store {
 	t.Helper()
-	layers, err := layerdb.Open(context.Background(), layerdb.Options{
-		Root: root, Registry: drivers.NewRegistry(vfs.Factory()), Wait: -1,
-	})
+	return openStoreOf(t, root, vfs.Factory())
+}
+
+// openStoreOf opens a store of the driver, closed after the test.
+func openStoreOf(t testing.TB, root string, driver drivers.Factory) *Store {
+	t.Helper()
+	layers, err := layerdb.Open(context.Background(), layerdb.Options{Root: root, Registry: drivers.NewRegistry(driver), Wait: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

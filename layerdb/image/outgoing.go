@@ -152,12 +152,11 @@ func isPacked(mediaType string, c tarlayer.Compression) bool {
 	return false
 }
 
-// exporter gives the exact tar stream of a layer.
+// exporter gives the exact tar stream of a layer. Closing it waits until the store has given back what it needed for that.
 func (s *Store) exporter(id layerdb.ChainID) opener {
 	return func(ctx context.Context) (io.ReadCloser, error) {
-		r, w := io.Pipe()
-		go func() { w.CloseWithError(s.layers.Export(ctx, id, w)) }()
-		return r, nil
+		export := func(ctx context.Context, w io.Writer) error { return s.layers.Export(ctx, id, w) }
+		return drivers.Stream(ctx, export, func() error { return nil }), nil
 	}
 }
 

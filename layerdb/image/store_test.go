@@ -2,13 +2,17 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"plyfs/drivers"
+	"plyfs/drivers/vfs"
 	"plyfs/internal/testenv"
 	"plyfs/layerdb"
 )
@@ -215,4 +219,44 @@ func TestNoLayers(t *testing.T) {
 		t.Error(err)
 	}
 	mustBeEmpty(t, s)
+}
+
+// slowDriver takes its time for each Put.
+type slowDriver struct {
+	drivers.Driver
+	got, put atomic.Int32
+}
+
+func (d *slowDriver) Get(ctx context.Context, id string, o *drivers.GetOptions) (string, error) {
+	d.got.Add(1)
+	return d.Driver.Get(ctx, id, o)
+}
+
+func (d *slowDriver) Put(ctx context.Context, id string) error {
+	time.Sleep(50 * time.Millisecond)
+	defer d.put.Add(1)
+	return d.Driver.Put(ctx, id)
+}
+
+// Who closes the stream of a layer before its end has given back all that it took: a command that ends now leaves no mount.
+func TestExporterEndsWithItsReader(t *testing.T) {
+	var slow *slowDriver
+	f := vfs.Factory()
+	open := f.Open
+	f.Open = func(ctx context.Context, o drivers.Options) (drivers.Driver, error) {
+		d, err := open(ctx, o)
+		slow = &slowDriver{Driver: d}
+		return slow, err
+	}
+	s := openStoreOf(t, filepath.Join(testenv.Scratch(t), "store"), f)
+	layout, _ := twoLayers(t)
+	img := importOne(t, s, layout.dir(t), ImportOptions{})
+	r, err := s.exporter(img.Top)(t.Context())
+	must(t, err)
+	_, err = r.Read(make([]byte, 1))
+	must(t, err)
+	must(t, r.Close())
+	if got, put := slow.got.Load(), slow.put.Load(); got == 0 || put != got {
+		t.Errorf("%d layers were got, %d put", got, put)
+	}
 }
