@@ -32,11 +32,19 @@ func (c *client) fetch(ctx context.Context, b *blobs, d ocispec.Descriptor, repo
 		return err
 	}
 	defer p.f.Close()
-	err = c.retrying(ctx, func() (progressed bool, err error) {
+	attempt := func() (progressed bool, err error) {
 		before := p.n
 		err = c.receive(ctx, p, report)
 		return p.n > before, err
-	})
+	}
+	resumed := p.n > 0
+	err = c.retrying(ctx, attempt)
+	if resumed && errors.Is(err, layerdb.ErrDigest) {
+		// A partial download is not synced: after a power cut it may hold other bytes than the registry gave.
+		if err = p.restart(); err == nil {
+			err = c.retrying(ctx, attempt)
+		}
+	}
 	if errors.Is(err, layerdb.ErrDigest) {
 		return errors.Join(err, p.discard())
 	}

@@ -286,6 +286,24 @@ func TestDownloadResumesInNextPull(t *testing.T) {
 	}
 }
 
+// What an earlier pull received was never synced: after a power cut other bytes may be there. Then the download begins anew.
+func TestDownloadBeginsAnewBehindLostBytes(t *testing.T) {
+	tr := newRegistry(t)
+	n := tr.name(t, "app:1")
+	_, pushed := pushImage(t, tr, n)
+	d := largest(pushed)
+	for name, size := range map[string]int64{"part": d.Size / 2, "all": d.Size} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			partial := filepath.Join(s.blobs.dir, partialDir, d.Digest.Algorithm().String()+"-"+d.Digest.Encoded())
+			must(t, os.WriteFile(partial, make([]byte, size), 0o600))
+			if _, err := s.Pull(t.Context(), n, PullOptions{Registry: access()}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // mustBeCollectable fails the test if collecting leaves anything of what a pull left for the next one.
 func mustBeCollectable(t testing.TB, s *Store) {
 	t.Helper()
