@@ -159,11 +159,20 @@ func checkRedirect(r *http.Request, via []*http.Request) error {
 		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
 	host, first := r.URL.Hostname(), via[0].URL.Hostname()
-	a, err := netip.ParseAddr(host)
-	if err == nil && host != first && !isLoopback(first) && (a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast()) {
+	if host != first && !isLoopback(first) && isInner(host) {
 		return fmt.Errorf("%s redirects to the private address %s: %w", first, host, drivers.ErrNotSupported)
 	}
 	return nil
+}
+
+// isInner says whether a host is this machine, or an address of the network that it is in.
+func isInner(host string) bool {
+	if isLoopback(host) {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	// Linux takes the unspecified address for this machine.
+	return err == nil && (a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsUnspecified())
 }
 
 // manifest fetches a manifest or an index by tag or digest.

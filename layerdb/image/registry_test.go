@@ -427,6 +427,11 @@ func TestRedirectsStayOutside(t *testing.T) {
 		{"https://registry.example/b", "https://169.254.169.254/latest", true},
 		{"https://registry.example/b", "https://127.0.0.1/b", true},
 		{"https://registry.example/b", "https://10.1.2.3/b", true},
+		// The kernel connects to this machine by these two, too.
+		{"https://registry.example/b", "https://localhost:8443/b", true},
+		{"https://registry.example/b", "https://0.0.0.0:8443/b", true},
+		{"https://registry.example/b", "https://[::]:8443/b", true},
+		{"https://registry.example/b", "https://[::ffff:10.1.2.3]/b", true},
 		{"http://127.0.0.1:5000/b", "http://127.0.0.1:5001/b", false},
 		{"https://10.1.2.3/b", "https://10.1.2.3/c", false},
 	} {
