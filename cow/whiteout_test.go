@@ -281,8 +281,8 @@ func TestRecordFaults(t *testing.T) {
 			t.Errorf("after the fault: index %d, %v", fd, err)
 		}
 		must(t, b.NoteUnsynced())
-		if b.UnsyncedBoot() == "" {
-			t.Error("after the fault: no record")
+		if boot, err := b.UnsyncedBoot(); boot == "" {
+			t.Errorf("after the fault: no record, %v", err)
 		}
 		if !hit {
 			if nth == 1 {

@@ -294,19 +294,24 @@ func BootID() string {
 	return id
 }
 
-// UnsyncedBoot returns the boot under which a mount last left unsynced marks behind, "" when no upper file carries one.
-func (w *Work) UnsyncedBoot() string {
+// UnsyncedBoot returns the boot under which a mount last left unsynced marks behind, "" when no upper file carries one and "unknown"
+// where the record does not tell. The error says that nobody can know whether files carry marks: it wraps the errno with which the
+// record, which is there, cannot be opened.
+func (w *Work) UnsyncedBoot() (string, error) {
 	fd, err := sys.Openat(w.base.FD(), UnsyncedFile, unix.O_RDONLY)
+	if errors.Is(err, unix.ENOENT) {
+		return "", nil
+	}
 	if err != nil {
-		return ""
+		return "", fmt.Errorf("open %s/%s: %w", w.base.Path, UnsyncedFile, err)
 	}
 	defer unix.Close(fd)
 	var buf [128]byte
 	n, err := unix.Pread(fd, buf[:], 0)
 	if err != nil || n == 0 {
-		return "unknown"
+		return "unknown", nil // then all files are looked at
 	}
-	return string(buf[:n])
+	return string(buf[:n]), nil
 }
 
 // NoteUnsynced records, before the first file is marked, that marks may exist, so that the next mount after a crash

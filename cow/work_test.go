@@ -467,25 +467,31 @@ func TestWorkUnsyncedRecord(t *testing.T) {
 		t.Errorf("boot %q, want %q", cow.BootID(), boot)
 	}
 	w := openWork(t, dir, cow.WorkOptions{})
-	if got := w.UnsyncedBoot(); got != "" {
-		t.Errorf("without a record: %q", got)
+	if got, err := w.UnsyncedBoot(); got != "" || err != nil {
+		t.Errorf("without a record: %q, %v", got, err)
 	}
 	must(t, w.ForgetUnsynced(), w.NoteUnsynced(), w.NoteUnsynced())
 	w.Close()
 	w = openWork(t, dir, cow.WorkOptions{})
-	if got := w.UnsyncedBoot(); got != cow.BootID() {
-		t.Errorf("in the next mount: %q", got)
+	if got, err := w.UnsyncedBoot(); got != cow.BootID() || err != nil {
+		t.Errorf("in the next mount: %q, %v", got, err)
 	}
 	must(t, w.ForgetUnsynced())
-	if got := w.UnsyncedBoot(); got != "" {
-		t.Errorf("after it was forgotten: %q", got)
+	if got, err := w.UnsyncedBoot(); got != "" || err != nil {
+		t.Errorf("after it was forgotten: %q, %v", got, err)
 	}
 	// The machine went down before the record's content was written.
 	must(t, w.NoteUnsynced())
 	record := slices.DeleteFunc(names(t, dir), func(n string) bool { return n == "work" })
 	must(t, os.Truncate(filepath.Join(dir, record[0]), 0))
-	if got := w.UnsyncedBoot(); got == "" || got == cow.BootID() {
-		t.Errorf("of an empty record: %q", got)
+	if got, err := w.UnsyncedBoot(); got == "" || got == cow.BootID() || err != nil {
+		t.Errorf("of an empty record: %q, %v", got, err)
+	}
+	// One that cannot be opened is not none: files with marks would be served as they are.
+	path := filepath.Join(dir, record[0])
+	must(t, os.Remove(path), os.Symlink("elsewhere", path))
+	if got, err := w.UnsyncedBoot(); !errors.Is(err, unix.ELOOP) || !strings.Contains(err.Error(), path) {
+		t.Errorf("of a record that cannot be opened: %q, %v", got, err)
 	}
 	w.Close()
 }

@@ -366,9 +366,9 @@ func (u *Union) sticky(err error) error {
 // recoverUnsynced looks at every upper file after a mount that did not end cleanly. Files marked under this boot are
 // synced; those of an earlier one may lack data and get their lower's content back.
 func (u *Union) recoverUnsynced() error {
-	boot := u.work.UnsyncedBoot()
-	if boot == "" {
-		return nil
+	boot, err := u.work.UnsyncedBoot()
+	if err != nil || boot == "" {
+		return err
 	}
 	if !u.work.Alone() {
 		return nil // the marks are those of a mount that is alive
