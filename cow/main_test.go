@@ -29,15 +29,7 @@ func TestMain(m *testing.M) {
 	os.Exit(testenv.Main(m, testenv.Options{}))
 }
 
-// must fails the test for any of its errors.
-func must(t testing.TB, errs ...error) {
-	t.Helper()
-	for _, err := range errs {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
+var must = testenv.Must
 
 // openLayer opens path as a layer for the time of the test.
 func openLayer(t testing.TB, path string) *layer.Layer {

@@ -1,7 +1,6 @@
 package drivers_test
 
 import (
-	"errors"
 	"os"
 	"testing"
 
@@ -10,9 +9,4 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{})) }
 
-func must(t testing.TB, errs ...error) {
-	t.Helper()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must

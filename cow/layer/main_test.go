@@ -12,15 +12,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{})) }
 
-// must fails the test for any of its errors.
-func must(t testing.TB, errs ...error) {
-	t.Helper()
-	for _, err := range errs {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
+var must = testenv.Must
 
 // open opens path as a layer for the time of the test.
 func open(t testing.TB, path string) *layer.Layer {

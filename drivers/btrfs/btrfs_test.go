@@ -37,13 +37,7 @@ func openAt(t *testing.T, root string, options map[string]string) *Driver {
 	return d
 }
 
-// must ends the test at an error.
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 // wants fails the test if err does not wrap want.
 func wants(t *testing.T, what string, err, want error) {

@@ -15,13 +15,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(drivertest.Main(m, testenv.Options{})) }
 
-// must ends the test at an error.
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 // wants fails the test if err does not wrap want.
 func wants(t testing.TB, what string, err, want error) {

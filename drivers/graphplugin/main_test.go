@@ -1,7 +1,6 @@
 package graphplugin
 
 import (
-	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -21,12 +20,7 @@ func TestMain(m *testing.M) {
 	os.Exit(testenv.Main(m, testenv.Options{Binary: true, Daemons: true}))
 }
 
-func must(t testing.TB, errs ...error) {
-	t.Helper()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 // want fails the test if got is not what was expected.
 func want[T comparable](t testing.TB, what string, got, expected T) {

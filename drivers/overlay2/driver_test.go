@@ -16,12 +16,7 @@ import (
 	"plyfs/internal/testenv"
 )
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func wants(t testing.TB, what string, err, want error) {
 	t.Helper()

@@ -40,12 +40,7 @@ func newDriver(t *testing.T, base string, opts map[string]string) *Driver {
 	return d
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func wants(t testing.TB, what string, err, want error) {
 	t.Helper()

@@ -16,12 +16,7 @@ import (
 	"plyfs/internal/testenv"
 )
 
-func must(t testing.TB, errs ...error) {
-	t.Helper()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func options(base string) drivers.Options {
 	return drivers.Options{Home: filepath.Join(base, "home"), Run: filepath.Join(base, "run")}

@@ -14,13 +14,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(drivertest.Main(m, testenv.Options{})) }
 
-// must ends the test at an error.
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func fillFile(content string) func(string) error {
 	return func(root string) error { return os.WriteFile(filepath.Join(root, "f"), []byte(content), 0o644) }

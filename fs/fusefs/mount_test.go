@@ -315,12 +315,7 @@ func (m *mounted) requests(f func()) map[string]uint64 {
 
 func (m *mounted) path(name string) string { return filepath.Join(m.Target, name) }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func writeFile(t testing.TB, path, content string) {
 	t.Helper()

@@ -110,9 +110,4 @@ func (u *Union) shutAndOpen(c *Caller, name string, want int, shown bool) error 
 	return errors.Join(set(0), set(0o755))
 }
 
-func must(t *testing.T, errs ...error) {
-	t.Helper()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must

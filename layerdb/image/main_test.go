@@ -221,12 +221,7 @@ func encoded(t testing.TB, v any) []byte {
 	return raw
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func mustBe(t testing.TB, err, class error) {
 	t.Helper()

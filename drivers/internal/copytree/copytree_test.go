@@ -18,12 +18,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m, testenv.Options{})) }
 
-func must(t testing.TB, errs ...error) {
-	t.Helper()
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func copyTree(ctx context.Context, t testing.TB, to, from string, o copytree.Options) error {
 	t.Helper()

@@ -56,12 +56,7 @@ func open(t testing.TB, base string) *Store {
 	return s
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 func wants(t testing.TB, what string, err, want error) {
 	t.Helper()

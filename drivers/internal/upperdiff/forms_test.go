@@ -19,12 +19,7 @@ import (
 	"plyfs/internal/testenv"
 )
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var must = testenv.Must
 
 // tree is the directories of a layer over another.
 type tree struct {
