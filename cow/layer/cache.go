@@ -42,6 +42,24 @@ type File struct {
 	borrowed bool
 }
 
+// Access is what a descriptor was opened for.
+type Access uint8
+
+const (
+	// ReadOnly is for reading, or for no more than *at calls (O_PATH).
+	ReadOnly Access = iota
+	// ReadWrite is for writing, too.
+	ReadWrite
+)
+
+// AccessOf returns what a descriptor serves that was opened with these flags of open(2).
+func AccessOf(flags int) Access {
+	if flags&unix.O_ACCMODE == unix.O_RDWR {
+		return ReadWrite
+	}
+	return ReadOnly
+}
+
 // NewCache returns a cache of at most limit descriptors, not counting pinned ones and those in use.
 func NewCache(limit int) *Cache { return &Cache{max: max(limit, 4)} }
 
@@ -69,9 +87,10 @@ func (c *Cache) Get(s *Slot) *File {
 	return f
 }
 
-// Put stores fd in s and returns it in use. If s was filled meanwhile with a descriptor that serves as well, fd is closed
-// and that one is returned. A descriptor that does not serve (not writable) is replaced.
-func (c *Cache) Put(s *Slot, fd int, writable bool) *File {
+// Put stores fd, which it owns from then on, in s and returns it in use. If s was filled meanwhile with a descriptor that serves as
+// well, fd is closed and that one is returned. A descriptor that does not serve, one for reading where fd is for writing, is replaced.
+func (c *Cache) Put(s *Slot, fd int, a Access) *File {
+	writable := a == ReadWrite
 	var victims []int
 	c.mu.Lock()
 	if f := s.f; f != nil {
@@ -142,8 +161,8 @@ func (c *Cache) Pin(s *Slot) {
 }
 
 // PutPinned is Put and Pin in one, for a descriptor that nobody uses yet: between the two another's Put could close it.
-func (c *Cache) PutPinned(s *Slot, fd int, writable bool) {
-	f := c.Put(s, fd, writable)
+func (c *Cache) PutPinned(s *Slot, fd int, a Access) {
+	f := c.Put(s, fd, a)
 	c.Pin(s)
 	f.Close()
 }

@@ -53,9 +53,9 @@ func newShelf(t testing.TB, files, limit int) *shelf {
 func (s *shelf) path(i int) string { return filepath.Join(s.dir, fmt.Sprint(i)) }
 
 // put opens file i and puts it into its slot.
-func (s *shelf) put(i int, writable bool) *layer.File {
+func (s *shelf) put(i int, a layer.Access) *layer.File {
 	flags := unix.O_RDONLY
-	if writable {
+	if a == layer.ReadWrite {
 		flags = unix.O_RDWR
 	}
 	fd, err := unix.Open(s.path(i), flags|unix.O_CLOEXEC, 0)
@@ -63,13 +63,13 @@ func (s *shelf) put(i int, writable bool) *layer.File {
 		s.t.Errorf("file %d: %v", i, err)
 		return nil
 	}
-	return s.cache.Put(&s.slots[i], fd, writable)
+	return s.cache.Put(&s.slots[i], fd, a)
 }
 
 // fill puts and gives back the files from first to end.
 func (s *shelf) fill(first, end int) {
 	for i := first; i < end; i++ {
-		s.put(i, false).Close()
+		s.put(i, layer.ReadOnly).Close()
 	}
 }
 
@@ -141,7 +141,7 @@ func TestCacheKeepsWhatIsInUse(t *testing.T) {
 	s := newShelf(t, 100, minimal)
 	var held []*layer.File
 	for i := range 50 {
-		held = append(held, s.put(i, false))
+		held = append(held, s.put(i, layer.ReadOnly))
 	}
 	s.open(50)
 	s.cache.Shrink()
@@ -170,13 +170,13 @@ func TestCacheSecondChance(t *testing.T) {
 
 func TestCachePutOverFilled(t *testing.T) {
 	s := newShelf(t, 1, minimal)
-	reader := s.put(0, false)
-	again := s.put(0, false)
+	reader := s.put(0, layer.ReadOnly)
+	again := s.put(0, layer.ReadOnly)
 	if again != reader {
 		t.Error("a second descriptor was kept")
 	}
 	s.open(1)
-	writer := s.put(0, true)
+	writer := s.put(0, layer.ReadWrite)
 	if writer == reader || !writer.Writable || reader.Writable {
 		t.Error("a reader's descriptor is given to a writer")
 	}
@@ -184,7 +184,7 @@ func TestCachePutOverFilled(t *testing.T) {
 	if n := s.cache.Len(); n != 1 {
 		t.Errorf("%d descriptors are counted", n)
 	}
-	if f := s.put(0, false); f != writer {
+	if f := s.put(0, layer.ReadOnly); f != writer {
 		t.Error("a writer's descriptor does not serve a reader")
 	} else {
 		f.Close()
@@ -199,14 +199,14 @@ func TestCachePutOverFilled(t *testing.T) {
 	s.open(1)
 
 	s.cache.Drop(&s.slots[0])
-	s.put(0, false).Close()
-	s.put(0, true).Close() // replaced when idle: closed at once
+	s.put(0, layer.ReadOnly).Close()
+	s.put(0, layer.ReadWrite).Close() // replaced when idle: closed at once
 	s.open(1)
 }
 
 func TestCacheDrop(t *testing.T) {
 	s := newShelf(t, 2, minimal)
-	f := s.put(0, false)
+	f := s.put(0, layer.ReadOnly)
 	g := s.cache.Get(&s.slots[0])
 	s.cache.Drop(&s.slots[0])
 	s.cache.Drop(&s.slots[0])
@@ -227,7 +227,7 @@ func TestCacheDrop(t *testing.T) {
 func TestCachePin(t *testing.T) {
 	s := newShelf(t, 100, minimal)
 	for i := range 20 {
-		f := s.put(i, true)
+		f := s.put(i, layer.ReadWrite)
 		s.cache.Pin(&s.slots[i])
 		s.cache.Pin(&s.slots[i])
 		f.Close()
@@ -254,7 +254,7 @@ func TestCachePin(t *testing.T) {
 func TestCacheShrink(t *testing.T) {
 	s := newShelf(t, 64, 64)
 	for i := range 64 {
-		f := s.put(i, false)
+		f := s.put(i, layer.ReadOnly)
 		if i < 8 {
 			defer f.Close()
 			continue
@@ -322,18 +322,21 @@ func (s *shelf) step(rnd *rand.Rand) {
 	case op < 7:
 		s.cache.CloseAll()
 	default:
-		write := op < 30
+		want := layer.ReadOnly
+		if op < 30 {
+			want = layer.ReadWrite
+		}
 		f := s.cache.Get(&s.slots[i])
-		if f != nil && write && !f.Writable {
+		if f != nil && want == layer.ReadWrite && !f.Writable {
 			f.Close()
 			f = nil
 		}
 		if f == nil {
-			if f = s.put(i, write); f == nil {
+			if f = s.put(i, want); f == nil {
 				return
 			}
 		}
-		if write && !f.Writable {
+		if want == layer.ReadWrite && !f.Writable {
 			s.t.Errorf("slot %d: a writer got a reader's descriptor", i)
 		}
 		s.check(i, f)
@@ -345,10 +348,10 @@ func (s *shelf) step(rnd *rand.Rand) {
 func TestLetGo(t *testing.T) {
 	s := newShelf(t, 4, 100)
 	s.cache.LetGo(20 * time.Millisecond)
-	used := s.put(0, true)
-	s.put(1, true).Close()
-	s.put(2, false).Close()
-	s.put(3, true).Close()
+	used := s.put(0, layer.ReadWrite)
+	s.put(1, layer.ReadWrite).Close()
+	s.put(2, layer.ReadOnly).Close()
+	s.put(3, layer.ReadWrite).Close()
 	s.cache.Pin(&s.slots[3])
 	for deadline := time.Now().Add(10 * time.Second); s.writes(1); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -365,7 +368,7 @@ func TestLetGo(t *testing.T) {
 			t.Fatal("a descriptor for writing stays that was used for long")
 		}
 	}
-	s.put(1, true).Close()
+	s.put(1, layer.ReadWrite).Close()
 	if !s.writes(1) {
 		t.Error("the file is not open for writing again")
 	}

@@ -589,7 +589,7 @@ func (c *copyUp) publishUnlinked() error {
 	}
 	c.marked = false
 	if n.IsDir() {
-		u.dirs.PutPinned(&n.dir.upper, c.tmp, false)
+		u.dirs.PutPinned(&n.dir.upper, c.tmp, layer.ReadOnly)
 		c.tmp = -1
 	}
 	c.unlinked = true
@@ -599,11 +599,11 @@ func (c *copyUp) publishUnlinked() error {
 }
 
 // keep hands the descriptor of the copy to its node.
-func (c *copyUp) keep(writable bool) {
+func (c *copyUp) keep(a layer.Access) {
 	if c.unlinked {
-		c.u.files.PutPinned(&c.n.data, c.tmp, writable)
+		c.u.files.PutPinned(&c.n.data, c.tmp, a)
 	} else {
-		c.u.files.Put(&c.n.data, c.tmp, writable).Close()
+		c.u.files.Put(&c.n.data, c.tmp, a).Close()
 	}
 	c.tmp = -1
 }
@@ -617,10 +617,12 @@ func (c *copyUp) settle(more func()) {
 	u.files.Drop(&n.data)
 	switch {
 	case c.tmp < 0 || n.IsDir():
+	case !c.meta && n.mode != unix.S_IFREG && c.name != "":
+		c.keep(layer.ReadOnly)
 	case !c.meta:
-		c.keep(n.mode == unix.S_IFREG || c.name == "")
+		c.keep(layer.ReadWrite)
 	case u.firstLink(n).parent == nil: // a metadata-only copy is reached by its name, but this one lost it
-		c.keep(true)
+		c.keep(layer.ReadWrite)
 	}
 	if c.meta {
 		n.set(flagMetacopy)

@@ -105,7 +105,7 @@ func (u *Union) create(dir *Node, name string, o newObject) (*Node, Attr, error)
 	}
 	n.set(flagNoCaps)
 	if s.fd >= 0 && n.mode == unix.S_IFREG {
-		u.files.Put(&n.data, s.fd, true).Close()
+		u.files.Put(&n.data, s.fd, layer.ReadWrite).Close()
 		s.fd = -1
 	}
 	dir.dir.listAddedLocked(name, n.Mode())
@@ -474,7 +474,7 @@ func (u *Union) Tmpfile(c *Caller, dir *Node, mode uint32) (*Node, Attr, error) 
 	n.set(flagUpper | flagNameless)
 	u.unlinked(n)
 	ch.done(n, st.Blocks)
-	u.files.PutPinned(&n.data, s.fd, true)
+	u.files.PutPinned(&n.data, s.fd, layer.ReadWrite)
 	s.fd = -1
 	a := u.toAttr(n, &st)
 	a.Nlink = 0

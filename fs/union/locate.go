@@ -54,7 +54,7 @@ func (u *Union) dirUpper(n *Node) (*layer.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return u.dirs.Put(&n.dir.upper, fd, false), nil
+	return u.dirs.Put(&n.dir.upper, fd, layer.ReadOnly), nil
 }
 
 func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
@@ -69,7 +69,7 @@ func (u *Union) openLower(d *lowerDir) (*layer.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return u.dirs.Put(&d.slot, fd, false), nil
+	return u.dirs.Put(&d.slot, fd, layer.ReadOnly), nil
 }
 
 // lowerLoc is the place of the topmost lower object of a node that was looked up in the lowers.
@@ -187,15 +187,15 @@ func (u *Union) dataFile(n *Node, want Access) (*layer.File, error) {
 	if l.name == "" { // the names that are left are not known
 		return u.unlinkedFileLocked(n, want)
 	}
-	fd, writable, err := u.openUpperData(l, want)
+	fd, got, err := u.openUpperData(l, want)
 	if err != nil {
 		return nil, err
 	}
-	return u.files.Put(&n.data, fd, writable), nil
+	return u.files.Put(&n.data, fd, got), nil
 }
 
 // openUpperData opens the upper file at l, for writing too wherever that is possible, so that one descriptor serves all.
-func (u *Union) openUpperData(l loc, want Access) (fd int, writable bool, err error) {
+func (u *Union) openUpperData(l loc, want Access) (fd int, got layer.Access, err error) {
 	flags := unix.O_RDWR
 	if u.opt.ReadOnly {
 		flags = unix.O_RDONLY
@@ -209,7 +209,7 @@ func (u *Union) openUpperData(l loc, want Access) (fd int, writable bool, err er
 		}
 		return fd, err
 	})
-	return fd, flags == unix.O_RDWR, err
+	return fd, layer.AccessOf(flags), err
 }
 
 // unlinkedFileLocked reopens the pinned descriptor of an unlinked object for I/O, if it is an O_PATH one. Precondition:
@@ -235,7 +235,7 @@ func (u *Union) unlinkedFileLocked(n *Node, want Access) (*layer.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	nf := u.files.Put(&n.data, fd, flags == unix.O_RDWR)
+	nf := u.files.Put(&n.data, fd, layer.AccessOf(flags))
 	u.files.Pin(&n.data)
 	return nf, nil
 }
@@ -251,7 +251,7 @@ func (u *Union) openLowerData(n *Node) (*layer.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return u.files.Put(&n.data, fd, false), nil
+	return u.files.Put(&n.data, fd, layer.ReadOnly), nil
 }
 
 func (u *Union) openLowerDataUncached(n *Node) (*layer.File, error) {

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"plyfs/cow/layer"
 	"plyfs/internal/sys"
 )
 
@@ -194,7 +195,7 @@ func (u *Union) holdUnlinked(n *Node) error {
 		return err
 	}
 	u.files.Drop(&n.data)
-	u.files.PutPinned(&n.data, fd, flags != unix.O_PATH)
+	u.files.PutPinned(&n.data, fd, layer.AccessOf(flags))
 	return nil
 }
 

@@ -335,7 +335,7 @@ func (u *Union) resolveLowersLocked(n *Node, cand []lowerDir) error {
 	d.lowers = r.out
 	for i, f := range r.files {
 		if f != nil && len(r.out) <= u.keptLowers {
-			u.dirs.Put(&d.lowers[i].slot, f.FD(), false).Close()
+			u.dirs.Put(&d.lowers[i].slot, f.FD(), layer.ReadOnly).Close()
 			r.files[i] = nil
 		}
 	}
