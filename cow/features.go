@@ -88,10 +88,19 @@ func (w *Work) Whiteouts() (WhiteoutFeatures, error) {
 	return f, nil
 }
 
-// Deletes says whether the upper takes whiteouts: true also where that could not be found out. aufs is that those of the kernel's
-// form do not count. Only file systems of FUSE are asked: one of them may be a union that keeps both forms to itself, as
-// fuse-overlayfs does, and all others take names of any kind.
-func (w *Work) Deletes(aufs bool) (bool, error) {
+// TakesWhiteouts says whether the upper takes whiteouts of the AUFS form or of the kernel's: true also where that could not be found
+// out, since whoever deletes first asks again.
+func (w *Work) TakesWhiteouts() (bool, error) {
+	if ok, err := w.TakesAUFSWhiteouts(); ok || err != nil {
+		return ok, err
+	}
+	f, err := w.Whiteouts()
+	return f.Mknod || err != nil, nil
+}
+
+// TakesAUFSWhiteouts is TakesWhiteouts of the AUFS form alone. Only file systems of FUSE are asked: one of them may be a union that
+// keeps both forms to itself, as fuse-overlayfs does, and all others take names of any kind.
+func (w *Work) TakesAUFSWhiteouts() (bool, error) {
 	if w.base.FSType != unix.FUSE_SUPER_MAGIC {
 		return true, nil
 	}
@@ -108,14 +117,7 @@ func (w *Work) Deletes(aufs bool) (bool, error) {
 		_ = unix.Close(fd)
 		_ = unix.Unlinkat(stage, name, 0) // scratch
 	}
-	if err == nil || hindered(err) {
-		return true, nil
-	}
-	if aufs {
-		return false, nil
-	}
-	f, err := w.Whiteouts()
-	return f.Mknod || err != nil, nil // whoever deletes first asks again
+	return err == nil || hindered(err), nil
 }
 
 // hindered says that a trial failed for a reason that may pass.

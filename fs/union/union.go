@@ -186,7 +186,11 @@ func (u *Union) openWork() (err error) {
 	if o.NoXattrs && !o.UserXattr && u.names == nil {
 		u.opt.RedirectDir = RedirectFollow
 	}
-	if ok, err := u.work.Deletes(o.Whiteout == WhiteoutAUFS); err != nil {
+	takesWhiteouts := u.work.TakesWhiteouts
+	if o.Whiteout == WhiteoutAUFS {
+		takesWhiteouts = u.work.TakesAUFSWhiteouts
+	}
+	if ok, err := takesWhiteouts(); err != nil {
 		return err
 	} else if !ok {
 		return fmt.Errorf("upperdir=%s is on a file system that takes no whiteouts, as fuse-overlayfs: nothing of the lower layers could be "+
