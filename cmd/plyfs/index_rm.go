@@ -13,9 +13,6 @@ import (
 
 const indexRmUsage = "plyfs index rm [--json] [--dir DIR] NAME... | --all | --stale"
 
-// indexNameLen is the length of the name of an index; one that was set aside has a longer one.
-const indexNameLen = 16
-
 // indexRmCommand is plyfs index rm.
 func indexRmCommand() *cli.Command {
 	return &cli.Command{
@@ -60,7 +57,7 @@ func runIndexRm(c *cli.Context) error {
 			return indexFault(err)
 		}
 		for _, i := range infos {
-			if c.Bool("all") || i.Stale != "" || i.Broken != "" || len(i.Name) != indexNameLen {
+			if c.Bool("all") || i.Stale != "" || i.Broken != "" || indexdb.IsSetAside(i.Name) {
 				names = append(names, i.Name)
 			}
 		}

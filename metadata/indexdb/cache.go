@@ -156,8 +156,8 @@ func isName(name string) bool {
 	return len(name) == nameLen && strings.Trim(name, "0123456789abcdef") == ""
 }
 
-// isBad says that a directory of that name is an index that was set aside.
-func isBad(name string) bool {
+// IsSetAside says whether an index of that name is one that was found to be of no use, and is kept for those who want to know why.
+func IsSetAside(name string) bool {
 	return len(name) > nameLen && isName(name[:nameLen]) && strings.HasPrefix(name[nameLen:], badMark)
 }
 
@@ -195,7 +195,7 @@ func (c *Cache) setAside(name string, s *metadata.Stack, cause error) {
 		} else if !isBroken(err) {
 			return err
 		}
-		names, err := c.names(isBad)
+		names, err := c.names(IsSetAside)
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@ import (
 
 // List describes the indexes in the cache, those too that were set aside, sorted by name. It opens each.
 func (c *Cache) List() ([]metadata.Info, error) {
-	names, err := c.names(func(n string) bool { return isName(n) || isBad(n) })
+	names, err := c.names(func(n string) bool { return isName(n) || IsSetAside(n) })
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (c *Cache) outside(name string) metadata.Info {
 
 // Remove removes an index by its name. Mounts that use it go on with it. The error wraps ErrNotBuilt if there is none.
 func (c *Cache) Remove(name string) error {
-	if !isName(name) && !isBad(name) {
+	if !isName(name) && !IsSetAside(name) {
 		return fmt.Errorf("index %q in %s: %w", name, c.dir, ErrNotBuilt)
 	}
 	err := c.exclusively(func(drop func(string) error) error { return drop(name) })
@@ -75,7 +75,7 @@ func (c *Cache) Trim(limit int64) (removed []metadata.Info, err error) {
 		limit = DefaultLimit
 	}
 	err = c.exclusively(func(drop func(string) error) error {
-		names, err := c.names(func(n string) bool { return isName(n) || isBad(n) })
+		names, err := c.names(func(n string) bool { return isName(n) || IsSetAside(n) })
 		if err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func (c *Cache) Trim(limit int64) (removed []metadata.Info, err error) {
 			total += all[len(all)-1].Bytes
 		}
 		slices.SortStableFunc(all, func(a, b metadata.Info) int {
-			if x, y := isBad(a.Name), isBad(b.Name); x != y {
+			if x, y := IsSetAside(a.Name), IsSetAside(b.Name); x != y {
 				if x {
 					return -1
 				}
@@ -95,7 +95,7 @@ func (c *Cache) Trim(limit int64) (removed []metadata.Info, err error) {
 			return cmp.Or(a.Used.Compare(b.Used), cmp.Compare(a.Name, b.Name))
 		})
 		for i, x := range all {
-			if total <= limit || i == len(all)-1 && !isBad(x.Name) {
+			if total <= limit || i == len(all)-1 && !IsSetAside(x.Name) {
 				break
 			}
 			if !c.isFree(x.Name) {
