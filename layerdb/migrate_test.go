@@ -144,6 +144,33 @@ func TestMigrate(t *testing.T) {
 	emptyStore(t, s)
 }
 
+// The records of a migrated store name both drivers, and those of a database that is rebuilt one: their copies follow.
+func TestRebuildMigrated(t *testing.T) {
+	ctx := context.Background()
+	o, tars := movable(t)
+	s, err := Open(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Migrate(ctx, "stack", MigrateOptions{})
+	closeStore(t, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(o.Root, dbDir)); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := Rebuild(ctx, o)
+	if err != nil || len(rep.Problems) > 0 || rep.Layers != len(tars) || rep.Containers != 1 {
+		t.Fatalf("%+v, %v", rep, err)
+	}
+	if s, err = Open(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	mustHaveMoved(t, s, tars)
+}
+
 func optionsWith(o Options, driver string) Options {
 	o.Driver = driver
 	return o

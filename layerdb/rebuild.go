@@ -54,6 +54,7 @@ func rebuild(ctx context.Context, o Options) (rep Report, err error) {
 	if m.Driver == "" {
 		return rep, fmt.Errorf("file %s, which names the driver, is gone too; write it anew: %w", s.path(driverFile), drivers.ErrDamaged)
 	}
+	s.copiesMatch.Store(false) // fill may change a record; Open writes its copy anew
 	return rep, s.fill(m, copies)
 }
 
