@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"plyfs/internal/cmdtable"
 )
 
 // optionList collects the values of a flag that may be repeated, commas and all: they belong to the options' own
@@ -62,7 +64,7 @@ func lateFlags(c *cli.Context) (args []string, err error) {
 		name, value, given := strings.Cut(strings.TrimLeft(a, "-"), "=")
 		i := slices.IndexFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
 		if i < 0 {
-			return nil, fmt.Errorf("flag provided but not defined: %s", a)
+			return nil, cmdtable.UnknownFlag(name, c.Command.Flags)
 		}
 		_, isBool := c.Command.Flags[i].(*cli.BoolFlag)
 		switch {

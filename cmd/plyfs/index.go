@@ -18,6 +18,7 @@ import (
 	"plyfs/fs/mountopt"
 	"plyfs/fs/server"
 	"plyfs/fs/union"
+	"plyfs/internal/cmdtable"
 	"plyfs/internal/exit"
 	"plyfs/metadata"
 	"plyfs/metadata/indexdb"
@@ -49,7 +50,7 @@ func indexCommand() *cli.Command {
 		OnUsageError: indexUsageError("plyfs index COMMAND"),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return faultf(indexUsage, "unknown command index %s; see plyfs index --help", c.Args().First())
+				return faultf(indexUsage, "%s; see plyfs index --help", cmdtable.UnknownCommand("index "+c.Args().First(), c.Command.Subcommands))
 			}
 			return cli.ShowSubcommandHelp(c)
 		},

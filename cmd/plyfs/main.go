@@ -15,6 +15,7 @@ import (
 
 	"plyfs/bench"
 	"plyfs/fs/server"
+	"plyfs/internal/cmdtable"
 	"plyfs/internal/exit"
 )
 
@@ -77,13 +78,13 @@ func newApp(stdout io.Writer) *cli.App {
 	return &cli.App{
 		Name:           server.NamePlyfs,
 		Usage:          "union file systems in userspace",
-		Commands:       commands(),
+		Commands:       cmdtable.Guess(commands()),
 		Writer:         stdout,
 		ErrWriter:      stdout,
 		HideVersion:    true,
 		ExitErrHandler: func(*cli.Context, error) {}, // run exits
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return faultf(exitUsage, "%v; see plyfs --help", err)
+		OnUsageError: func(c *cli.Context, err error, _ bool) error {
+			return faultf(exitUsage, "%v; see plyfs --help", cmdtable.GuessFlag(err, c.App.Flags))
 		},
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"}},
 		Action: func(c *cli.Context) error {
@@ -91,7 +92,7 @@ func newApp(stdout io.Writer) *cli.App {
 			case c.Bool("version"):
 				return server.PrintVersion(c.App.Writer, server.MountPersonality())
 			case c.NArg() > 0:
-				return faultf(exitUsage, "unknown command %s; see plyfs --help", c.Args().First())
+				return faultf(exitUsage, "%s; see plyfs --help", cmdtable.UnknownCommand(c.Args().First(), c.App.Commands))
 			}
 			return cli.ShowAppHelp(c)
 		},

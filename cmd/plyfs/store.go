@@ -14,6 +14,7 @@ import (
 	"plyfs/cow/tarlayer"
 	"plyfs/drivers"
 	"plyfs/drivers/all"
+	"plyfs/internal/cmdtable"
 	"plyfs/layerdb"
 	"plyfs/layerdb/image"
 )
@@ -144,7 +145,7 @@ func storeGroup(name, usage string, commands ...storeCommand) *cli.Command {
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return faultf(storeUsage, "unknown command %s %s; see plyfs %s --help", name, c.Args().First(), name)
+				return faultf(storeUsage, "%s; see plyfs %s --help", cmdtable.UnknownCommand(name+" "+c.Args().First(), c.Command.Subcommands), name)
 			}
 			return cli.ShowSubcommandHelp(c)
 		},

@@ -73,16 +73,16 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Name:           "plyfs",
 		Usage:          "daemons of plyfs",
 		Version:        version.Read().Version,
-		Commands:       append(commands(), tableCommand()),
+		Commands:       append(cmdtable.Guess(commands()), tableCommand()),
 		Writer:         stdout,
 		ErrWriter:      stderr,                       // the daemons log to it
 		ExitErrHandler: func(*cli.Context, error) {}, // run exits
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return cli.Exit(fmt.Sprintf("%v; see plyfs --help", err), exitUsage)
+		OnUsageError: func(c *cli.Context, err error, _ bool) error {
+			return cli.Exit(fmt.Sprintf("%v; see plyfs --help", cmdtable.GuessFlag(err, c.App.Flags)), exitUsage)
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
-				return cli.Exit(fmt.Sprintf("unknown command %s; see plyfs --help", c.Args().First()), exitUsage)
+				return cli.Exit(cmdtable.UnknownCommand(c.Args().First(), c.App.Commands)+"; see plyfs --help", exitUsage)
 			}
 			return cli.ShowAppHelp(c)
 		},

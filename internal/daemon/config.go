@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/sys"
+	"plyfs/internal/typo"
 )
 
 const (
@@ -125,7 +126,7 @@ func (e entry) apply(c *cli.Context, path string) error {
 	}
 	i := slices.IndexFunc(daemons, func(d *cli.Command) bool { return d.Name == e.table })
 	if i < 0 {
-		return usagef("%s: there is no table [%s]%s", e.at(path), e.table, meant(e.table, names(daemons), "["+"%s"+"]"))
+		return usagef("%s: there is no table [%s]%s", e.at(path), e.table, meant(e.table, names(daemons), "[%s]"))
 	}
 	if e.key == "" {
 		return nil
@@ -188,15 +189,9 @@ func keyOf(d *cli.Command, key string) cli.Flag {
 	return d.Flags[i]
 }
 
-// meant suggests the candidate that differs from word in the fewest letters, if that is like a slip; else it lists all.
+// meant suggests the candidate that word is a slip of; if there is none, it lists all.
 func meant(word string, candidates []string, format string) string {
-	best, distance := "", len(word)/3+2
-	for _, c := range candidates {
-		if d := editDistance(strings.ReplaceAll(strings.ToLower(word), "_", "-"), c); d < distance {
-			best, distance = c, d
-		}
-	}
-	if best != "" {
+	if best := typo.Nearest(word, candidates); best != "" {
 		return "; did you mean " + fmt.Sprintf(format, best) + "?"
 	}
 	var list []string
@@ -204,25 +199,4 @@ func meant(word string, candidates []string, format string) string {
 		list = append(list, fmt.Sprintf(format, c))
 	}
 	return "; there are " + strings.Join(list, ", ")
-}
-
-// editDistance is the Levenshtein distance of two words.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
