@@ -162,6 +162,34 @@ func TestRefusesWithoutFUSE(t *testing.T) {
 			"/dev/fuse: permission denied; the device has to be readable and writable (mode 0666), and allowed to the container",
 		},
 	}
+	const device = dev + " && mknod -m 600 /dev/fuse c 10 229"
+	for _, tt := range []struct {
+		name, script string
+		code         int
+		want         string
+	}{
+		{
+			"no device", dev + " && touch /dev/fuse", exitSystem,
+			"/dev/fuse is not a device; remove it, and make it (mknod /dev/fuse c 10 229)",
+		},
+		{
+			"for root alone", device, exitUsage,
+			"/dev/fuse: permission denied; the device has to be readable and writable (mode 0666), and allowed to the container",
+		},
+		{
+			"no set-user-ID", device + " && chmod 666 /dev/fuse && chmod 777 merged && set -- setpriv --no-new-privs \"$@\"", exitUsage,
+			"fuse mount on " + dir + "/merged: /usr/bin/fusermount3: mount failed: Operation not permitted; it needs to be set-user-ID root, " +
+				"where that has effect (no no_new_privs); else mount in a user namespace (unshare -Urm)",
+		},
+	} {
+		t.Run("plain user, "+tt.name, func(t *testing.T) {
+			as := []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"}
+			got := runIn(t, dir, "/usr/bin/unshare", inNamespace(tt.script, append(as, fo, "-o", "lowerdir=lower", "merged")...)...)
+			if want := (result{stderr: "fuse-overlayfs: " + tt.want + "\n", code: tt.code}); got != want {
+				t.Errorf("\ngot  %+v\nwant %+v", got, want)
+			}
+		})
+	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got := runIn(t, dir, "/usr/bin/unshare", inNamespace(tt.script, fo, "-o", "lowerdir=lower", "merged")...)

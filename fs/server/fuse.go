@@ -53,8 +53,10 @@ func checkDescriptor(target string, fd int) error {
 // checkFUSE looks whether this system can mount FUSE, as far as that can be told without mounting. Root needs to open the
 // device, a plain user needs fusermount3, which is privileged to do so.
 func checkFUSE(env environment) error {
-	_, err := os.Stat(fuseDevice)
+	device, err := os.Stat(fuseDevice)
 	switch {
+	case err == nil && device.Mode()&os.ModeDevice == 0:
+		return exit.Faultf(exit.System, "%s is not a device; remove it, and make it (mknod %s c 10 229)", fuseDevice, fuseDevice)
 	case errors.Is(err, os.ErrNotExist) && !kernelHasFUSE():
 		return exit.Faultf(exit.System, "no %s, and FUSE is not in the kernel; load the module (modprobe fuse)", fuseDevice)
 	case errors.Is(err, os.ErrNotExist):
@@ -67,6 +69,11 @@ func checkFUSE(env environment) error {
 		}
 		return nil
 	}
+	return openFUSE()
+}
+
+// openFUSE says what is wrong if this process can't open the device.
+func openFUSE() error {
 	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {
 	case err == nil:
@@ -92,8 +99,18 @@ func kernelHasFUSE() bool {
 	return slices.Contains(strings.Fields(string(b)), "fuse")
 }
 
-// mountFault classifies an error of the mount itself.
-func mountFault(target string, err error) error {
+// mountFault classifies an error of the mount itself. What fusermount3 says is in its own words: it opens the device as the user who
+// runs it, and mounts as root.
+func mountFault(target string, err error, env environment) error {
+	if !env.root {
+		if denied := openFUSE(); denied != nil {
+			return denied
+		}
+		if strings.Contains(err.Error(), "Operation not permitted") {
+			return exit.Faultf(exit.Usage, "%v; it needs to be set-user-ID root, where that has effect (no no_new_privs); "+
+				"else mount in a user namespace (unshare -Urm)", err)
+		}
+	}
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return exit.Faultf(exit.Usage, "%v; mount as root, in a user namespace of your own (unshare -Urm), or as a user through fusermount3", err)

@@ -169,7 +169,7 @@ func (s *server) mount() error {
 	s.process.takeSignals(s)
 	dev, err := fusefs.Mount(mc)
 	if err != nil {
-		err = mountFault(s.target, err)
+		err = mountFault(s.target, err, s.env)
 	} else {
 		if number := dev.Number(); number != 0 {
 			s.union.Avoid(number, inside)
