@@ -59,7 +59,7 @@ func (s *Store) nameIsFree(name string) error {
 	return s.view(func(t *tx) error {
 		has, err := t.has(containerKey(name))
 		if err == nil && has {
-			err = fmt.Errorf("the name: %w", drivers.ErrExists)
+			err = fmt.Errorf("the name: %w; choose another", drivers.ErrExists)
 		}
 		return err
 	})

@@ -154,7 +154,11 @@ func (t *tx) delete(key string) error { return t.Delete([]byte(key)) }
 func (t *tx) layer(id ChainID) (Record, error) { return t.record(layerKey(id), "layer "+string(id)) }
 
 func (t *tx) container(name string) (Record, error) {
-	return t.record(containerKey(name), "container "+name)
+	r, err := t.record(containerKey(name), "container "+name)
+	if errors.Is(err, drivers.ErrNotFound) {
+		err = fmt.Errorf("%w; plyfs container ls lists what there is", err)
+	}
+	return r, err
 }
 
 func (t *tx) snapshot(name string) (Record, error) {

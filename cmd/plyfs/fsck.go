@@ -325,7 +325,8 @@ func (p *fsckPrinter) end(s fsck.Summary, err error) {
 	if err != nil {
 		return
 	}
-	fmt.Fprintf(p.w, "%d objects in %d directories: %s, %s\n", s.Objects, s.Directories,
+	fmt.Fprintf(p.w, "%s in %s: %s, %s\n",
+		plural(s.Objects, "object", "objects"), plural(s.Directories, "directory", "directories"),
 		counted(s.Errors, s.RepairedErrors, "error", p.repair), counted(s.Notes, s.RepairedNotes, "note", p.repair))
 }
 

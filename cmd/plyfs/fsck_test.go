@@ -123,6 +123,15 @@ func TestFsckMounted(t *testing.T) {
 	}
 }
 
+// TestFsckCountsOne: one of a thing is not many.
+func TestFsckCountsOne(t *testing.T) {
+	dir := testenv.Scratch(t)
+	mkdirs(t, dir, "empty")
+	if r := runIn(t, dir, "plyfs", "fsck", "-o", "upperdir=empty"); !strings.HasSuffix(r.stdout, "\n1 object in 1 directory: 0 errors, 0 notes\n") {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestFsckRefuses: bad command lines and layers.
 func TestFsckRefuses(t *testing.T) {
 	dir := fsckTree(t)

@@ -87,6 +87,9 @@ func storeFault(err error) error {
 	}
 	for _, c := range storeCodes() {
 		if errors.Is(err, c.class) {
+			if c.code == storeInterrupted {
+				return faultf(c.code, "interrupted: %v", err)
+			}
 			return faultf(c.code, "%v", err)
 		}
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -233,6 +235,15 @@ func TestStoreStreams(t *testing.T) {
 	}
 }
 
+// TestStoreInterrupted: what a signal ended says so, and not in the words of the program's insides.
+func TestStoreInterrupted(t *testing.T) {
+	err := storeFault(fmt.Errorf("open store: %w", context.Canceled))
+	var f *fault
+	if !errors.As(err, &f) || f.Code != storeInterrupted || !strings.HasPrefix(f.Text, "interrupted: open store") {
+		t.Errorf("%+v", err)
+	}
+}
+
 // TestStoreExitCodes: what went wrong is in the exit code, and the way out in the message.
 func TestStoreExitCodes(t *testing.T) {
 	r := newStoreRun(t)
@@ -251,12 +262,12 @@ func TestStoreExitCodes(t *testing.T) {
 	}{
 		{"image inspect gone", storeNotFound, "plyfs image ls"},
 		{"layer inspect gone", storeNotFound, "plyfs layer ls"},
-		{"container mount gone", storeNotFound, "gone"},
+		{"container mount gone", storeNotFound, "container gone: not found; plyfs container ls"},
 		{"image import /gone", storeNotFound, "/gone"},
 		{"image pull " + r.host + "/gone:1", storeNotFound, "gone"},
 		{"image rm " + app, storeInUse, "container c"},
 		{"container rm c2", storeInUse, "c2"},
-		{"container create " + app + " c1", storeExists, "c1"},
+		{"container create " + app + " c1", storeExists, "container c1: the name: already exists; choose another"},
 		{"image export -o / " + app, storeExists, "directory"},
 		{"image pull --platform bad/ x", storeUsage, "platform"},
 		{"image pull Bad", storeUsage, "capital"},
