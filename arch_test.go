@@ -32,7 +32,7 @@ func arrows() map[string][]string {
 		"internal/typo":         {},
 		"internal/launch":       {"fs/mountopt", "internal/launch/early", "internal/sys"},
 		"internal/launch/early": {},
-		"cmd/plyfsd":            {"drivers/...", "layerdb/...", "cow/tarlayer", "fs/mountopt", "internal/cmdtable", "internal/control", "internal/daemon", "internal/latency", "internal/sys", "internal/version"},
+		"cmd/plyfsd":            {"drivers/...", "layerdb/...", "cow/tarlayer", "fs/mountopt", "internal/cmdtable", "internal/control", "internal/daemon", "internal/exit", "internal/latency", "internal/sys", "internal/version"},
 		"internal/daemon":       {"internal/sys", "internal/typo"},
 		"layerdb":               {"drivers", "cow/...", "metadata/kv", "internal/sys"},
 		"layerdb/image":         {"layerdb", "drivers", "cow/tarlayer", "internal/sys"},

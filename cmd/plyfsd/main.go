@@ -8,13 +8,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"plyfs/internal/cmdtable"
 	"plyfs/internal/daemon"
+	"plyfs/internal/exit"
 	"plyfs/internal/version"
 )
 
@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil || errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "plyfs: %s\n", strings.Join(strings.Fields(err.Error()), " "))
+	fmt.Fprintf(stderr, "plyfs: %s\n", exit.OneLine(err.Error()))
 	if errors.Is(err, daemon.ErrAddress) {
 		return exitUsage
 	}

@@ -57,7 +57,18 @@ func AsFault(err error) *Fault {
 	default:
 		f = &Fault{Code: Mount, Text: err.Error()}
 	}
-	return &Fault{Code: f.Code, Text: strings.Join(strings.Fields(f.Text), " ")}
+	return &Fault{Code: f.Code, Text: OneLine(f.Text)}
+}
+
+// OneLine joins lines by blanks. The blanks in them stay: paths can have any number of them.
+func OneLine(text string) string {
+	var lines []string
+	for l := range strings.SplitSeq(text, "\n") {
+		if l = strings.TrimSpace(l); l != "" {
+			lines = append(lines, l)
+		}
+	}
+	return strings.Join(lines, " ")
 }
 
 // Report prints what err says to stderr, under the program's name, and returns the exit code. nil is success.
