@@ -53,17 +53,26 @@ func (u *Union) metacopyNames(fd int) *ovl.Names {
 
 // lowerDataRef finds the object below r that a metadata-only copy at r stands for.
 func (u *Union) lowerDataRef(fd int, ns *ovl.Names, r lowerRef) (lowerRef, error) {
-	dir, name := r.dir, r.name
+	name := r.name
 	if v, err := cow.GetXattr(fd, "", ns.Redirect); err == nil {
 		red, err := parseRedirect(v)
 		if err != nil {
 			return lowerRef{}, err
 		}
 		if name = red.Path; red.Absolute {
-			dir, name = splitPath(red.Path)
+			dir, name := splitPath(red.Path)
+			return u.findLower(r.layer+1, dir, name)
 		}
 	}
-	return u.findLower(r.layer+1, dir, name)
+	// In the directory that the copy is in: what that is called further down, the redirects of its own layer say.
+	at, err := u.walkLowers(u.rootLowers(r.layer), r.dir)
+	if err != nil {
+		return lowerRef{}, err
+	}
+	for len(at) > 0 && at[0].layer <= r.layer {
+		at = at[1:]
+	}
+	return u.findLowerIn(at, r.dir, name)
 }
 
 // findLower looks for dir/name in the merged lowers from index first on; EIO if there is no regular file.
@@ -72,6 +81,11 @@ func (u *Union) findLower(first int32, dir, name string) (lowerRef, error) {
 	if err != nil {
 		return lowerRef{}, err
 	}
+	return u.findLowerIn(at, dir, name)
+}
+
+// findLowerIn is findLower in the merged directory at, which is called dir.
+func (u *Union) findLowerIn(at []lowerDir, dir, name string) (lowerRef, error) {
 	found, dirs, err := u.probeLowers(at, name)
 	if err != nil {
 		return lowerRef{}, err

@@ -68,6 +68,21 @@ func directoryRenameCases() []Case {
 			c.Has("newer/f", "f+")
 			c.Lists("newer", "added", "f")
 		}},
+		{Name: "rename-dir/metacopy-below-redirect-in-lower", Needs: Trusted, Lowers: []Layer{
+			{
+				Dirs("new"), Xattr("new", "overlay.redirect", "old"), truncated("new/f", 4), Xattr("new/f", "overlay.metacopy", ""),
+				truncated("new/g", 4), Xattr("new/g", "overlay.metacopy", ""), Xattr("new/g", "overlay.redirect", "h"),
+			},
+			{Reg("old/f", "data"), Reg("old/h", "DATA")},
+		}, Run: func(c *C) {
+			c.Has("new/f", "data")
+			c.Has("new/g", "DATA")
+			c.OK(c.Chmod("new/f", 0o600))
+			c.Append("new/g", "+")
+			c.OK(c.Remount())
+			c.Has("new/f", "data")
+			c.Has("new/g", "DATA+")
+		}},
 		{Name: "rename-dir/long-redirect", Lowers: []Layer{longRedirect()}, Run: func(c *C) {
 			if !c.redirects() {
 				return
