@@ -26,6 +26,8 @@ type entry struct {
 	// lower is the topmost lower object that is visible, dirs the lower directories that merge into a directory.
 	lower lowerRef
 	dirs  []lowerDir
+	// redirected says that the only one of dirs merges with a directory of another name; see probeRedirect.
+	redirected bool
 
 	// index is the name of the entry of the hard-link index that stands in for a lower file, "" for none; lowerKey is the inode of
 	// that lower file then.
@@ -356,7 +358,15 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 			e.dirs[i] = lowerDir{layer: d.lowers[k].layer, path: p}
 		}
 	}
-	if e.upper || e.layer != nil {
+	if e.upper {
+		return nil
+	}
+	if ln.typ == unix.DT_DIR {
+		if err := u.probeRedirect(top, name, e); err != nil {
+			return err
+		}
+	}
+	if e.layer != nil {
 		return nil
 	}
 	f, err := u.openLower(top)
@@ -373,6 +383,28 @@ func (u *Union) probeLowerLocked(dir *Node, name string, e *entry) error {
 	}
 	e.special = top.marks.specials && u.isSpecial(f.FD(), name, &e.st)
 	u.probeLinks(f.FD(), name, e)
+	return nil
+}
+
+// probeRedirect finds out whether a directory for which no other lower has one of that name merges with one of another name. Opacity and
+// redirects are looked at when a directory is entered, but what has several layers has another link count, which is asked for before.
+func (u *Union) probeRedirect(top *lowerDir, name string, e *entry) error {
+	switch {
+	case len(e.dirs) != 1 || int(top.layer) == len(u.lowers)-1 || u.opt.RedirectDir == RedirectOff:
+		return nil
+	case e.recorded && e.subdirs != 0 && (e.st.Nlink == 1 || e.st.Nlink == uint32(e.subdirs)+1):
+		return nil // the same number either way
+	}
+	f, err := u.openLower(top)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, ns := range u.opt.Forms.Namespaces() {
+		if _, err := sys.Getxattrat(f.FD(), name, ns.Redirect, nil); err == nil {
+			e.redirected = true
+		}
+	}
 	return nil
 }
 
@@ -508,7 +540,11 @@ func (u *Union) instantiate(dir *Node, name string, e *entry) *Node {
 	}
 	if n.dir != nil {
 		n.dir.candidates, n.dir.view = e.dirs, joinPath(dir.dir.view, name)
-		n.dir.below.Store(int32(len(e.dirs)))
+		below := int32(len(e.dirs))
+		if e.redirected {
+			below++
+		}
+		n.dir.below.Store(below)
 		n.dir.subdirs.Store(e.subdirs)
 	}
 	if e.recorded {

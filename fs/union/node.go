@@ -183,8 +183,9 @@ type dirState struct {
 	// redirects, once, to find lowers, and sets resolved. Guarded by mu.
 	candidates []lowerDir
 	resolved   atomic.Bool
-	// below is the number of candidates and, once resolved, of lowers. With it the directory knows without a lock whether its link
-	// count is that of subdirs, so it outlasts hideLowersLocked: a count that was given out goes on as it was.
+	// below is the number of candidates, one more if there is but one and it has a redirect, and, once resolved, of lowers. With it
+	// the directory knows without a lock whether its link count is that of subdirs, so it outlasts hideLowersLocked: a count that
+	// was given out goes on as it was.
 	below atomic.Int32
 	// lowers are the lower directories that merge, topmost first, and view is their path in the merged view of all lowers, which is
 	// meaningless without any. Both are immutable once resolved, but for the slots, and hideLowersLocked.

@@ -83,6 +83,13 @@ func directoryRenameCases() []Case {
 			c.Has("new/f", "data")
 			c.Has("new/g", "DATA+")
 		}},
+		{Name: "rename-dir/links-of-redirect-in-lower", Needs: Trusted, Not: Kernel, Lowers: []Layer{
+			{Dirs("new/a", "d/abs"), Xattr("new", "overlay.redirect", "old"), Xattr("d/abs", "overlay.redirect", "/from/here"), Reg("old", ""), Reg("from/here", "")},
+			{Dirs("old/b", "old/c", "from/here/x", "from/here/y")},
+		}, Run: func(c *C) {
+			Eq(c, "links", c.Stat("new").Nlink, 5)
+			Eq(c, "links by an absolute redirect", c.Stat("d/abs").Nlink, 4)
+		}},
 		{Name: "rename-dir/long-redirect", Lowers: []Layer{longRedirect()}, Run: func(c *C) {
 			if !c.redirects() {
 				return
