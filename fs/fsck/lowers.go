@@ -263,13 +263,11 @@ func isXWhiteout(dirfd int, name string, st *unix.Statx_t) bool {
 
 // isAUFS says whether an object with a name of the AUFS form is of that form, and not an application's.
 func isAUFS(dirfd int, name string, st *unix.Statx_t) bool {
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return ovl.IsAUFSBookkeeping(name)
-	case unix.S_IFREG:
-		return !hasAttr(dirfd, name, func(ns *ovl.Names) string { return ns.Literal })
+	typ := st.Mode & unix.S_IFMT
+	if typ != unix.S_IFREG && !(typ == unix.S_IFDIR && ovl.IsAUFSBookkeeping(name)) {
+		return false
 	}
-	return false
+	return !hasAttr(dirfd, name, func(ns *ovl.Names) string { return ns.Literal })
 }
 
 // hasAUFS says whether the directory holds a whiteout or sentinel of the AUFS form called wh.

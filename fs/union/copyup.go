@@ -232,9 +232,8 @@ func (c *copyUp) stageObject() error {
 	if err != nil {
 		return err
 	}
-	placeholder := u.upper.Override() != "" && n.mode != unix.S_IFDIR && n.mode != unix.S_IFLNK
 	switch {
-	case n.mode == unix.S_IFREG || n.has(flagSpecial) || placeholder:
+	case u.upperType(n.Mode(), n.has(flagSpecial)) == unix.S_IFREG:
 		f, err := w.Files()
 		if err != nil {
 			return err
@@ -410,11 +409,16 @@ func (c *copyUp) stageOwnXattrs(dirfd int, name string) error {
 	return nil
 }
 
-// stageLiteral keeps the mark of an object whose name begins like those of the AUFS form, or that has other names, which may.
+// stageLiteral keeps the mark of an object whose name begins like those of the AUFS form, or that has other names, which may. What is
+// an empty file from now on gets one.
 func (c *copyUp) stageLiteral(set func(attr string, v []byte) error) error {
-	linked := c.n.mode == unix.S_IFREG && c.st.Nlink > 1
-	if c.from.dir == nil || !linked && !needsLiteral(c.n.Mode(), c.n.lower.name) {
+	typ := c.u.upperType(c.n.Mode(), c.n.has(flagSpecial))
+	linked := typ == unix.S_IFREG && c.st.Nlink > 1
+	if c.from.dir == nil || !linked && !needsLiteral(typ, c.n.lower.name) {
 		return nil
+	}
+	if c.n.mode != unix.S_IFREG && typ == unix.S_IFREG {
+		return set(c.u.names.Literal, ovl.OpaqueValue())
 	}
 	for _, ns := range c.u.opt.Forms.Namespaces() {
 		if _, err := sys.Getxattrat(c.from.fd(), c.from.name, ns.Literal, nil); err == nil {

@@ -206,11 +206,22 @@ func (u *Union) markSpecials(dir *Node, dirfd int) error {
 }
 
 // literal says whether the name of a new object must be marked as an application's.
-func (s *staged) literal(p place) bool { return needsLiteral(s.o.mode, p.name) }
+func (s *staged) literal(p place) bool {
+	return needsLiteral(s.u.upperType(s.o.mode, s.special), p.name)
+}
 
-// needsLiteral says whether an object of this mode would be taken for one of the AUFS form by its name.
-func needsLiteral(mode uint32, name string) bool {
-	switch mode & unix.S_IFMT {
+// upperType is the type that an object of this mode has in the upper: where it can't be there as what it is, an empty file stands for it.
+func (u *Union) upperType(mode uint32, special bool) uint32 {
+	typ := mode & unix.S_IFMT
+	if special || u.upper.Override() != "" && typ != unix.S_IFDIR && typ != unix.S_IFLNK {
+		return unix.S_IFREG
+	}
+	return typ
+}
+
+// needsLiteral says whether an object of this type in the upper would be taken for one of the AUFS form by its name.
+func needsLiteral(typ uint32, name string) bool {
+	switch typ {
 	case unix.S_IFREG:
 		return ovl.IsAUFSName(name)
 	case unix.S_IFDIR:
@@ -255,15 +266,14 @@ func (s *staged) stageObject() error {
 		return err
 	}
 	typ := s.o.mode & unix.S_IFMT
-	placeholder := s.special || s.u.upper.Override() != "" && typ != unix.S_IFDIR && typ != unix.S_IFLNK
-	if typ == unix.S_IFREG || placeholder {
+	if s.u.upperType(typ, s.special) == unix.S_IFREG {
 		f, err := w.Files()
 		if err != nil {
 			return err
 		}
 		if f.StageUnnamed {
 			mode := s.mode
-			if s.moded = f.ExactMode && !placeholder && keepsMode(mode); !s.moded {
+			if s.moded = f.ExactMode && typ == unix.S_IFREG && s.u.upper.Override() == "" && keepsMode(mode); !s.moded {
 				mode = 0o600
 			}
 			s.fd, err = m.Tmpfile(stage, unix.O_RDWR, mode)

@@ -137,7 +137,7 @@ func (u *Union) markMoved(n *Node, p *place, at loc) error {
 			return err
 		}
 	}
-	if needsLiteral(n.Mode(), p.name) {
+	if needsLiteral(u.upperType(n.Mode(), n.has(flagSpecial)), p.name) {
 		if u.names == nil {
 			return unix.EINVAL
 		}

@@ -32,6 +32,7 @@ func nestingCases() []Case {
 			c.OK(c.Remount())
 			c.Has("d/.wh..wh.orph/f", "x")
 		}},
+		{Name: "nesting/guest-wh-devices", Not: Kernel | PlainRenames, Lowers: low, NoCross: escaped, Run: caseGuestDevices},
 		{
 			Name: "nesting/guest-wh-names-in-lower", Not: Kernel, NoCross: escaped,
 			Lowers: []Layer{{Reg("y", "y"), Reg(".wh.y", "w"), Xattr(".wh.y", "overlay.plyfs.literal", "y")}}, Run: func(c *C) {
@@ -104,6 +105,25 @@ func caseGuestWhiteout(c *C) {
 	c.OK(c.Remount())
 	c.Lists("d", "z", "z2")
 	c.Absent("f")
+}
+
+// caseGuestDevices: what the upper keeps as an empty file is no whiteout on account of its name, however it came by that.
+func caseGuestDevices(c *C) {
+	c.OK(c.Mknod(".wh.f", unix.S_IFCHR|0o600, 0))
+	c.OK(c.Mknod("dev", unix.S_IFCHR|0o600, 0))
+	c.OK(c.Link("dev", "d/.wh.z"))
+	c.OK(c.Rename("dev", "d/.wh.y", 0))
+	check := func() {
+		c.Helper()
+		c.Lists(".", ".wh.f", "d", "f")
+		c.Lists("d", ".wh.y", ".wh.z", "y", "z")
+		c.Has("f", "x")
+		c.Has("d/z", "z")
+		Eq(c, "type", c.Stat(".wh.f").Type(), unix.S_IFCHR)
+	}
+	check()
+	c.OK(c.Remount())
+	check()
 }
 
 // caseSpecialCopiedUp: a directory with the file that stands for a 0:0 device says so after a copy-up, too: as a lower it would have an
