@@ -289,10 +289,18 @@ func hasAttr(dirfd int, name string, attrOf func(*ovl.Names) string) bool {
 func (ls lowers) fileAt(first int, path string) (lowerObject, lowerDir, error) {
 	dir, base := splitPath(path)
 	at, err := ls.walkFrom(first, dir)
-	if err != nil || len(at) == 0 {
+	if err != nil {
 		return lowerObject{}, lowerDir{}, err
 	}
-	f, err := ls.lookup(at, base)
+	return ls.fileIn(at, base)
+}
+
+// fileIn finds the object name in the merged directory at, and the directory that holds it.
+func (ls lowers) fileIn(at []lowerDir, name string) (lowerObject, lowerDir, error) {
+	if len(at) == 0 {
+		return lowerObject{}, lowerDir{}, nil
+	}
+	f, err := ls.lookup(at, name)
 	if err != nil || !f.ok {
 		return f, lowerDir{}, err
 	}

@@ -112,7 +112,6 @@ func (ls lowers) openData(first int, path string) (int, error) {
 // file of a deeper layer that has the data. Each step leads to a deeper layer.
 func (ls lowers) openFile(dir lowerDir, name string) (int, error) {
 	for {
-		path := joined(dir.at.path(), name)
 		fd, err := openReg(ls, dir, name)
 		if err != nil {
 			return -1, err
@@ -122,16 +121,13 @@ func (ls lowers) openFile(dir lowerDir, name string) (int, error) {
 			return closeOn(fd, err)
 		}
 		unix.Close(fd)
+		r := ovl.Redirect{Path: name}
 		if m.redirect != nil {
-			r, err := ovl.ParseRedirect(m.redirect.value)
-			if err != nil {
+			if r, err = ovl.ParseRedirect(m.redirect.value); err != nil {
 				return -1, fmt.Errorf("%w: %w in lower %s", errNoData, err, ls[dir.layer].Path)
 			}
-			if path = r.Path; !r.Absolute {
-				path = joined(dir.at.path(), r.Path)
-			}
 		}
-		found, next, err := ls.fileAt(dir.layer+1, path)
+		found, next, err := ls.below(dir, r)
 		if err != nil {
 			return -1, err
 		}
@@ -139,8 +135,24 @@ func (ls lowers) openFile(dir lowerDir, name string) (int, error) {
 			return -1, errNoData
 		}
 		dir = next
-		_, name = splitPath(path)
+		_, name = splitPath(r.Path)
 	}
+}
+
+// below finds what the lowers further down than the directory dir have where r leads from there: a name leads to dir itself, which
+// may be called otherwise there.
+func (ls lowers) below(dir lowerDir, r ovl.Redirect) (lowerObject, lowerDir, error) {
+	if r.Absolute {
+		return ls.fileAt(dir.layer+1, r.Path)
+	}
+	at, err := ls.walkFrom(dir.layer, dir.at.path())
+	if err != nil {
+		return lowerObject{}, lowerDir{}, err
+	}
+	for len(at) > 0 && at[0].layer <= dir.layer {
+		at = at[1:]
+	}
+	return ls.fileIn(at, r.Path)
 }
 
 func openReg(ls lowers, dir lowerDir, name string) (int, error) {

@@ -70,8 +70,9 @@ func directoryRenameCases() []Case {
 		}},
 		{Name: "rename-dir/metacopy-below-redirect-in-lower", Needs: Trusted, Lowers: []Layer{
 			{
-				Dirs("new"), Xattr("new", "overlay.redirect", "old"), truncated("new/f", 4), Xattr("new/f", "overlay.metacopy", ""),
-				truncated("new/g", 4), Xattr("new/g", "overlay.metacopy", ""), Xattr("new/g", "overlay.redirect", "h"),
+				Dirs("new"), Xattr("new", "overlay.redirect", "old"), Whiteout("old"), Whiteout("new/h"),
+				Reg("new/f", ""), truncated("new/f", 4), Xattr("new/f", "overlay.metacopy", ""),
+				Reg("new/g", ""), truncated("new/g", 4), Xattr("new/g", "overlay.metacopy", ""), Xattr("new/g", "overlay.redirect", "h"),
 			},
 			{Reg("old/f", "data"), Reg("old/h", "DATA")},
 		}, Run: func(c *C) {
