@@ -19,6 +19,9 @@ const (
 	lockPoll    = 50 * time.Millisecond
 )
 
+// NoWait as Options.Wait is for not waiting at all.
+const NoWait time.Duration = -1
+
 // storeLock makes this process the only one that has the store open. The kernel gives the lock back however the process
 // ends. The file stays, since removing it would let two processes lock two files; where it is removed with a store that could not be
 // begun, those who waited for it notice.
@@ -56,7 +59,10 @@ func lockStore(ctx context.Context, root string, wait time.Duration) (*storeLock
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		case !time.Now().Before(deadline):
-			err := fmt.Errorf("store %s: %w: %s; waited %v", root, ErrLocked, readHolder(f), wait)
+			err := fmt.Errorf("store %s: %w: %s", root, ErrLocked, readHolder(f))
+			if wait > 0 {
+				err = fmt.Errorf("%w; waited %v", err, wait)
+			}
 			f.Close()
 			return nil, err
 		}

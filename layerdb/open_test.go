@@ -27,9 +27,13 @@ func TestLocked(t *testing.T) {
 	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
 		t.Errorf("%v; want ErrLocked and the process", err)
 	}
+	o := optionsAt(s.Root())
+	o.Wait = NoWait
+	if _, err := Open(context.Background(), o); !errors.Is(err, ErrLocked) || strings.Contains(err.Error(), "waited") {
+		t.Errorf("not waiting: %v", err)
+	}
 	canceled, cancel := context.WithCancel(context.Background())
 	cancel()
-	o := optionsAt(s.Root())
 	o.Wait = 0
 	if _, err := Open(canceled, o); !errors.Is(err, ErrLocked) || !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)

@@ -28,8 +28,8 @@ type Options struct {
 	DriverOptions map[string]string
 	// MustExist says that a store is not made: where there is none the error wraps drivers.ErrNotFound.
 	MustExist bool
-	// Wait is how long Open waits for another process that has the store open; zero stands for ten seconds, a negative value
-	// for not waiting.
+	// Wait is how long Open waits for another process that has the store open; zero stands for ten seconds, a negative value,
+	// such as NoWait, for not waiting.
 	Wait time.Duration
 	// Log takes what is worth knowing; nil discards.
 	Log *slog.Logger

@@ -242,8 +242,8 @@ func storeOptions(c *cli.Context) (layerdb.Options, error) {
 	o := layerdb.Options{
 		Root: c.String("root"), Driver: c.String("driver"), Registry: all.Registry(), Wait: c.Duration("wait"), Log: warnLog(),
 	}
-	if o.Wait == 0 {
-		o.Wait = -1
+	if o.Wait <= 0 {
+		o.Wait = layerdb.NoWait
 	}
 	if o.Root == "" {
 		o.Root = layerdb.DefaultRoot()

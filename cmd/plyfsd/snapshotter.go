@@ -61,7 +61,7 @@ func snapshotterCommand() *cli.Command {
 			&cli.PathFlag{Name: "root", Usage: "`DIR` of the store (default: snapshotter in the directory of the layer store)"},
 			&cli.StringFlag{Name: "driver", Usage: "`NAME` of the graph driver; see plyfs driver probe (default: that of the store, plyfs for a new one)"},
 			&cli.StringSliceFlag{Name: "driver-opt", Usage: "option of the driver, `NAME=VALUE`; may be repeated"},
-			&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "`DURATION` to wait for a process that has the store open"},
+			&cli.DurationFlag{Name: "wait", Value: 10 * time.Second, Usage: "`DURATION` to wait for a process that has the store open; 0 for none"},
 			&cli.StringFlag{
 				Name: "sync", Value: syncRecord,
 				Usage: "`WHAT` is on disk when a snapshot is committed: record, as with containerd's overlayfs, or content",
@@ -160,6 +160,9 @@ func snapshotterStore(c *cli.Context) (o layerdb.Options, durable layerdb.Durabi
 	}
 	o = layerdb.Options{
 		Root: c.Path("root"), Driver: c.String("driver"), Registry: all.Registry(), DriverOptions: make(map[string]string), Wait: c.Duration("wait"),
+	}
+	if o.Wait <= 0 {
+		o.Wait = layerdb.NoWait
 	}
 	if o.Root == "" {
 		base := layerdb.DefaultRoot()

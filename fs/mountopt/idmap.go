@@ -39,8 +39,9 @@ func idMap(t token) ([]IDRange, error) {
 			empty = []IDRange{{Disk: r[0], Mount: r[1]}}
 			continue
 		}
-		if uint64(r[0])+uint64(r[2]) > 1<<32 || uint64(r[1])+uint64(r[2]) > 1<<32 {
-			return nil, t.bad(fmt.Sprintf("range %d:%d:%d goes beyond %d", r[0], r[1], r[2], uint32(math.MaxUint32)), remedy)
+		// The greatest number is no identifier: to chown(2) it says to leave the owner.
+		if uint64(r[0])+uint64(r[2]) > math.MaxUint32 || uint64(r[1])+uint64(r[2]) > math.MaxUint32 {
+			return nil, t.bad(fmt.Sprintf("range %d:%d:%d goes beyond %d", r[0], r[1], r[2], uint32(math.MaxUint32-1)), remedy)
 		}
 		ranges = append(ranges, IDRange{Disk: r[0], Mount: r[1], Len: r[2]})
 	}

@@ -106,7 +106,8 @@ const (
 	AtimeStrict
 )
 
-// IDRange maps Len identifiers: Disk on the layers is shown as Mount, Disk+1 as Mount+1, and so on. Len is not zero.
+// IDRange maps Len identifiers: Disk on the layers is shown as Mount, Disk+1 as Mount+1, and so on. A map
+// that maps nothing at all is one range whose Len is zero.
 type IDRange struct {
 	Disk, Mount, Len uint32
 }

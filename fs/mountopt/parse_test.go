@@ -91,6 +91,7 @@ func TestParse(t *testing.T) {
 		{"sync of mount", []string{"sync"}, Options{Sync: On}},
 		{"async", []string{"sync,async"}, Options{Sync: Off}},
 		{"fsync=volatile", []string{"fsync=volatile"}, Options{Volatile: true}},
+		{"fsync, the last one counts", []string{"fsync=volatile,fsync=auto"}, Options{Fsync: On}},
 		{"fsync=strict", []string{"fsync=strict"}, Options{Fsync: On}},
 		{
 			"fuse-overlayfs",
@@ -173,7 +174,8 @@ func TestParseErrors(t *testing.T) {
 		{"uidmapping=0:1", "option uidmapping=0:1: 2 numbers are not a multiple of three; give disk:mount:length triples, such as 0:100000:65536"},
 		{"uidmapping=0:1:x", `option uidmapping=0:1:x: "x" is not a number from 0 to 4294967295; give disk:mount:length triples, such as 0:100000:65536`},
 		{"gidmapping=-1:1:1", `option gidmapping=-1:1:1: "-1" is not a number from 0 to 4294967295; give disk:mount:length triples, such as 0:100000:65536`},
-		{"gidmapping=4294967295:0:2", "option gidmapping=4294967295:0:2: range 4294967295:0:2 goes beyond 4294967295; give disk:mount:length triples, such as 0:100000:65536"},
+		{"uidmapping=0:1:4294967295", "option uidmapping=0:1:4294967295: range 0:1:4294967295 goes beyond 4294967294; give disk:mount:length triples, such as 0:100000:65536"},
+		{"gidmapping=4294967295:0:2", "option gidmapping=4294967295:0:2: range 4294967295:0:2 goes beyond 4294967294; give disk:mount:length triples, such as 0:100000:65536"},
 		{"uidmapping=0:0:10:5:100:1", "option uidmapping=0:0:10:5:100:1: ranges 0:0:10 and 5:100:1 overlap on disk; give each identifier once"},
 		{"uidmapping=0:0:10:50:9:1", "option uidmapping=0:0:10:50:9:1: ranges 0:0:10 and 50:9:1 overlap in the mount; give each identifier once"},
 		{"squash_to_uid=x", "option squash_to_uid=x: is not a number; give a number from 0 to 4294967294"},

@@ -262,7 +262,7 @@ func fsyncSpec() spec {
 			o.Volatile = true
 			return nil
 		case "auto", "strict":
-			o.Fsync = On
+			o.Fsync, o.Volatile = On, false // as in the kernel, volatile is one of its values and the last one counts
 			return nil
 		}
 		return numbers(o, t)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,9 @@ func loopback(hostPort string) (string, error) {
 	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
 		return "", fmt.Errorf("tcp://%s: %s is not a loopback address; listen at 127.0.0.1 or [::1], and let a proxy that "+
 			"authenticates its clients serve others: %w", hostPort, host, ErrAddress)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "", fmt.Errorf("tcp://%s: %q is not a port; give a number from 1 to 65535, or 0 for any that is free: %w", hostPort, port, ErrAddress)
 	}
 	return net.JoinHostPort(host, port), nil
 }

@@ -222,7 +222,8 @@ func TestListenRefusesUnsafePlaces(t *testing.T) {
 func TestListenAddresses(t *testing.T) {
 	for _, bad := range []string{
 		"", "relative", "unix://relative", "/dir/", "http://x", "tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://:1", "tcp://192.0.2.1:80",
-		"tcp://example.org:80", "tcp://127.0.0.1", "/" + strings.Repeat("x", 200),
+		"tcp://example.org:80", "tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://[::1]:65536",
+		"tcp://localhost:http", "/" + strings.Repeat("x", 200),
 	} {
 		if l, err := daemon.Listen(testContext(), bad); !errors.Is(err, daemon.ErrAddress) {
 			t.Errorf("%q: %v, want ErrAddress", bad, err)
