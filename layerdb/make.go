@@ -3,9 +3,12 @@ package layerdb
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"plyfs/drivers"
 )
@@ -37,7 +40,10 @@ func (s *Store) makeAndLock(ctx context.Context) (l *storeLock, err error) {
 		}
 	}
 	if err != nil {
-		return nil, err
+		for _, dir := range slices.Backward(above) {
+			_ = os.Remove(dir) // what others use by now is not empty
+		}
+		return nil, rootError(s.root, err)
 	}
 	if !exists(s.path(dbDir)) {
 		s.made.store, s.made.above = true, above
@@ -51,6 +57,16 @@ func (s *Store) makeAndLock(ctx context.Context) (l *storeLock, err error) {
 		s.made.dirs = append(s.made.dirs, made...)
 	}
 	return l, nil
+}
+
+// rootError names the way out where a store can't be at its place.
+func rootError(root string, err error) error {
+	for _, e := range []error{unix.ENOTDIR, unix.ENOENT, unix.EACCES, unix.EPERM, unix.EROFS, unix.ENAMETOOLONG, unix.ELOOP} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%s can't be a store: %w; --root or PLYFS_ROOT names another directory", root, err)
+		}
+	}
+	return err
 }
 
 // makeDirs is os.MkdirAll, and returns the directories that it made.

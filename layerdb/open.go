@@ -128,6 +128,8 @@ func openDatabase(s *Store) (database, error) {
 		return nil, fmt.Errorf("%s: %w; use the plyfs that made it: %w", s.root, ErrVersion, err)
 	case errors.Is(err, kv.ErrLocked):
 		return nil, fmt.Errorf("%s: %w: %w", s.root, ErrLocked, err)
+	case errors.Is(err, kv.ErrRefused):
+		return nil, fmt.Errorf("%s: %w; the store is unchanged", s.root, err)
 	default:
 		return nil, s.databaseError(err)
 	}

@@ -422,6 +422,32 @@ func TestOpenLeavesNothing(t *testing.T) {
 	all.Wait()
 }
 
+// TestNoPlaceForAStore: where a store can't be, the message says what to do, and no directory is left.
+func TestNoPlaceForAStore(t *testing.T) {
+	dir := testenv.Scratch(t)
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		root string
+		want error
+	}{
+		{file, unix.ENOTDIR},
+		{filepath.Join(file, "below"), unix.ENOTDIR},
+		{"/proc/store", unix.ENOENT},
+		{filepath.Join(dir, "new", strings.Repeat("x", 256)), unix.ENAMETOOLONG},
+	} {
+		_, err := Open(context.Background(), optionsAt(c.root))
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), "PLYFS_ROOT names another") {
+			t.Errorf("%s: %v", c.root, err)
+		}
+	}
+	if left := listing(t, dir); strings.Contains(left, "new") {
+		t.Errorf("left: %s", left)
+	}
+}
+
 // TestUnmakeSparesAnother: an Open that has waited while another one began the store takes back nothing of it, not even what looks empty.
 func TestUnmakeSparesAnother(t *testing.T) {
 	ctx := context.Background()

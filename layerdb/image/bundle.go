@@ -152,7 +152,7 @@ func openBundle(ctx context.Context, name string, r io.Reader, b *blobs) (bundle
 	}
 	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %w", err, drivers.ErrNotFound)
+		return nil, drivers.ErrNotFound
 	}
 	if err != nil {
 		return nil, err

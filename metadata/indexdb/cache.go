@@ -184,12 +184,13 @@ func (c *Cache) load(name string) (*Index, error) {
 // setAside renames what has the name of the stack's index but is of no use, so that it can be built again, and lets go of
 // those set aside before.
 func (c *Cache) setAside(name string, s *metadata.Stack, cause error) {
-	bad := name + badMark + "1"
+	bad, replaced := name+badMark+"1", false
 	err := c.exclusively(func(drop func(string) error) error {
 		// Another may have done it meanwhile, and a third have built a new one.
 		x, err := c.load(name)
 		if err == nil {
-			if err := x.Close(); err != nil || x.stack == string(s.Encode()) {
+			replaced = x.stack == string(s.Encode())
+			if err := x.Close(); err != nil || replaced {
 				return err
 			}
 		} else if !isBroken(err) {
@@ -206,8 +207,11 @@ func (c *Cache) setAside(name string, s *metadata.Stack, cause error) {
 		}
 		return c.root.Rename(name, bad)
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		c.log.Warn("an index is of no use and stays where it is", "index", c.path(name), "cause", cause, "error", err)
+		return
+	case replaced:
 		return
 	}
 	c.log.Warn("an index is of no use and was set aside", "index", c.path(name), "kept", c.path(bad), "cause", cause)

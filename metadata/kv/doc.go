@@ -18,6 +18,8 @@
 //	another version of the schema, the seal, the library    ErrVersion
 //	anything else that does not match                       ErrDamaged
 //
+// Where the process or the machine has reached a limit, nothing is known of the database: ErrRefused.
+//
 // A file that is truncated, or cannot be read, while it is mapped, gives ErrDamaged for the key that wanted it; after that
 // the database is given up rather than closed, since the library may be left with locks held.
 //

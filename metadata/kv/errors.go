@@ -3,6 +3,8 @@ package kv
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
@@ -18,6 +20,9 @@ var (
 	ErrVersion = errors.New("database of another version")
 	// ErrDamaged says that files or values are not what was written.
 	ErrDamaged = errors.New("damaged")
+	// ErrRefused says that the system refused what was needed to look: descriptors, memory, space or access. Nothing is known of the
+	// database.
+	ErrRefused = errors.New("cannot be opened")
 	// ErrLocked says that another process has the database open for writing.
 	ErrLocked = errors.New("database is in use by another process")
 	// ErrTooLarge says that a key, a value or a transaction exceeds what a database takes.
@@ -30,6 +35,18 @@ var (
 	// space ends the process, so a reserve is kept.
 	ErrNoSpace = fmt.Errorf("too little space: %w", unix.ENOSPC)
 )
+
+// scarce says whether an error is of a limit that the process or the machine has reached.
+func scarce(err error) bool {
+	return isAny(err, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOSPC, unix.EDQUOT)
+}
+
+// isAny says whether an error is one of these. The library formats most of what it wraps, so the text may be all there is.
+func isAny(err error, of ...unix.Errno) bool {
+	return slices.ContainsFunc(of, func(errno unix.Errno) bool {
+		return errors.Is(err, errno) || strings.HasSuffix(err.Error(), errno.Error())
+	})
+}
 
 // classify makes an error of the library wrap the error of this package that says the same.
 func classify(err error) error {

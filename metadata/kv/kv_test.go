@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func openDB(t testing.TB, dir string, p Profile) *DB {
@@ -132,6 +134,53 @@ func TestRefusedDirectories(t *testing.T) {
 
 // A writer that was killed while the library made a file leaves one that the library refuses to open; what was committed before
 // stays.
+// TestFewDescriptors: a process at its limit of open files is neither ended by the library, nor takes a database for damaged.
+func TestFewDescriptors(t *testing.T) {
+	durable, sealed := t.TempDir(), t.TempDir()
+	closeDB(t, openDB(t, durable, Durable))
+	fill(t, sealed)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, c := range []struct {
+		dir     string
+		profile Profile
+	}{{durable, Durable}, {sealed, Reader}} {
+		refused := 0
+		for room := uint64(0); ; room++ {
+			next, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unix.Close(next)
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(next) + room, Max: limit.Max}); err != nil {
+				t.Fatal(err)
+			}
+			db, err := Open(c.dir, Options{Profile: c.profile, Schema: 3})
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+				t.Fatal(err)
+			}
+			if err == nil {
+				closeDB(t, db)
+				break
+			}
+			refused++
+			if !errors.Is(err, ErrRefused) || errors.Is(err, ErrDamaged) {
+				t.Errorf("profile %v, room for %d files: %v", c.profile, room, err)
+			}
+		}
+		if refused < 5 {
+			t.Errorf("profile %v: refused %d times only", c.profile, refused)
+		}
+	}
+}
+
 func TestKilledWhileMakingFiles(t *testing.T) {
 	for name, files := range map[string][]string{
 		"log of values": {"000200.vlog"}, "table in memory": {"00099.mem"}, "both": {"000200.vlog", "00099.mem"},

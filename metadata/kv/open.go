@@ -42,9 +42,15 @@ func Open(dir string, o Options) (*DB, error) {
 		db.name = dir
 	}
 	if err := db.prepare(); err != nil {
+		if scarce(err) {
+			err = fmt.Errorf("%w: %w", ErrRefused, err)
+		}
 		return nil, errors.Join(fmt.Errorf("database %s: %w", db.name, err), db.release())
 	}
 	err := db.protect(func() (err error) {
+		if err := reserve(db.dir); err != nil {
+			return err
+		}
 		db.b, err = badger.Open(o.library(db.dir))
 		return err
 	})
@@ -117,6 +123,31 @@ const (
 	manifestRewriteName = "MANIFEST-REWRITE"
 )
 
+// spareFiles are those that the library has open besides one for each file of the database.
+const spareFiles = 16
+
+// reserve sees to it that the process can open the files of the database in dir: where it can't, the library ends the process.
+func reserve(dir string) error {
+	names, err := namesIn(dir)
+	if err != nil {
+		return err
+	}
+	fds := make([]int, 0, len(names)+spareFiles)
+	defer func() {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}()
+	for range cap(fds) {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: dir, Err: err}
+		}
+		fds = append(fds, fd)
+	}
+	return nil
+}
+
 // openError says in this package's words why the library refused.
 func (db *DB) openError(err error) error {
 	switch {
@@ -125,8 +156,13 @@ func (db *DB) openError(err error) error {
 	case strings.Contains(err.Error(), unix.EAGAIN.Error()):
 		// The library formats what it wraps, so its text is all there is.
 		return fmt.Errorf("%w: %w", ErrLocked, err)
+	case scarce(err):
+		return fmt.Errorf("%w: %w", ErrRefused, err)
 	case db.opt.Profile == Reader:
+		// Immutable, and its user's own: what can't be read is of no use.
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	case isAny(err, unix.EACCES, unix.EPERM, unix.EROFS):
+		return fmt.Errorf("%w: %w", ErrRefused, err)
 	default:
 		return err
 	}

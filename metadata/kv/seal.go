@@ -124,7 +124,9 @@ func verifySeal(dir string, schema uint16) error {
 			return fmt.Errorf("%w: %s is missing", ErrDamaged, name)
 		}
 		names = slices.Delete(names, i, i+1)
-		if now, err := sealLine(dir, name); err != nil {
+		if now, err := sealLine(dir, name); err != nil && scarce(err) {
+			return err
+		} else if err != nil {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		} else if now != line {
 			return fmt.Errorf("%w: %s is not as it was sealed", ErrDamaged, name)
