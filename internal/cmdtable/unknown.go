@@ -2,6 +2,8 @@ package cmdtable
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -16,17 +18,60 @@ func Guess(commands []*cli.Command) []*cli.Command {
 		Guess(c.Subcommands)
 		if refuse := c.OnUsageError; refuse != nil {
 			c.OnUsageError = func(ctx *cli.Context, err error, sub bool) error {
-				return refuse(ctx, GuessFlag(err, c.Flags), sub)
+				return refuse(ctx, guess(err, c), sub)
 			}
 		}
 	}
 	return commands
 }
 
-// GuessFlag replaces the error of package flag over a flag that is none of flags; others it returns as they are.
+// guess is GuessFlag for a command, whose subcommands may have the flag.
+func guess(err error, c *cli.Command) error {
+	better := GuessFlag(err, c.Flags)
+	name, ok := strings.CutPrefix(err.Error(), undefined)
+	if !ok {
+		return better
+	}
+	has := slices.IndexFunc(c.Subcommands, func(sub *cli.Command) bool {
+		return slices.ContainsFunc(sub.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+	})
+	if has < 0 {
+		return better
+	}
+	return fmt.Errorf("flag %s belongs behind the command, as in `%s %s %s`", dashed(name), c.Name, c.Subcommands[has].Name, dashed(name))
+}
+
+// What package flag says, and how it begins.
+const (
+	undefined = "flag provided but not defined: -"
+	noValue   = "invalid value "
+)
+
+// GuessFlag replaces the errors of package flag over a flag that is none of flags, and over a value that is not of its flag's kind;
+// others it returns as they are.
 func GuessFlag(err error, flags []cli.Flag) error {
-	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
+	if name, ok := strings.CutPrefix(err.Error(), undefined); ok {
 		return UnknownFlag(name, flags)
+	}
+	rest, ok := strings.CutPrefix(err.Error(), noValue)
+	if !ok {
+		return err
+	}
+	for _, f := range flags {
+		var kind string
+		switch f.(type) {
+		case *cli.DurationFlag:
+			kind = "a duration, such as 500ms, 10s or 2m30s"
+		case *cli.IntFlag, *cli.Int64Flag, *cli.UintFlag, *cli.Uint64Flag, *cli.Float64Flag:
+			kind = "a number"
+		default:
+			continue
+		}
+		for _, name := range f.Names() {
+			if value, ok := strings.CutSuffix(rest, " for flag -"+name+": parse error"); ok {
+				return fmt.Errorf("flag %s: %s is not %s", dashed(name), value, kind)
+			}
+		}
 	}
 	return err
 }
