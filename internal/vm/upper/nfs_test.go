@@ -71,6 +71,7 @@ var otherOnNFS = map[string]string{
 	"xattr/namespaces":             "the same",
 	"xattr/special":                "the same",
 	"copy-up/capability":           "nor security.capability",
+	"metacopy/capability":          "the same",
 	"copy-up/acl":                  "nor POSIX ACLs",
 	"xattr/symlink":                "the same",
 	"xattr/many":                   "each file has an attribute system.nfs4_acl",
