@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"cmp"
 	"errors"
 	"sync/atomic"
 
@@ -71,6 +72,43 @@ func (c *Copier) CopyKnown(m *sys.Mutator, dst, src int, size int64, st Extent) 
 		off = end
 	}
 	return copied, m.Truncate(dst, size)
+}
+
+// xattrCaps holds file capabilities.
+const xattrCaps = "security.capability"
+
+// Refill makes the content of dst, a regular file, the first size bytes of src, and keeps what truncating and writing changes by itself:
+// set-id bits, capabilities and times. After an error dst has any part of the content.
+func (c *Copier) Refill(m *sys.Mutator, dst, src int, size int64) error {
+	var st unix.Statx_t
+	if err := sys.Statx(dst, "", &st); err != nil {
+		return err
+	}
+	caps, err := GetXattr(dst, "", xattrCaps)
+	if err != nil {
+		caps = nil // there are none, as a rule
+	}
+	if err = m.Truncate(dst, 0); err == nil {
+		_, err = c.CopyData(m, dst, src, size)
+	}
+	// After a failure too: whoever tries again finds no others.
+	return cmp.Or(err, keepAttrs(m, dst, &st, caps))
+}
+
+// keepAttrs gives an open file that was written the attributes back that st and caps say it had.
+func keepAttrs(m *sys.Mutator, fd int, st *unix.Statx_t, caps []byte) error {
+	if st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		if err := m.Chmod(fd, "", uint32(st.Mode)&0o7777); err != nil {
+			return err
+		}
+	}
+	if caps != nil {
+		// Without CAP_SETFCAP they are gone, as after any write.
+		if err := m.Setxattr(fd, "", xattrCaps, caps, 0); err != nil && !errors.Is(err, unix.EPERM) {
+			return err
+		}
+	}
+	return m.Utimes(fd, "", sys.TimeOf(st.Atime).Timespec(), sys.TimeOf(st.Mtime).Timespec())
 }
 
 // nextData is the next span of data in [off, size); start is size when only a hole is left. A file system without

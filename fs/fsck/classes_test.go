@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -214,6 +215,16 @@ func unsyncedDamages() []damage {
 			name: "earlier-boot", lowers: lower, upper: upper, hurt: mark("another", "d/f", "another"),
 			class: fsck.UnsyncedMark, path: "d/f", severity: fsck.Error, changes: true,
 			brings: []fsck.Class{fsck.UnsyncedRecord}, after: content("d/f", "old content"),
+		},
+		{
+			name: "attributes-stay", lowers: lower, upper: ls{reg("d/f", "new"), uniontest.Perm("d/f", 0o6755)},
+			hurt: func(t testing.TB, s uniontest.Spec) {
+				ok(t, unix.Setxattr(filepath.Join(s.Upper, "d/f"), "security.capability", []byte(netRaw), 0))
+				mark("another", "d/f", "another")(t, s)
+				ok(t, os.Chtimes(filepath.Join(s.Upper, "d/f"), time.Unix(5, 6), time.Unix(7, 8)))
+			},
+			class: fsck.UnsyncedMark, path: "d/f", severity: fsck.Error, changes: true,
+			brings: []fsck.Class{fsck.UnsyncedRecord}, after: keptAttributes("d/f"),
 		},
 		{
 			name: "lower-gone", lowers: lower, upper: upper, hurt: mark("another", "d/none", "another"),
@@ -440,6 +451,27 @@ func links(want uint64) func(testing.TB, uniontest.Spec) {
 		defer closeTree(t, tree)
 		if st, err := tree.Lstat("h"); err != nil || st.Nlink != want {
 			t.Errorf("h has %d links, %v; want %d", st.Nlink, err, want)
+		}
+	}
+}
+
+// netRaw is cap_net_raw, permitted and effective (cf. linux/capability.h struct vfs_cap_data).
+const netRaw = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
+// keptAttributes wants what damage "attributes-stay" gave a file.
+func keptAttributes(path string) func(t testing.TB, s uniontest.Spec) {
+	return func(t testing.TB, s uniontest.Spec) {
+		t.Helper()
+		content(path, "old content")(t, s)
+		var st unix.Stat_t
+		ok(t, unix.Stat(filepath.Join(s.Upper, path), &st))
+		if st.Mode&0o7777 != 0o6755 || st.Mtim != unix.NsecToTimespec(7e9+8) {
+			t.Errorf("%s has mode %o and mtime %v", path, st.Mode, st.Mtim)
+		}
+		var buf [64]byte
+		n, err := unix.Getxattr(filepath.Join(s.Upper, path), "security.capability", buf[:])
+		if err != nil || string(buf[:n]) != netRaw {
+			t.Errorf("%s has the capabilities %q, %v", path, buf[:max(n, 0)], err)
 		}
 	}
 }

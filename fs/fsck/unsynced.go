@@ -109,11 +109,8 @@ func (f marked) restore(src int) error {
 	if err := sys.Statx(src, "", &st); err != nil {
 		return err
 	}
-	if err := m.Truncate(fd, 0); err != nil {
-		return err
-	}
 	var copier cow.Copier
-	if _, err := copier.CopyData(m, fd, src, int64(st.Size)); err != nil {
+	if err := copier.Refill(m, fd, src, int64(st.Size)); err != nil {
 		return err
 	}
 	// A copy of data that was under way is complete now.

@@ -526,13 +526,10 @@ func (r *recovery) restore(fd int, mark ovl.UnsyncedMark) error {
 	if err := sys.Statx(src, "", &st); err != nil {
 		return err
 	}
-	if err := u.m.Truncate(fd, 0); err != nil {
+	if err := u.copiers[ref.layer].Refill(u.m, fd, src, int64(st.Size)); err != nil {
 		return err
 	}
 	r.restored++
-	if _, err := u.copiers[ref.layer].CopyData(u.m, fd, src, int64(st.Size)); err != nil {
-		return err
-	}
 	_ = u.m.Removexattr(fd, "", u.names.Metacopy) // a data copy that was under way is complete now
 	return nil
 }

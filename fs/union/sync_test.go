@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -359,5 +360,47 @@ func TestPowerCutFallsBack(t *testing.T) {
 	}
 	if _, err := unix.Lgetxattr(s.upper+"/g", names.Unsynced, nil); !errors.Is(err, unix.ENODATA) {
 		t.Errorf("mark after recovery: %v", err)
+	}
+}
+
+// TestPowerCutKeepsAttributes: giving a file its lower's content back changes nothing else of it.
+func TestPowerCutKeepsAttributes(t *testing.T) {
+	s := newStack(t)
+	u := s.open(nil)
+	write(t, u, "new")
+	s.crash(u)
+	f := s.upper + "/f"
+	mark := ovl.UnsyncedMark{Boot: "another", Lower: "f"}
+	if err := unix.Lsetxattr(f, ovl.Trusted().Unsynced, mark.Encode(), 0); err != nil {
+		t.Fatal(err)
+	}
+	// cap_net_raw, permitted and effective (cf. linux/capability.h struct vfs_cap_data)
+	caps := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	if err := unix.Lsetxattr(f, xattrCaps, []byte(caps), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Chmod(f, 0o6755); err != nil {
+		t.Fatal(err)
+	}
+	at, mt := time.Unix(1111111111, 5), time.Unix(1234567890, 7)
+	if err := os.Chtimes(f, at, mt); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.open(nil).Close(); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(f, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Mode&0o7777 != 0o6755 || !time.Unix(st.Mtim.Unix()).Equal(mt) || !time.Unix(st.Atim.Unix()).Equal(at) {
+		t.Errorf("after a power cut: mode %o, mtime %v, atime %v", st.Mode, st.Mtim, st.Atim)
+	}
+	var buf [64]byte
+	if n, err := unix.Lgetxattr(f, xattrCaps, buf[:]); err != nil || string(buf[:n]) != caps {
+		t.Errorf("capabilities after a power cut: %q, %v", buf[:max(n, 0)], err)
+	}
+	if got := s.content(); got != "old" {
+		t.Errorf("content %q", got)
 	}
 }
