@@ -90,6 +90,13 @@ func (o *Observer) Corrected(n *union.Node) {
 	}
 }
 
+// Moved implements union.Observer.
+func (o *Observer) Moved(dir *union.Node) {
+	if f := o.fs.Load(); f != nil {
+		f.moved(dir)
+	}
+}
+
 type mode uint32
 
 const (

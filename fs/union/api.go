@@ -215,4 +215,7 @@ type Observer interface {
 	// Corrected says that the attributes of n that were given out are not right: those that the kernel cached must go before
 	// it returns. Locks of the union are held: it must not call back.
 	Corrected(n *Node)
+	// Moved says that dir, a directory, lies in another directory than before: what the kernel keeps of its listing has another ".."
+	// now. No lock of the union is held.
+	Moved(dir *Node)
 }

@@ -27,7 +27,8 @@
 // file. Data is copied, and files are synced, outside of them too, but for sync.run and, in a union with a quota, running: the
 // copy is staged, marked in flight, and published under the locks.
 //
-// The methods of StackIndex and Observer.Corrected are called with locks held, down to copyMu; Observer.CopiedUp with none.
+// The methods of StackIndex and Observer.Corrected are called with locks held, down to copyMu; Observer.CopiedUp and
+// Observer.Moved with none.
 //
 // # Life of a node
 //

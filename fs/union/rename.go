@@ -33,11 +33,20 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 	if r.src == r.dst {
 		return nil
 	}
+	if err := r.run(); err != nil {
+		return err
+	}
+	r.tellMoved()
+	return nil
+}
+
+// run is Rename when what has the two names is known.
+func (r *rename) run() error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
-	u.quota.enter()
-	defer u.quota.leave()
+	r.u.quota.enter()
+	defer r.u.quota.leave()
 	r.lock()
 	defer r.unlock()
 	if err := r.check(); err != nil {
@@ -55,6 +64,20 @@ func (u *Union) Rename(c *Caller, odir *Node, oname string, ndir *Node, nname st
 	}
 	r.settle()
 	return nil
+}
+
+// tellMoved tells the observer of the directories that have another parent now. No lock is held.
+func (r *rename) tellMoved() {
+	o := r.u.opt.Observer
+	if o == nil || r.from.parent == r.to.parent {
+		return
+	}
+	if r.src.IsDir() {
+		o.Moved(r.src)
+	}
+	if r.exchange && r.dst.IsDir() {
+		o.Moved(r.dst)
+	}
 }
 
 // rename is one running rename: prepared without locks, marked and acted under them (cf. overlayfs dir.c ovl_rename).

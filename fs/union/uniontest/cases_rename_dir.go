@@ -39,21 +39,34 @@ func directoryRenameCases() []Case {
 			c.Lists(".", "empty", "full", "l", "m", "target", "up2", "x")
 		}},
 		{Name: "rename-dir/parent-names", Lowers: low, Run: func(c *C) {
-			// "..": of a moved directory leads to the new parent.
+			// "..": of a moved directory leads to the new parent, also in a listing that was cached before.
+			dots := func(dir, parent string) {
+				list, err := c.ReadDir(dir)
+				c.OK(err)
+				for _, d := range list {
+					if d.Name == ".." && !c.Is(Kernel) {
+						Eq(c, "inode of .. in "+dir, d.Ino, c.Stat(parent).Ino)
+					}
+					if d.Name == "." {
+						Eq(c, "inode of . in "+dir, d.Ino, c.Stat(dir).Ino)
+					}
+				}
+			}
 			if !c.redirects() {
 				return
 			}
+			c.OK(c.Mkdir("up", 0o755))
+			dots("m", ".")
+			dots("up", ".")
 			c.OK(c.Rename("m", "target/m", 0))
-			list, err := c.ReadDir("target/m")
-			c.OK(err)
-			for _, d := range list {
-				if d.Name == ".." && !c.Is(Kernel) {
-					Eq(c, "inode of ..", d.Ino, c.Stat("target").Ino)
-				}
-				if d.Name == "." {
-					Eq(c, "inode of .", d.Ino, c.Stat("target/m").Ino)
-				}
+			dots("target/m", "target")
+			err := c.Rename("target/m", "up", unix.RENAME_EXCHANGE)
+			if c.Is(PlainRenames) {
+				return
 			}
+			c.OK(err)
+			dots("target/m", "target")
+			dots("up", ".")
 		}},
 		{Name: "rename-dir/redirect-in-lower", Needs: Trusted, Lowers: []Layer{
 			{Dirs("new", "d/abs"), Xattr("new", "overlay.redirect", "old"), Xattr("d/abs", "overlay.redirect", "/from/here"), Whiteout("old"), Whiteout("from/here"), Reg("new/added", "")},
