@@ -7,8 +7,12 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
+// maxErrno is the greatest number that the kernel takes for an answer. Those above are its own, yet some file systems let them out, such
+// as NFS and 9p (cf. linux/errno.h, fs/fuse/dev.c fuse_dev_do_write: it refuses the answer, and goes on waiting for one).
+const maxErrno = 511
+
 // status maps an error of the union to what the kernel is told. It is the only place that does so. What carries no
-// errno becomes EIO and is logged, since the application will not learn the reason.
+// errno, or none that the kernel takes, becomes EIO and is logged, since the application will not learn the reason.
 func (f *FS) status(op string, err error) fuse.Status {
 	if err == nil {
 		return fuse.OK
@@ -16,6 +20,10 @@ func (f *FS) status(op string, err error) fuse.Status {
 	errno, ok := err.(syscall.Errno) //nolint:errorlint // the common case, without reflection
 	if !ok && !errors.As(err, &errno) {
 		f.log.Error("request failed without an errno, answered EIO", "op", op, "error", err)
+		return fuse.EIO
+	}
+	if errno > maxErrno {
+		f.log.Error("request failed with an errno that the kernel takes from nobody, answered EIO", "op", op, "error", err, "errno", int(errno))
 		return fuse.EIO
 	}
 	switch errno {

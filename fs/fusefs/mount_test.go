@@ -52,6 +52,8 @@ type serverConfig struct {
 	SlowWrite          time.Duration // added to each write to the upper
 	Hold               string        // a file that holds up each write to the upper while it exists
 
+	MkdirFails syscall.Errno // what making a directory fails with, 0 for success
+
 	Panic bool // making a symlink panics, and making a FIFO with a lock
 
 	passed *os.File // becomes descriptor 3
@@ -83,6 +85,14 @@ func serverMain() error {
 				for cfg.Hold != "" && unix.Access(cfg.Hold, unix.F_OK) == nil {
 					time.Sleep(5 * time.Millisecond)
 				}
+			}
+			return nil
+		}}
+	}
+	if cfg.MkdirFails != 0 {
+		o.Mutator = &sys.Mutator{Hook: func(op string) error {
+			if op == "mkdir" {
+				return cfg.MkdirFails
 			}
 			return nil
 		}}

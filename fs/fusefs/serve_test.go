@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,6 +95,26 @@ func TestDeviceFails(t *testing.T) {
 	if at, err := mountinfo.Mounted(m.Target); err != nil || at {
 		t.Errorf("still mounted: %v", err)
 		testenv.Unmount(t, m.Target)
+	}
+}
+
+// TestKernelErrno: file systems may fail with numbers that are the kernel's own (NFS and 9p do), which it takes from no FUSE server: it
+// refuses the answer, and whoever waits for it would do so until the mount ends.
+func TestKernelErrno(t *testing.T) {
+	for _, errno := range []syscall.Errno{512, 524, 4095} {
+		t.Run(strconv.Itoa(int(errno)), func(t *testing.T) {
+			m := mountUnion(t, nil, func(c *serverConfig) { c.MkdirFails = errno })
+			got := make(chan error, 1)
+			go func() { got <- unix.Mkdir(m.path("d"), 0o755) }()
+			select {
+			case err := <-got:
+				if !errors.Is(err, unix.EIO) {
+					t.Errorf("got %v, want EIO", err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Error("no answer")
+			}
+		})
 	}
 }
 
