@@ -118,20 +118,20 @@ func (u *Union) completeMetacopy(n *Node, limit int64) error {
 		return err
 	}
 	size := min(int64(st.Size), limit)
+	c, err := u.reserveData(src, size)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := c.onExact(n, f.FD(), ""); err != nil { // before the mark, which may take a block
+		return err
+	}
 	marked := false
 	if u.marks && size > 0 && !n.has(flagUnlinked) {
 		if err := u.markUnsynced(n, f.FD(), ""); err != nil {
 			return err
 		}
 		marked = true
-	}
-	c, err := u.reserveData(src, size)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if err := c.onExact(n, f.FD(), ""); err != nil {
-		return err
 	}
 	if err := u.fillMetacopy(n, f, src, size, &st); err != nil {
 		return err

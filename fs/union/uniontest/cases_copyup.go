@@ -326,6 +326,18 @@ func metacopyCases() []Case {
 		}},
 		{Name: "metacopy/off", Options: []string{"metacopy=off"}, Lowers: []Layer{low}, Run: func(c *C) { caseMetacopy(c, false) }},
 		{Name: "metacopy/then-write", Lowers: []Layer{low}, Run: caseMetacopyWrite},
+		{Name: "metacopy/write-without-origin", Options: []string{"hardlink_index=off"}, Lowers: []Layer{
+			{Reg("d/f", "content"), Hard("d/f", "d/g")},
+		}, Run: func(c *C) {
+			// Its attributes fit into the inode until the mark of unsynced data comes: a quota counts the block for them.
+			c.OK(c.Chmod("d/f", 0o600))
+			c.OK(c.Rename("d/f", "d/longer-than-before", 0))
+			c.OK(c.Remount())
+			c.Append("d/longer-than-before", "+")
+			c.OK(c.Remount())
+			c.Has("d/longer-than-before", "content+")
+			c.Has("d/g", "content")
+		}},
 		{Name: "metacopy/capability", Needs: InitialRoot, Lowers: []Layer{{
 			RegMode("open", "x", 0o755), Xattr("open", "security.capability", capability),
 			RegMode("flags", "x", 0o755), Xattr("flags", "security.capability", capability),
