@@ -222,11 +222,22 @@ func (u *Union) probeUpper(dir *Node, name string, e *entry) (done bool, err err
 		e.origin, _ = u.originOf(f.FD(), name)
 		return false, nil
 	}
-	if !merged && !dir.has(flagImpure) && e.st.Nlink == 1 {
+	pure := !merged && !dir.has(flagImpure) && e.st.Nlink == 1
+	if pure && !mayLackData(&e.st) {
 		e.special = dir.has(flagSpecials) && u.isSpecial(f.FD(), name, &e.st)
 		return true, nil
 	}
-	return true, u.readUpperMarks(dir, f.FD(), name, e)
+	err = u.readUpperMarks(dir, f.FD(), name, e)
+	if pure {
+		e.origin = 0 // listings of the directory do not look for one
+	}
+	return true, err
+}
+
+// mayLackData says whether an upper object may be a metadata-only copy. One without an origin, as of a hard-linked file without an index,
+// does not make the directory impure that it is moved to (cf. overlayfs copy_up.c ovl_do_copy_up, dir.c ovl_rename).
+func mayLackData(st *unix.Statx_t) bool {
+	return uint32(st.Mode)&unix.S_IFMT == unix.S_IFREG && st.Size > 0
 }
 
 // readUpperMarks reads what the attributes of an upper non-directory say.

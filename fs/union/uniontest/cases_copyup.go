@@ -343,6 +343,32 @@ func metacopyCases() []Case {
 			RegMode("flags", "x", 0o755), Xattr("flags", "security.capability", capability),
 		}}, Run: caseMetacopyCapability},
 		{Name: "metacopy/rename", Lowers: []Layer{low, {Reg("f", "never seen")}}, Run: caseMetacopyRename},
+		{Name: "metacopy/linked-without-index", Options: []string{"hardlink_index=off"}, Lowers: []Layer{
+			{Reg("d/f", "content"), Hard("d/f", "d/g")},
+		}, Run: func(c *C) {
+			// Without an index it gets no origin, and the directory that it moves to is not marked impure.
+			c.OK(c.Mkdir("new", 0o755))
+			c.OK(c.Chmod("d/f", 0o600))
+			c.OK(c.Rename("d/f", "new/f", 0))
+			c.Has("new/f", "content")
+			c.OK(c.Remount())
+			c.Has("new/f", "content")
+			c.Append("new/f", "+")
+			c.OK(c.Remount())
+			c.Has("new/f", "content+")
+			c.Has("d/g", "content")
+		}},
+		{Name: "metacopy/in-pure-directory", Needs: Trusted, Upper: Layer{
+			Dirs("d", "new"), Whiteout("d/f"), Reg("new/f", ""), truncated("new/f", 7), Xattr("new/f", "overlay.metacopy", ""), Xattr("new/f", "overlay.redirect", "/d/f"),
+			Reg("new/plain", "plain"),
+		}, Lowers: []Layer{{Reg("d/f", "content")}}, Run: func(c *C) {
+			c.Lists("new", "f", "plain")
+			c.Has("new/f", "content")
+			c.Has("new/plain", "plain")
+			c.Append("new/f", "+")
+			c.OK(c.Remount())
+			c.Has("new/f", "content+")
+		}},
 		{Name: "metacopy/link", Lowers: []Layer{low}, Run: func(c *C) {
 			c.OK(c.Chmod("g", 0o600))
 			c.OK(c.Link("g", "g2"))
