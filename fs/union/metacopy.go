@@ -133,11 +133,16 @@ func (u *Union) completeMetacopy(n *Node, limit int64) error {
 		}
 		marked = true
 	}
-	if err := u.fillMetacopy(n, f, src, size, &st); err != nil {
-		return err
-	}
+	err = u.fillMetacopy(n, f, src, size, &st)
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
+	if marked { // after a failure too: the mark would outlive what is written and synced from now on
+		n.set(flagUnsynced)
+		u.noteUnsynced(n)
+	}
+	if err != nil {
+		return err
+	}
 	if err := u.m.Removexattr(f.FD(), "", u.names.Metacopy); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
@@ -145,10 +150,6 @@ func (u *Union) completeMetacopy(n *Node, limit int64) error {
 		u.files.Drop(&n.data) // the lower's
 	}
 	n.clear(flagMetacopy)
-	if marked {
-		n.set(flagUnsynced)
-		u.noteUnsynced(n)
-	}
 	return nil
 }
 
