@@ -126,7 +126,11 @@ func (w *walk) checkRedirect(f *frame, fd int, name, path string, a *attr) error
 	r, err := ovl.ParseRedirect(a.value)
 	if err != nil {
 		bad.Explanation = err.Error() + ": the directory can't be looked up"
-		c.report(bad, opaque)
+		c.report(bad, func() error {
+			err := opaque()
+			f.opaque = err == nil && !c.withLowers() // with them, whiteouts in it are found to have no victim
+			return err
+		})
 		return nil //nolint:nilerr // it is the finding
 	}
 	if !c.withLowers() {

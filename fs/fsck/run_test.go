@@ -88,6 +88,20 @@ func TestWithoutLowers(t *testing.T) {
 	}
 }
 
+// TestRepairWithoutLowers: whiteouts in a directory that a repair makes opaque go with it, also where nothing is known of the lowers.
+func TestRepairWithoutLowers(t *testing.T) {
+	s := newSpec(t, nil, ls{dirs("d"), xattr("d", "overlay.redirect", "/a/../.."), white("d/gone"), reg("d/own", "z")})
+	s.Lowers = nil
+	r, err := run(t, s, fsck.Options{Repair: true})
+	if err != nil || len(r.findings) != 2 || r.summary.Left() != 0 {
+		t.Errorf("%+v, %v%s", r.summary, err, list(r.findings))
+	}
+	r, err = run(t, s, fsck.Options{})
+	if err != nil || len(r.findings) != 0 {
+		t.Errorf("after the repair: %+v, %v%s", r.summary, err, list(r.findings))
+	}
+}
+
 // TestOptions that exclude each other.
 func TestOptions(t *testing.T) {
 	s := newSpec(t, nil, nil)
