@@ -77,6 +77,12 @@ func lockRoot(ctx context.Context, o Options) (*Store, error) {
 	if o.Registry == nil {
 		return nil, fmt.Errorf("no registry of drivers: %w", drivers.ErrInvalid)
 	}
+	if o.Driver != "" {
+		// A store of another driver would advise a migration, which for a driver that there is not is no way out.
+		if _, err := o.Registry.Lookup(o.Driver); err != nil {
+			return nil, err
+		}
+	}
 	root, err := filepath.Abs(o.Root)
 	if err != nil {
 		return nil, err

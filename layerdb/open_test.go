@@ -88,6 +88,11 @@ func TestOtherDriver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// No migration leads to a driver that there is not.
+	o.Driver = "floppy"
+	if _, err := Open(ctx, o); !errors.Is(err, drivers.ErrNotFound) || strings.Contains(err.Error(), "migrate") {
+		t.Errorf("a driver that there is not: %v", err)
+	}
 	o.Driver = ""
 	s, err := Open(ctx, o)
 	if err != nil {
