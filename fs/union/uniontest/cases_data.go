@@ -1,6 +1,7 @@
 package uniontest
 
 import (
+	"errors"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -72,6 +73,7 @@ func dataCases() []Case {
 			}
 		}},
 		{Name: "data/direct-io", Needs: Mounted, Lowers: []Layer{low}, Run: caseDirectIO},
+		{Name: "data/cleared-flags", Needs: Mounted, Lowers: []Layer{low}, Run: caseClearedFlags},
 		{Name: "data/flags", Lowers: []Layer{low}, Run: caseFlags},
 		{Name: "data/ioctl", Needs: Mounted, Lowers: []Layer{low}, Run: func(c *C) {
 			f := c.OpenFile("f", unix.O_RDONLY, 0)
@@ -278,6 +280,32 @@ func aligned(n int) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// caseClearedFlags takes O_APPEND and O_DIRECT off descriptors, as dd does before the last, short block of a direct copy.
+func caseClearedFlags(c *C) {
+	if c.Is(Passthrough) { // see the difference passthrough-fcntl
+		return
+	}
+	c.Put("new", "0123456789")
+	for flag, content := range map[int]string{unix.O_APPEND: "ab", unix.O_DIRECT: "cd"} {
+		for _, name := range []string{"new", "f"} {
+			f, err := c.Open(name, unix.O_RDWR|flag, 0)
+			if flag == unix.O_DIRECT && errors.Is(err, unix.EINVAL) {
+				continue // the layers' file system has none
+			}
+			c.OK(err)
+			now, err := unix.FcntlInt(uintptr(f.FD()), unix.F_GETFL, 0)
+			c.OK(err)
+			_, err = unix.FcntlInt(uintptr(f.FD()), unix.F_SETFL, now&^flag)
+			c.OK(err)
+			_, err = f.WriteAt([]byte(content), 3)
+			c.OK(err)
+			c.OK(f.Close())
+			Eq(c, name, c.Get(name)[:10], "012"+content+"56789")
+		}
+	}
+	Eq(c, "size", c.Stat("new").Size, 10)
 }
 
 // caseFlags sets inode flags where the layers' file system has them.

@@ -84,6 +84,12 @@ func Differences() []Difference {
 			"the kernel cannot change the file behind an open passthrough descriptor, so the copy is a new inode to it",
 		},
 		{
+			"passthrough-fcntl",
+			"a descriptor that fcntl(2) takes O_APPEND or O_DIRECT off writes without it",
+			"in data=passthrough, it goes on appending, or demanding alignment, until it is closed",
+			"the kernel gives the backing file the flags of the open, and never asks for them again",
+		},
+		{
 			"passthrough-immutable",
 			"an immutable file cannot be opened for writing",
 			"in data=passthrough, one that was open before it became immutable can be written until it is closed; in data=noopen only the write is refused",
