@@ -83,6 +83,9 @@ completions: $(BUILT) ## Write the completions of bash, zsh and fish to DIST/com
 UNITS      := plyfs-snapshotter.service plyfs-graphplugin.service plyfs-graphplugin.socket plyfs-metrics.service
 USER_UNITS := plyfs-snapshotter.service plyfs-graphplugin.service plyfs-metrics.service
 
+# All go to one directory, which their links are made for.
+DOCUMENTS := README.md CONTRIBUTING.md $(wildcard docs/*.md)
+
 # To serve callers of fuse-overlayfs too, `plyfs install --as fuse-overlayfs`, or here LINK_FUSE_OVERLAYFS=1 for a link of
 # that name in BINDIR.
 install: $(if $(PREBUILT),,build man completions) ## Install to PREFIX (/usr/local) under DESTDIR, mount helpers to SBINDIR (/sbin)
@@ -100,7 +103,9 @@ install: $(if $(PREBUILT),,build man completions) ## Install to PREFIX (/usr/loc
 		chmod 0644 "$(DESTDIR)$(UNITDIR)/$$1"; }; \
 	for u in $(UNITS); do unit "system/$$u"; done; for u in $(USER_UNITS); do unit "user/$$u"; done
 	$(INSTALL) -d -m 0755 '$(DESTDIR)$(DOCDIR)/examples'
-	$(INSTALL) -m 0644 README.md LICENSE $(wildcard docs/*.md docs/*.json) '$(DESTDIR)$(DOCDIR)'
+	$(INSTALL) -m 0644 LICENSE $(wildcard docs/*.json) '$(DESTDIR)$(DOCDIR)'
+	set -e; for d in $(DOCUMENTS); do to="$(DESTDIR)$(DOCDIR)/$${d##*/}"; \
+		sed 's|](docs/|](|g; s|](\.\./|](|g' "$$d" > "$$to"; chmod 0644 "$$to"; done
 	$(INSTALL) -m 0644 internal/packaging/config.toml '$(DESTDIR)$(DOCDIR)/examples'
 
 uninstall: ## Remove what install installed, and nothing else
@@ -110,7 +115,7 @@ uninstall: ## Remove what install installed, and nothing else
 		$(foreach h,$(HELPERS),'$(DESTDIR)$(MANDIR)/man8/$(h).8')
 	rm -f '$(DESTDIR)$(BASHDIR)/plyfs' '$(DESTDIR)$(ZSHDIR)/_plyfs' '$(DESTDIR)$(FISHDIR)/plyfs.fish'
 	rm -f $(foreach u,$(UNITS),'$(DESTDIR)$(UNITDIR)/system/$(u)') $(foreach u,$(USER_UNITS),'$(DESTDIR)$(UNITDIR)/user/$(u)')
-	rm -f '$(DESTDIR)$(DOCDIR)/examples/config.toml' $(foreach d,README.md LICENSE $(notdir $(wildcard docs/*.md docs/*.json)),'$(DESTDIR)$(DOCDIR)/$(d)')
+	rm -f '$(DESTDIR)$(DOCDIR)/examples/config.toml' $(foreach d,LICENSE $(notdir $(DOCUMENTS) $(wildcard docs/*.json)),'$(DESTDIR)$(DOCDIR)/$(d)')
 	for d in '$(DESTDIR)$(DOCDIR)/examples' '$(DESTDIR)$(DOCDIR)'; do [ ! -d "$$d" ] || rmdir --ignore-fail-on-non-empty "$$d"; done
 
 # $(call package,FORMAT,VARIABLE=VALUE...) stages an installation and makes a package of it.

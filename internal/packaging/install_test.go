@@ -57,6 +57,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		name, _, _ = strings.Cut(name, " -> ")
 		checkMode(t, filepath.Join(stage, name))
 	}
+	checkLinks(t, filepath.Join(stage, prefix, "share/doc/plyfs"))
 	// What is not of this installation must survive its end, also in directories that it made.
 	foreign := []string{prefix + "/bin/other", prefix + "/share/man/man1/other.1", prefix + "/share/doc/plyfs/notes"}
 	for _, f := range foreign {
@@ -70,6 +71,27 @@ func TestInstallAndUninstall(t *testing.T) {
 		t.Errorf("make uninstall leaves %v, want %v", left, foreign)
 	}
 	makeTarget(t, append(vars, "uninstall")...)
+}
+
+// checkLinks checks that the documents in dir link to each other, and not to where they are in the repository.
+func checkLinks(t *testing.T, dir string) {
+	t.Helper()
+	documents, err := filepath.Glob(filepath.Join(dir, "*.md"))
+	if err != nil || len(documents) == 0 {
+		t.Fatalf("documents in %s: %v, %v", dir, documents, err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	for _, d := range documents {
+		text, err := os.ReadFile(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if _, err := os.Stat(filepath.Join(dir, m[1])); err != nil {
+				t.Errorf("%s, as installed: %v", filepath.Base(d), err)
+			}
+		}
+	}
 }
 
 // checkMode checks that nobody but root can write what was installed, and everybody can read it, whatever the umask.
