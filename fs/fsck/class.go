@@ -76,6 +76,7 @@ const (
 	IndexOriginDiffers Class = "index-origin-differs"
 	// IndexOrphan: the file in the hard-link index has no name in the union any more. Repair removes it if the lowers have
 	// names of the file that it is a copy of, and the upper hides them all or the stored link count leaves them to the lowers.
+	// A note if by the stored link count just names are left that the union does not look at.
 	IndexOrphan Class = "index-orphan"
 	// NlinkWrong: the stored link count is not the number of names in the union. Repair writes the right one.
 	NlinkWrong Class = "nlink-wrong"

@@ -37,6 +37,9 @@ func (c *checker) checkLinks() error {
 		if err := c.countLinks(); err != nil {
 			return err
 		}
+		if err := c.searchHidden(); err != nil {
+			return err
+		}
 	}
 	return c.listIndex(func(name string, st *unix.Statx_t) error {
 		key, _, err := keyOf(name)
@@ -86,7 +89,13 @@ func (c *checker) checkCount(name string, st *unix.Statx_t, m *marks, n linkCoun
 	if names == 0 {
 		f.Class = IndexOrphan
 		f.Explanation = "the file has no name in the union any more"
-		if m.nlink == nil && m.origin == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		left, known := storedLinks(st, m, n)
+		switch unmet := int(n.lower) - int(n.covered); {
+		case known && left > 0 && left <= unmet:
+			// The last removal left it, as in the kernel: it cannot know whether the further names can be reached.
+			f.Severity = Note
+			f.Explanation += ", and the file that it is a copy of has names where the union does not look"
+		case m.nlink == nil && m.origin == nil && st.Mode&unix.S_IFMT != unix.S_IFREG:
 			f.Severity = Note // no attribute could keep the count by which the last removal would have known
 		}
 		if f.Repair = "removes it"; n.lower == 0 {
@@ -278,6 +287,34 @@ func (w *linkWalk) count(upper int, below *mergedDir, i int, e layer.RawDirent) 
 	if e.Type == unix.DT_DIR || !l.Handles() {
 		return nil
 	}
+	key, n, ok, err := c.indexedName(l, fd, e)
+	if !ok || err != nil {
+		return err
+	}
+	top, err := below.find(e.Name)
+	if err != nil {
+		return err
+	}
+	if !top.ok || top.in != i {
+		c.links[key] = n
+		return nil // hidden by another lower: not a name of the union since ever
+	}
+	kind, err := c.upperKind(upper, e.Name)
+	if err != nil {
+		return err
+	}
+	if kind == kindNone {
+		n.shown++
+	} else {
+		n.covered++
+	}
+	c.links[key] = n
+	return nil
+}
+
+// indexedName says whether an entry of the directory fd of l is a name of an inode in the index, and returns what is counted of that
+// with the link count of the inode.
+func (c *checker) indexedName(l *layer.Layer, fd int, e layer.RawDirent) (linkKey, linkCount, bool, error) {
 	for _, uuid := range [...][16]byte{l.UUID, {}} {
 		key := linkKey{uuid, l.Subvol, e.Ino}
 		n, wanted := c.links[key]
@@ -286,35 +323,68 @@ func (w *linkWalk) count(upper int, below *mergedDir, i int, e layer.RawDirent) 
 		}
 		h, err := sys.Handle(fd, e.Name)
 		if err != nil {
-			return err
+			return key, n, false, err
 		}
 		var st unix.Statx_t
 		if sys.Statx(c.index, ovl.Origin{UUID: uuid, FileHandle: h}.IndexName(), &st) != nil {
 			continue // another generation of that inode number
 		}
 		if err := sys.Statx(fd, e.Name, &st); err != nil {
-			return err
+			return key, n, false, err
 		}
 		n.lower = st.Nlink
-		top, err := below.find(e.Name)
-		if err != nil {
-			return err
+		return key, n, true, nil
+	}
+	return linkKey{}, linkCount{}, false, nil
+}
+
+// searchHidden looks for the inodes of c.links that countLinks met no name of below directories that the union hides. It
+// tells a file that was removed with its directory from the copy of a layer, which has other inodes.
+func (c *checker) searchHidden() error {
+	left := 0
+	for _, n := range c.links {
+		if n.lower == 0 {
+			left++
 		}
-		if !top.ok || top.in != i {
-			c.links[key] = n
-			return nil // hidden by another lower: not a name of the union since ever
+	}
+	for _, l := range c.lowers {
+		dirs := []string{"."}
+		for l.Handles() && left > 0 && len(dirs) > 0 {
+			dir := dirs[len(dirs)-1]
+			subdirs, found, err := c.searchDir(l, dir)
+			if err != nil {
+				c.unreadable(InUpper, dir, err)
+			}
+			left -= found
+			dirs = append(dirs[:len(dirs)-1], subdirs...)
+			if err := c.progress("links", ""); err != nil {
+				return err
+			}
 		}
-		kind, err := c.upperKind(upper, e.Name)
-		if err != nil {
-			return err
-		}
-		if kind == kindNone {
-			n.shown++
-		} else {
-			n.covered++
-		}
-		c.links[key] = n
-		return nil
 	}
 	return nil
+}
+
+// searchDir notes the link counts of indexed inodes of which no name was met before in one directory of a layer, and returns
+// its subdirectories and how many such inodes there were.
+func (c *checker) searchDir(l *layer.Layer, dir string) (subdirs []string, found int, err error) {
+	fd, err := l.OpenDir(dir)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer unix.Close(fd)
+	err = layer.List(fd, func(e layer.RawDirent) error {
+		is, err := isDir(fd, e)
+		if is || err != nil {
+			subdirs = append(subdirs, dir+"/"+e.Name)
+			return err
+		}
+		key, n, ok, err := c.indexedName(l, fd, e)
+		if ok && c.links[key].lower == 0 {
+			c.links[key] = n
+			found++
+		}
+		return err
+	})
+	return subdirs, found, err
 }
