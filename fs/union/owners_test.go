@@ -3,6 +3,7 @@ package union
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 
@@ -204,6 +205,30 @@ func TestOverridesOutlastOption(t *testing.T) {
 	above := newStack(t)
 	above.lower = s.upper
 	checkSecret(above.openAs(Options{}))
+}
+
+// With xattr_permissions, too, a chown costs the set-id bits of all but directories.
+func TestOverrideChownSetID(t *testing.T) {
+	u, err := newStack(t).openAs(Options{XattrPermissions: XattrPermissionsUser})
+	must(t, err)
+	defer u.Close()
+	for typ, want := range map[uint32]uint32{unix.S_IFREG: 0o755, unix.S_IFIFO: 0o755, unix.S_IFSOCK: 0o755, unix.S_IFCHR: 0o755, unix.S_IFDIR: 0o6755} {
+		name := fmt.Sprintf("%o", typ)
+		var n *Node
+		if typ == unix.S_IFDIR {
+			n, _, err = u.Mkdir(&Caller{}, u.Root(), name, 0o755)
+		} else {
+			n, _, err = u.Mknod(&Caller{}, u.Root(), name, typ|0o755, unix.Mkdev(1, 3))
+		}
+		must(t, err)
+		_, err = u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetMode, Mode: 0o6755})
+		must(t, err)
+		a, err := u.SetAttr(&Caller{}, n, &SetAttrIn{Valid: SetUID, UID: 7})
+		must(t, err)
+		if got := a.Mode & 0o7777; got != want {
+			t.Errorf("type %s has mode %o, want %o", name, got, want)
+		}
+	}
 }
 
 // An upper that does not take the attributes is refused at once, not with each change.

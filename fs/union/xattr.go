@@ -223,7 +223,7 @@ func (u *Union) setOverride(n *Node, l loc, in *SetAttrIn, uid, gid int) error {
 	}
 	o := ovl.OverrideStat{UID: st.Uid, GID: st.Gid, Mode: uint32(st.Mode), HasType: true, Rdev: sys.Rdev(&st)}
 	if uid >= 0 || gid >= 0 {
-		if n.mode == unix.S_IFREG {
+		if n.mode != unix.S_IFDIR { // cf. open.c chown_common
 			o.Mode &^= unix.S_ISUID
 			if o.Mode&unix.S_IXGRP != 0 {
 				o.Mode &^= unix.S_ISGID
