@@ -36,7 +36,7 @@ func (s *slot) note(a *attrs) {
 // enter makes the entry of a node that the union just returned, with the reference that came along.
 func (f *FS) enter(n *union.Node, e *entry) *slot {
 	id, s := f.table.acquire(n)
-	e.id, e.gen = id, uint64(s.gen)
+	e.id, e.gen = id, uint64(s.gen.Load())
 	s.note(&e.attrs)
 	return s
 }
@@ -92,7 +92,7 @@ func (f *FS) lookupSelf(id uint64, n *union.Node, e *entry) fuse.Status {
 		return fuse.Status(unix.ESTALE)
 	}
 	e.Attr = a
-	e.id, e.gen = id, uint64(s.gen)
+	e.id, e.gen = id, uint64(s.gen.Load())
 	if id == rootID {
 		e.gen = 0
 	}

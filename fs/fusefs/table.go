@@ -29,7 +29,9 @@ type slot struct {
 	lookups uint64
 	refs    uint64
 
-	gen uint32
+	// gen changes in a free slot only. Who answers with it has had the lookup counted, which keeps the slot from becoming free; but the
+	// way from that answer to the kernel's forgetting of it is not one that the race detector sees.
+	gen atomic.Uint32
 	// setIDSeen says that the kernel was told of set-id bits in the mode, and may have cached them.
 	setIDSeen atomic.Bool
 }
@@ -251,7 +253,7 @@ func (t *table) lowest() int {
 func newChunk(gen uint32) *chunk {
 	ch := &chunk{free: 1}
 	for i := range ch.slots {
-		ch.slots[i].gen = gen
+		ch.slots[i].gen.Store(gen)
 		ch.slots[i].lookups = uint64(i) + 2
 	}
 	ch.slots[chunkLen-1].lookups = 0
@@ -268,8 +270,7 @@ func (t *table) release(id uint64, s *slot) {
 	s.node.Store(nil)
 	s.open.Store(nil)
 	s.setIDSeen.Store(false)
-	s.gen++
-	t.gens[ci] = max(t.gens[ci], s.gen-t.first)
+	t.gens[ci] = max(t.gens[ci], s.gen.Add(1)-t.first)
 	s.lookups, s.refs = ch.free, 0
 	ch.free = id&(chunkLen-1) + 1
 	ch.used--
