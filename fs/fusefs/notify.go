@@ -50,15 +50,12 @@ func (f *FS) corrected(n *union.Node) {
 	if id == 0 || dev == nil {
 		return
 	}
-	f.dropAttrs(dev.Fd(), id)
+	f.notify(dev.Fd(), id, onlyAttrs)
 }
 
-// dropAttrs drops the cached attributes of id, which the kernel may have forgotten meanwhile.
-func (f *FS) dropAttrs(fd int, id uint64) { f.notify(fd, id, noPages) }
-
-// notify is invalInode for an id that the kernel may have forgotten meanwhile.
-func (f *FS) notify(fd int, id uint64, off int64) {
-	if err := invalInode(fd, id, off); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+// notify is invalInode of an id that the kernel may have forgotten meanwhile.
+func (f *FS) notify(fd int, id uint64, page int64) {
+	if err := invalInode(fd, id, page); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		f.log.Warn("notification refused", "node", id, "error", err)
 	}
 	f.counts.notices.Add(1)
@@ -72,7 +69,7 @@ func (f *FS) moved(dir *union.Node) {
 	if id == 0 || dev == nil || !f.keep {
 		return
 	}
-	f.notify(dev.Fd(), id, 0)
+	f.notify(dev.Fd(), id, 0) // without its first page a listing is of no use
 }
 
 func (n *notifier) run(f *FS, fd int) {
@@ -87,27 +84,26 @@ func (n *notifier) run(f *FS, fd int) {
 		n.pending = make(map[uint64]struct{})
 		n.mu.Unlock()
 		for id := range ids {
-			f.dropAttrs(fd, id)
+			f.notify(fd, id, onlyAttrs)
 		}
 	}
 }
 
-// noPages is the offset with which invalInode drops no page. The kernel then takes no lock that a request could hold (cf. fs/fuse/inode.c
-// fuse_reverse_inval_inode), so handlers may do so for an inode that their caller keeps alive.
-const noPages = -1
+// onlyAttrs is no page. With a negative offset the kernel takes no lock that a request could hold (cf. fs/fuse/inode.c
+// fuse_reverse_inval_inode), so handlers may call invalInode with it for an inode that their caller keeps alive.
+const onlyAttrs = -1
 
-// invalAttr drops the attributes and ACLs of id but no page.
-func invalAttr(fd int, id uint64) error { return invalInode(fd, id, noPages) }
-
-// invalInode drops the attributes and ACLs of id, and the pages from off on: of a directory, its listing.
-func invalInode(fd int, id uint64, off int64) error {
+// invalInode drops the attributes and ACLs of id, and the page in which the offset page lies. Handlers may do that to a directory:
+// who holds a page of its listing waits for the server at most to read a file, into whose mapping the listing goes.
+func invalInode(fd int, id uint64, page int64) error {
 	const notifyInvalInode = 2
 	const size = 16 + 24
 	var b [size]byte
 	binary.NativeEndian.PutUint32(b[0:], size)
 	binary.NativeEndian.PutUint32(b[4:], notifyInvalInode)
 	binary.NativeEndian.PutUint64(b[16:], id)
-	binary.NativeEndian.PutUint64(b[24:], uint64(off))
+	binary.NativeEndian.PutUint64(b[24:], uint64(page))
+	binary.NativeEndian.PutUint64(b[32:], 1)
 	_, err := unix.Write(fd, b[:])
 	return err
 }

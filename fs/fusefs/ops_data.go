@@ -101,7 +101,7 @@ func (f *FS) privKilled(id uint64, s *slot) {
 // attrChanged drops the attributes that the kernel cached of id, which the caller of the running operation keeps alive.
 func (f *FS) attrChanged(id uint64) {
 	f.counts.notices.Add(1)
-	if err := invalAttr(f.dev.Load().Fd(), id); err != nil {
+	if err := invalInode(f.dev.Load().Fd(), id, onlyAttrs); err != nil {
 		f.log.Warn("notification refused", "node", id, "error", err)
 	}
 }

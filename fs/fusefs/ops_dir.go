@@ -22,6 +22,16 @@ func (f *FS) opendir(id uint64, o *opened) fuse.Status {
 	return fuse.OK
 }
 
+// listed is called before the kernel is told of the end of a directory, which makes the listing whole that it keeps, if it does. Without
+// its first page that listing is thrown away when it is to be used, instead of showing what is gone and not what came (cf.
+// fs/fuse/readdir.c fuse_readdir_cached). The last page has to stay: without it a listing that is not whole yet never becomes so, and
+// none is kept.
+func (f *FS) listed(n *union.Node, id uint64) {
+	if dev := f.dev.Load(); dev != nil && f.keep && f.u.ListingTorn(n) {
+		f.notify(dev.Fd(), id, 0)
+	}
+}
+
 // direntRoom is about the least that an entry takes in a listing, in bytes. By it the union is asked for as many entries as fit, and
 // not for many more.
 const direntRoom = 32
@@ -32,7 +42,7 @@ func (f *FS) readdir(id, off uint64, size int, scratch []union.Dirent, list *fus
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	for {
+	for first := true; ; first = false {
 		want := min(len(scratch), size/direntRoom+1)
 		k, err := f.u.ReadDir(n, off, scratch[:want])
 		if err != nil {
@@ -47,6 +57,9 @@ func (f *FS) readdir(id, off uint64, size int, scratch []union.Dirent, list *fus
 			off = d.Next
 		}
 		if k == 0 {
+			if first {
+				f.listed(n, id)
+			}
 			return fuse.OK
 		}
 	}
@@ -60,7 +73,7 @@ func (f *FS) readdirplus(id, off uint64, pid uint32, size int, scratch []union.D
 	}
 	const room = 128 + direntRoom
 	plus := f.walk.reading(pid, id, off)
-	for {
+	for first := true; ; first = false {
 		want := min(len(scratch), size/room+1)
 		k, err := f.u.ReadDir(n, off, scratch[:want])
 		if err != nil {
@@ -84,6 +97,9 @@ func (f *FS) readdirplus(id, off uint64, pid uint32, size int, scratch []union.D
 			}
 		}
 		if k == 0 {
+			if first {
+				f.listed(n, id)
+			}
 			return fuse.OK
 		}
 	}

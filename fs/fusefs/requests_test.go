@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -163,6 +164,49 @@ func TestListings(t *testing.T) {
 	want("a", "p")
 	must(t, os.Remove(dir+"/a"))
 	want("p")
+}
+
+// TestListingsBesideChanges: who made a name sees it in a listing, and who removed it does not, whoever else lists the directory
+// meanwhile.
+func TestListingsBesideChanges(t *testing.T) {
+	m := mountUnion(t, func(lower string) {
+		must(t, os.Mkdir(lower+"/dir", 0o755))
+		for i := range 300 {
+			writeFile(t, fmt.Sprintf("%s/dir/old%d", lower, i), "")
+		}
+	}, nil)
+	end := time.Now().Add(2 * time.Second)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for round := 0; time.Now().Before(end) && !t.Failed(); round++ {
+				name := fmt.Sprintf("new%d-%d", i, round)
+				path := m.path("dir/" + name)
+				if err := os.WriteFile(path, nil, 0o600); err != nil {
+					t.Error(err)
+				}
+				if list, err := os.ReadDir(m.path("dir")); err != nil || !listed(list, name) {
+					t.Errorf("%s is not in the listing that follows its making: %d names, %v", name, len(list), err)
+				}
+				if err := os.Remove(path); err != nil {
+					t.Error(err)
+				}
+				if list, err := os.ReadDir(m.path("dir")); err != nil || listed(list, name) {
+					t.Errorf("%s is in the listing that follows its removal: %d names, %v", name, len(list), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	time.Sleep(1100 * time.Millisecond) // union's readerDelay: until then no listing is kept
+	listDir(t, m.path("dir"))
+	if got := listDir(t, m.path("dir")); len(got) != 300 {
+		t.Errorf("%d names when all is quiet", len(got))
+	}
+}
+
+func listed(list []os.DirEntry, name string) bool {
+	return slices.ContainsFunc(list, func(e os.DirEntry) bool { return e.Name() == name })
 }
 
 // TestBigDirectory lists more names than fit one request, with the offsets of both kinds of listing.

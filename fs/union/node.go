@@ -202,6 +202,7 @@ type dirState struct {
 	dead bool
 	// listing is the merged directory in offset order, nil when not valid. Guarded by mu.
 	listing *listing
+	scans   scanTimes // guarded by mu
 	// subdirs is one more than the number of subdirectories of a merged directory, 0 while it is not known. Changed
 	// under mu.
 	subdirs atomic.Int32

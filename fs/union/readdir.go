@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,45 @@ type listing struct {
 
 // mostAdded bounds listing.added: who adds more while nobody reads loses the listing.
 const mostAdded = 512
+
+// scanTimes tell of scans that a change came between. The kernel puts what it is answered together to one listing and trusts that as long
+// as the directory is what it was when the first part was asked for, by whoever. An answer of before a change, which its reader comes
+// to late, may so begin a listing that was asked for after the change (cf. fs/fuse/readdir.c fuse_readdir_cached, fuse_add_dirent_to_cache).
+type scanTimes struct {
+	given time.Time // when entries were last given out, zero if that was before the last change
+	torn  time.Time // when the directory last changed while such an answer could be on its way, zero for never
+}
+
+// readerDelay is how late a reader may come to an answer.
+const readerDelay = time.Second
+
+func (s *scanTimes) changed() {
+	if s.given.IsZero() {
+		return
+	}
+	if now := time.Now(); now.Sub(s.given) < readerDelay {
+		s.torn = now
+	}
+	s.given = time.Time{}
+}
+
+// ListingTorn reports whether what was given out of dir, up to the end that ReadDir just came to, may be of before and after a
+// change.
+func (u *Union) ListingTorn(dir *Node) bool {
+	d := dir.dir
+	if d == nil {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.scans.torn.IsZero() {
+		return false
+	}
+	if time.Since(d.scans.torn) >= readerDelay {
+		d.scans.torn = time.Time{} // an older answer would have come by now, and this time all goes
+	}
+	return true
+}
 
 // Offsets 1 and 2 are behind "." and ".."; hashes follow. The low bits tell colliding names apart.
 const (
@@ -92,7 +132,9 @@ func (u *Union) ReadDir(dir *Node, offset uint64, buf []Dirent) (int, error) {
 		buf[n] = Dirent{Name: e.name, Ino: ino, Type: typeMode(typ), Next: e.off}
 		n++
 	}
-	if n == 0 {
+	if n > 0 {
+		d.scans.given = time.Now()
+	} else {
 		d.listing = nil // the scan is over; see listing for why it can be thrown away
 	}
 	return n, nil
@@ -272,6 +314,7 @@ func (u *Union) listedType(l *layer.Layer, dirfd int, e layer.RawDirent, m dirMa
 
 // listRemovedLocked takes a name out of the listing. Precondition: d.mu is held.
 func (d *dirState) listRemovedLocked(name string) {
+	d.scans.changed()
 	l := d.listing
 	if l == nil {
 		return
@@ -306,6 +349,7 @@ func (l *listing) find(name string, off uint64) (at int, alone bool) {
 
 // listAddedLocked notes that a name was added, or stands for another object, of the type in mode. Precondition: d.mu is held.
 func (d *dirState) listAddedLocked(name string, mode uint32) {
+	d.scans.changed()
 	l := d.listing
 	switch {
 	case l == nil:

@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -108,6 +110,43 @@ func TestListingCollision(t *testing.T) {
 	if !l.merge() || len(l.entries) != 2 || l.entries[1].name != "a" || l.entries[1].typ != 4 {
 		t.Errorf("in the place of a removed one: %+v", l)
 	}
+}
+
+// TestListingTorn: the end of a listing tells of a change that came while an answer was on its way, for as long as that answer may be.
+func TestListingTorn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newStack(t).open(nil)
+		defer u.Close()
+		mk := func(name string) {
+			t.Helper()
+			n, _, err := u.Create(&Caller{}, u.Root(), name, 0o644, unix.O_EXCL)
+			okT(t, err)
+			u.Forget(n, 1)
+		}
+		want := func(torn bool) {
+			t.Helper()
+			listAll(t, u, u.Root())
+			if got := u.ListingTorn(u.Root()); got != torn {
+				t.Errorf("torn: %v", got)
+			}
+		}
+		mk("a")
+		want(false)
+		mk("b")
+		want(true)
+		want(true)
+		time.Sleep(readerDelay)
+		want(true)
+		want(false)
+		okT(t, u.Unlink(u.Root(), "b"))
+		want(true)
+		time.Sleep(2 * readerDelay)
+		want(true)
+		want(false)
+		time.Sleep(readerDelay)
+		mk("c")
+		want(false)
+	})
 }
 
 // BenchmarkListWhileCreating lists a directory of 20,000 files while a file is made between any two requests.
