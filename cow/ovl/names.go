@@ -100,5 +100,13 @@ func AUFSVictim(name string) (victim string, ok bool) {
 	return name[len(aufsPrefix):], true
 }
 
+// AUFSLiteralVictim returns the name, of the AUFS form itself, that a file called name deletes where such names may be an application's.
+func AUFSLiteralVictim(name string) (victim string, ok bool) {
+	if !strings.HasPrefix(name, aufsMeta) || name == AUFSOpaque {
+		return "", false
+	}
+	return name[len(aufsPrefix):], true
+}
+
 // IsAUFSBookkeeping says whether a directory of that name is AUFS's own.
 func IsAUFSBookkeeping(name string) bool { return strings.HasPrefix(name, aufsMeta) }

@@ -129,6 +129,9 @@ func (o *object) checkAUFS() error {
 		return nil // part of its directory's marks
 	}
 	victim, ok := ovl.AUFSVictim(o.name)
+	if !ok && o.st.Mode&unix.S_IFMT == unix.S_IFREG {
+		victim, ok = ovl.AUFSLiteralVictim(o.name)
+	}
 	f := o.finding(Note, HiddenName, "is taken for bookkeeping of AUFS, and does not show in a mount")
 	f.Remedy = "if an application is to see it, rename it in the upper while nothing is mounted; else remove it there"
 	switch {

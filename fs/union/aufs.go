@@ -31,6 +31,30 @@ func (u *Union) findAUFS(dirfd int, wh string) (bool, error) {
 	return u.aufsHidden(dirfd, wh, direntType(uint32(st.Mode))), nil
 }
 
+// aufsDeletes says whether the directory holds a whiteout of the AUFS form of name, which may begin like one itself: .wh..wh.x is
+// a whiteout of .wh.x to a union, which shows such names, and bookkeeping to layer streams, which can't have them. AUFS's own bookkeeping
+// is in directories.
+func (u *Union) aufsDeletes(dirfd int, name string) bool {
+	wh := ovl.AUFSWhiteout(name)
+	if len(name) >= maxVictim || wh == ovl.AUFSOpaque {
+		return false
+	}
+	var st unix.Statx_t
+	if ovl.IsAUFSName(name) && (sys.Statx(dirfd, wh, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+		return false
+	}
+	return u.hasAUFS(dirfd, wh)
+}
+
+// aufsVictim returns what an entry that aufsHidden hides deletes, if anything.
+func (u *Union) aufsVictim(dirfd int, name string) (victim string, ok bool) {
+	if victim, ok = ovl.AUFSVictim(name); ok {
+		return victim, true
+	}
+	victim, ok = ovl.AUFSLiteralVictim(name)
+	return victim, ok && u.aufsDeletes(dirfd, victim)
+}
+
 // aufsHidden says whether an entry whose name begins like an AUFS whiteout is one, and not an application's file.
 func (u *Union) aufsHidden(dirfd int, name string, typ uint8) bool {
 	if !u.opt.Forms.All() {

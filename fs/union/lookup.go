@@ -334,15 +334,12 @@ func (u *Union) isSpecial(dirfd int, name string, st *unix.Statx_t) bool {
 
 // aufsWhiteoutIn says whether the upper directory deletes name in the AUFS form.
 func (u *Union) aufsWhiteoutIn(dir *Node, name string) bool {
-	if ovl.IsAUFSName(name) || len(name) >= maxVictim {
-		return false
-	}
 	f, err := u.dirUpper(dir)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	return u.hasAUFS(f.FD(), ovl.AUFSWhiteout(name))
+	return u.aufsDeletes(f.FD(), name)
 }
 
 // probeLowerLocked fills e with the lower objects of name, merging below an upper directory. Precondition: renameMu and

@@ -217,7 +217,7 @@ func (u *Union) listUpper(dir *Node, l *listing) (map[string]struct{}, error) {
 	upperMarks := dirMarks{xwhiteouts: dir.has(flagXWhiteouts)}
 	err = layer.List(f.FD(), func(e layer.RawDirent) error {
 		if ovl.IsAUFSName(e.Name) && u.aufsHidden(f.FD(), e.Name, e.Type) {
-			if victim, ok := ovl.AUFSVictim(e.Name); ok && merged {
+			if victim, ok := u.aufsVictim(f.FD(), e.Name); ok && merged {
 				if _, shown := hide[victim]; !shown {
 					hide[victim] = struct{}{}
 				}

@@ -272,10 +272,7 @@ const (
 func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMark, err error) {
 	var st unix.Statx_t
 	err = u.lowers[d.layer].StatRaw(dirfd, name, sys.StatMask, &st)
-	wh := false
-	if !ovl.IsAUFSName(name) && len(name) < maxVictim {
-		wh = u.hasAUFS(dirfd, ovl.AUFSWhiteout(name))
-	}
+	wh := u.aufsDeletes(dirfd, name)
 	switch {
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG):
 		if wh {
@@ -289,6 +286,9 @@ func (u *Union) probeOne(dirfd int, d *lowerDir, name string) (kind int, m dirMa
 	case layer.IsWhiteoutDevice(&st):
 		return probeWhiteout, m, nil
 	case ovl.IsAUFSName(name) && u.aufsHidden(dirfd, name, direntType(uint32(st.Mode))):
+		if wh {
+			return probeWhiteout, m, nil
+		}
 		return probeNone, m, nil
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		if d.marks.xwhiteouts && u.isXWhiteout(dirfd, name, &st) {
@@ -479,7 +479,7 @@ func (u *Union) mergeNames(t map[string]lowerName, dirfd int, d *lowerDir, i int
 	var whiteouts []string
 	err := layer.List(dirfd, func(e layer.RawDirent) error {
 		if ovl.IsAUFSName(e.Name) && u.aufsHidden(dirfd, e.Name, e.Type) {
-			if victim, ok := ovl.AUFSVictim(e.Name); ok {
+			if victim, ok := u.aufsVictim(dirfd, e.Name); ok {
 				whiteouts = append(whiteouts, victim)
 			}
 			return nil

@@ -30,9 +30,12 @@ func (u *Union) whiteouts() (whiteoutForm, error) {
 // aufsWhiteout deletes a lower name in the AUFS form. While an object of that name is there, it hides nothing.
 func (u *Union) aufsWhiteout(dirfd int, name string) error {
 	wh := ovl.AUFSWhiteout(name)
+	if wh == ovl.AUFSOpaque {
+		return unix.EINVAL // it would delete all names
+	}
 	f, err := u.m.Create(dirfd, wh, unix.O_WRONLY, 0)
 	if errors.Is(err, unix.EEXIST) {
-		if !u.hasAUFS(dirfd, wh) {
+		if !u.aufsDeletes(dirfd, name) {
 			return unix.EINVAL // an application's object has the name
 		}
 		return nil
@@ -47,7 +50,7 @@ func (u *Union) aufsWhiteout(dirfd int, name string) error {
 // dropAUFSWhiteout removes the whiteout of the AUFS form beside name.
 func (u *Union) dropAUFSWhiteout(dirfd int, name string) error {
 	wh := ovl.AUFSWhiteout(name)
-	if !u.hasAUFS(dirfd, wh) {
+	if !u.aufsDeletes(dirfd, name) {
 		return nil // none, or an application's object of that name
 	}
 	err := u.m.Unlink(dirfd, wh)

@@ -21,6 +21,26 @@ func nestingCases() []Case {
 		{Name: "nesting/guest-wh-names", Lowers: low, NoCross: escaped, Run: caseGuestNames},
 		{Name: "nesting/guest-xattrs", Lowers: low, NoCross: escaped, Run: caseGuestXattrs},
 		{Name: "nesting/aufs-guest-names", Options: []string{"whiteout=aufs"}, Not: Kernel, Lowers: low, NoCross: escaped, Run: caseGuestNames},
+		{Name: "nesting/aufs-guest-names-removed", Options: []string{"whiteout=aufs"}, Not: Kernel, NoCross: escaped, Lowers: []Layer{{
+			Reg("d/.wh.x", "w"), Xattr("d/.wh.x", "overlay.plyfs.literal", "y"), Dirs("d/.wh.y"), Sym("d/.wh.", "t"), Reg("d/z", "z"),
+			Reg("e/.wh..opq", "w"), Xattr("e/.wh..opq", "overlay.plyfs.literal", "y"), Reg("e/z", "z"),
+		}}, Run: func(c *C) {
+			c.OK(c.Unlink("d/.wh.x"))
+			c.OK(c.Rmdir("d/.wh.y"))
+			c.OK(c.Rename("d/.wh.", "s", 0))
+			c.Lists("d", "z")
+			c.Fails(c.Unlink("e/.wh..opq"), unix.EINVAL) // its whiteout is the sentinel
+			c.OK(c.Remount())
+			c.Lists("d", "z")
+			c.Lists("e", ".wh..opq", "z")
+			c.Absent("d/.wh.x")
+			c.Put("d/.wh.x", "new")
+			c.OK(c.Remount())
+			c.Has("d/.wh.x", "new")
+			c.OK(c.Unlink("d/.wh.x"))
+			c.Remove("d")
+			c.Lists(".", "e", "s")
+		}},
 		{Name: "nesting/guest-wh-directory", Not: Kernel, Lowers: low, NoCross: escaped, Run: func(c *C) {
 			c.OK(c.Mkdir("d/.wh..wh.plnk", 0o755))
 			c.Put("d/.wh..wh.plnk/f", "x")
