@@ -9,10 +9,10 @@
 // otherwise. OPENDIR, FLUSH and ACCESS are answered ENOSYS once, after which the kernel does without them. A change
 // made through a request is invalidated by the kernel itself (cf. fs/fuse/dir.c fuse_dir_changed and
 // fuse_entry_unlinked; a listing is dropped because that raises the directory's iversion, cf. fs/fuse/readdir.c
-// fuse_readdir_cached). Five things it cannot know are told to it by a notification: a write by an unprivileged
+// fuse_readdir_cached). Six things it cannot know are told to it by a notification: a write by an unprivileged
 // process that cleared set-id bits, an attribute change through the stale id of a file (below), a changed mode
-// after an ACL cleared set-gid, the ctime after flags of chattr(1) were set, and
-// the ".." in the listing of a directory that was moved. In passthrough mode it may not cache the
+// after an ACL cleared set-gid, the ctime after flags of chattr(1) were set, the ".." in the listing of a directory that was
+// moved, and that a listing may be of before and after a change (union.ListingTorn). In passthrough mode it may not cache the
 // attributes of a file that was open for reading and writing: what is stored to a mapping of it, which may outlive the
 // descriptor, changes them without any request.
 //
