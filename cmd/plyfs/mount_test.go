@@ -115,6 +115,17 @@ func TestMount(t *testing.T) {
 	}
 }
 
+// TestFileSizeLimit: applications write files as long as they may, not as long as the shell may that mounted.
+func TestFileSizeLimit(t *testing.T) {
+	dir := unionTree(t)
+	shell(t, dir, "ulimit -S -f 8; exec "+testenv.Binary(t)+" mount -o "+allLayers+",data=noopen merged")
+	defer mustMount(t, dir, "plyfs", "umount", "merged")
+	shell(t, dir, "head -c 100000 /dev/zero >merged/long; truncate -s 200000 merged/long; test $(stat -c %s upper/long) = 200000")
+	if got := runIn(t, dir, "/bin/sh", "-c", "trap '' XFSZ; ulimit -S -f 8; head -c 100000 /dev/zero >merged/short"); got.code == 0 {
+		t.Error("an application writes more than it may")
+	}
+}
+
 // TestRootIsWarm: a mount that nobody has looked into counts the subdirectories of its root by itself. When it did so shows in what it does
 // not see: a directory that came into a lower afterwards, which must not happen to a mount in use.
 func TestRootIsWarm(t *testing.T) {

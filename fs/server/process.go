@@ -27,6 +27,7 @@ type process struct {
 // opened. A process that was not started as a server has a small table of descriptors: there, widenTable comes next.
 func prepareProcess() *process {
 	RaiseFileLimit()
+	liftSizeLimit()
 	p := &process{listening: make(chan struct{})}
 	go p.handleSignals()
 	paceCollector()
@@ -50,6 +51,16 @@ func RaiseFileLimit() {
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
 		l.Cur = l.Max
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
+	}
+}
+
+// liftSizeLimit lets the server write files of any size that it may. What applies to an application's writes is the application's limit,
+// which the kernel heeds before it asks; that of the shell that mounted is not for all of them.
+func liftSizeLimit() {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_FSIZE, &l) == nil && l.Cur < l.Max {
+		l.Cur = l.Max
+		_ = unix.Setrlimit(unix.RLIMIT_FSIZE, &l)
 	}
 }
 
