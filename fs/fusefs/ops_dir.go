@@ -45,7 +45,10 @@ func (f *FS) readdir(id, off uint64, size int, scratch []union.Dirent, list *fus
 	for first := true; ; first = false {
 		want := min(len(scratch), size/direntRoom+1)
 		k, err := f.u.ReadDir(n, off, scratch[:want])
-		if err != nil {
+		switch {
+		case err != nil && !first:
+			return fuse.OK // what there is has been entered already; the next request begins with the error
+		case err != nil:
 			return f.status("readdir", err)
 		}
 		for i := range scratch[:k] {
@@ -76,7 +79,10 @@ func (f *FS) readdirplus(id, off uint64, pid uint32, size int, scratch []union.D
 	for first := true; ; first = false {
 		want := min(len(scratch), size/room+1)
 		k, err := f.u.ReadDir(n, off, scratch[:want])
-		if err != nil {
+		switch {
+		case err != nil && !first:
+			return fuse.OK // what there is has been entered already; the next request begins with the error
+		case err != nil:
 			return f.status("readdir", err)
 		}
 		for i := range scratch[:k] {
