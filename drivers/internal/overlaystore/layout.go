@@ -214,5 +214,5 @@ func notFound(id string) error { return fmt.Errorf("layer %s: %w", id, drivers.E
 
 // damaged says that a file of the store is not what was written.
 func damaged(path string, why error) error {
-	return fmt.Errorf("%s: %w: %w; remove the layer and make it anew", path, why, drivers.ErrDamaged)
+	return fmt.Errorf("%s: %w: %w; remove the layer and make it anew, an image layer by pulling or importing its image again", path, why, drivers.ErrDamaged)
 }

@@ -173,8 +173,11 @@ func (s *Store) stack(id string, o drivers.GetOptions) (Stack, error) {
 	}
 	for _, link := range links {
 		path := s.linkPath(link)
-		if st, err := os.Stat(path); err != nil || !st.IsDir() {
-			return Stack{}, damaged(path, errors.Join(errors.New("it leads to no layer"), err))
+		switch st, err := os.Stat(path); {
+		case err != nil:
+			return Stack{}, damaged(path, fmt.Errorf("it leads to no layer: %w", err))
+		case !st.IsDir():
+			return Stack{}, damaged(path, errors.New("it leads to no layer, but to a file"))
 		}
 		k.Lowers = append(k.Lowers, filepath.Join(linksDir, link))
 		// The kernel does not look whether the root of a lower layer is opaque.
