@@ -59,9 +59,9 @@ func mounted(t testing.TB, pool string) string {
 }
 
 func TestSuite(t *testing.T) {
-	tank := sync.OnceFunc(func() { pool(t, "tank", vmtest.Disk(t, 0)) })
+	tank := sync.OnceFunc(func() { pool(t, "tank", vmtest.Partition(t, 0)) })
 	small := sync.OnceFunc(func() {
-		pool(t, "small", vmtest.Disk(t, 1))
+		pool(t, "small", vmtest.Partition(t, 1))
 		// Pools can't be small, but be full of what was promised to others.
 		available, err := strconv.Atoi(vmtest.Run(t, "zfs", "get", "-Hp", "-o", "value", "available", "small"))
 		must(t, err)
@@ -86,7 +86,7 @@ func TestSuite(t *testing.T) {
 }
 
 func TestQuota(t *testing.T) {
-	pool(t, "tank", vmtest.Disk(t, 0))
+	pool(t, "tank", vmtest.Partition(t, 0))
 	d, err := open(t.Context(), drivers.Options{
 		Home: filepath.Join(testenv.Scratch(t), "home"), Run: filepath.Join(testenv.Scratch(t), "run"),
 		Options: map[string]string{optionFSName: "tank"},
@@ -131,7 +131,7 @@ func writeNoise(path string, n int) error {
 
 // What stays in the pool is what there was before, also of properties that a pool may have for other uses.
 func TestOddPool(t *testing.T) {
-	pool(t, "tank", vmtest.Disk(t, 0))
+	pool(t, "tank", vmtest.Partition(t, 0))
 	const normalise = "normalization=formD" //nolint:misspell // so zfs spells it
 	vmtest.Run(t, "zfs", "create", "-o", normalise, "-o", "utf8only=on", "-o", "devices=off", "-o", "setuid=off", "-o", "exec=off",
 		"-o", "acltype=off", "-o", "casesensitivity=insensitive", "tank/odd")

@@ -74,8 +74,12 @@ func mountOverlay(o Overlay, target string) error {
 
 func (o Overlay) params() [][2]string {
 	var kv [][2]string
+	key := "lowerdir+"
+	if len(o.Lowers) == 1 && !strings.ContainsAny(o.Lowers[0], `:\,`) {
+		key = "lowerdir" // which kernels before 6.8 know, too
+	}
 	for _, l := range o.Lowers {
-		kv = append(kv, [2]string{"lowerdir+", l})
+		kv = append(kv, [2]string{key, l})
 	}
 	if o.Upper != "" {
 		kv = append(kv, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})

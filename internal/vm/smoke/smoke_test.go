@@ -42,7 +42,7 @@ func TestThinPool(t *testing.T) {
 // TestZFS: the same with a dataset and a clone, and a quota that holds.
 func TestZFS(t *testing.T) {
 	vmtest.Run(t, "modprobe", "zfs")
-	vmtest.Run(t, "zpool", "create", "-f", "-O", "mountpoint=none", "-O", "xattr=sa", "tank", vmtest.Disk(t, 0))
+	vmtest.Run(t, "zpool", "create", "-f", "-O", "mountpoint=none", "-O", "xattr=sa", "tank", vmtest.Partition(t, 0))
 	vmtest.Deferred(t, "zpool", "destroy", "tank")
 	vmtest.Run(t, "zfs", "create", "-o", "mountpoint=legacy", "tank/base")
 	base := mounted(t, "zfs", "tank/base", "rw")

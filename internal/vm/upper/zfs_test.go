@@ -27,7 +27,7 @@ func dataset(t *testing.T) string {
 	t.Helper()
 	vmtest.Run(t, "modprobe", "zfs")
 	dir := filepath.Join(testenv.Scratch(t), "tank")
-	vmtest.Run(t, "zpool", "create", "-f", "-O", "xattr=sa", "-O", "acltype=posixacl", "-m", dir, "tank", vmtest.Disk(t, 0))
+	vmtest.Run(t, "zpool", "create", "-f", "-O", "xattr=sa", "-O", "acltype=posixacl", "-m", dir, "tank", vmtest.Partition(t, 0))
 	t.Cleanup(func() { vmtest.Run(t, "zpool", "destroy", "tank") })
 	return dir
 }

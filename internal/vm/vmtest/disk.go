@@ -3,6 +3,7 @@ package vmtest
 import (
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -19,6 +20,21 @@ func Disk(t testing.TB, i int) string {
 	// dm-thin takes a superblock that it finds for a pool's; wipefs doesn't know it.
 	Run(t, "dd", "if=/dev/zero", "of="+disks[i], "bs=1M", "count=1", "conv=notrunc,fsync", "status=none")
 	return disks[i]
+}
+
+// Partition is Disk for zpool, which would make partitions on a whole disk and wait for udev to tell of them; machines have none.
+func Partition(t testing.TB, i int) string {
+	t.Helper()
+	disk := Disk(t, i)
+	const begin = 2048 // of sectors, as is usual
+	sectors, err := strconv.Atoi(Run(t, "blockdev", "--getsz", disk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	Run(t, "addpart", disk, "1", strconv.Itoa(begin), strconv.Itoa(sectors-begin))
+	Deferred(t, "delpart", disk, "1")
+	Run(t, "wipefs", "--all", "--quiet", disk+"1")
+	return disk + "1"
 }
 
 // Run runs a program, fails the test if it fails, and returns its output, both streams, without the last newline.
