@@ -86,6 +86,10 @@ var otherOnNFS = map[string]string{
 	"open-file/removed-directory":  "a handle of a directory that is gone",
 
 	"link/2000": "takes minutes, with a request for each",
+	// The engine alone, with no kernel that keeps the directory, lists it anew for each name, and NFS tells no types.
+	"readdir/seek":                 "a thousand listings of a thousand names",
+	"readdir/concurrent-change":    "the same",
+	"readdir/delete-while-reading": "the same",
 }
 
 // onNFS says which cases run. ACLs are NFS's own.
