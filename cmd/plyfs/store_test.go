@@ -283,7 +283,8 @@ func TestStoreExitCodes(t *testing.T) {
 		{"container commit c1 x --change BOGUS=1", storeUsage, "BOGUS"},
 		{"layer migrate", storeUsage, "--to"},
 		{"image import text", storeDamaged, "text"},
-		{"image ls --driver aufs", storeOther, "vfs"},
+		{"image ls --driver overlay2", storeOther, "vfs"},
+		{"image ls --driver aufs", storeUnsupported, "use plyfs or overlay2"},
 		{"driver probe bogus", storeNotFound, "bogus"},
 		{"driver probe aufs", storeUnsupported, ""},
 	} {

@@ -4,6 +4,7 @@ package upper
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -37,8 +38,16 @@ func export(t *testing.T) string {
 		}
 	}
 	vmtest.Run(t, "mount", "-t", "nfsd", "nfsd", "/proc/fs/nfsd")
+	vmtest.Deferred(t, "umount", "/proc/fs/nfsd")
 	vmtest.Run(t, "exportfs", "-ra")
-	vmtest.Run(t, "rpc.mountd", "--no-nfs-version", "3", "--no-udp")
+	mountd := exec.Command("rpc.mountd", "--foreground", "--no-nfs-version", "3", "--no-udp")
+	if err := mountd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = mountd.Process.Kill()
+		_ = mountd.Wait()
+	})
 	vmtest.Run(t, "rpc.nfsd", "--no-nfs-version", "3", "--grace-time", "10", "--lease-time", "10", "4")
 	// A server that has delegated a file to its only client asks for it back when that links, renames or removes the file, and the
 	// client waits 0.1 seconds and more before it tries again.
